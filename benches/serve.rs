@@ -1,0 +1,3 @@
+//! Figures of speed and memory.
+
+fn main() {}

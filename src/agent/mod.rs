@@ -1,0 +1,1 @@
+//! The agent: one run of an LLM with its tools.

@@ -1,0 +1,29 @@
+//! sandcaster: runs AI agents in isolated sandboxes and streams what they do.
+//!
+//! A *run* is one agent execution for one prompt, and a run is a log: everything that happens in it
+//! is an event with a sequence number, stored before any client sees it. Streams, `GET /runs` and
+//! crash recovery are views of that log.
+//!
+//! The way down: [`cli`] and [`api`] parse, [`config`] resolves to a [`spec::RunSpec`], [`runs`] admits
+//! it and owns its life, [`agent`] drives an [`llm`] provider and the [`tools`] in a [`sandbox`],
+//! [`store`] keeps the log. [`events`], [`ids`], [`clock`], [`secrets`] and [`error`] are the words
+//! that all of them use. `ARCHITECTURE.md` has the map and the invariants.
+
+pub mod agent;
+pub mod api;
+pub mod app;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod error;
+pub mod events;
+pub mod ids;
+pub mod llm;
+pub mod net;
+pub mod runs;
+pub mod sandbox;
+pub mod secrets;
+pub mod spec;
+pub mod store;
+pub mod telemetry;
+pub mod tools;

@@ -1,0 +1,5 @@
+//! The only way out: one HTTP client, retry arithmetic, and a bounded SSE decoder.
+
+mod client;
+
+pub use client::{HttpClient, build};

@@ -1,0 +1,96 @@
+//! What a tool is: arguments in, text for the model out.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Deadline;
+use crate::llm::ToolContent;
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::secrets::Redactor;
+
+use super::session::ShellSession;
+
+/// One thing that a model can ask for.
+#[async_trait]
+pub trait Tool: Send + Sync {
+    /// Runs a call. `args` have been repaired and checked against the tool's schema.
+    ///
+    /// A cancelled call still answers, saying so: a provider refuses a history in which a call has no
+    /// result.
+    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome;
+}
+
+/// What a call may use.
+#[derive(Clone)]
+pub struct ToolContext {
+    /// The sandbox, ready.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// What is remembered between calls: the working directory, the probed facts, locks per path.
+    pub session: Arc<ShellSession>,
+    /// The provider's id of this call.
+    pub call_id: String,
+    /// When the call must be over.
+    pub deadline: Deadline,
+    /// Fires when the run is to stop.
+    pub cancel: CancellationToken,
+    /// Cleans what is shown.
+    pub redactor: Redactor,
+}
+
+/// How a call ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToolOutcome {
+    /// It did what it was asked, or says how far it came.
+    Answer(ToolAnswer),
+    /// It can't do that: told to the model, which can react.
+    Complaint(String),
+    /// The run can't go on: the sandbox is lost.
+    Fatal(SandboxError),
+}
+
+/// What a call gives back.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ToolAnswer {
+    /// For the model: text that a person could read, never empty.
+    pub text: String,
+    /// Images, for models that can see.
+    pub images: Vec<ToolContent>,
+    /// The command failed (a non-zero exit).
+    pub is_error: bool,
+    /// The command's exit code.
+    pub exit_code: Option<i32>,
+    /// Part of the output was left out of `text`.
+    pub truncated: bool,
+    /// How long the whole output was, when truncated.
+    pub total_chars: Option<u64>,
+    /// Where the whole output lies in the sandbox.
+    pub output_path: Option<String>,
+    /// The working directory, when this call changed it.
+    pub cwd: Option<String>,
+    /// A short diff, for edits.
+    pub diff: Option<String>,
+}
+
+impl ToolAnswer {
+    /// An answer of plain text.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self {
+            text: text.into(),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<SandboxError> for ToolOutcome {
+    /// The loss of the sandbox ends the run; any other fault is told to the model.
+    fn from(error: SandboxError) -> Self {
+        if error.is_fatal() {
+            Self::Fatal(error)
+        } else {
+            Self::Complaint(error.to_string())
+        }
+    }
+}

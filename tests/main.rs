@@ -1,0 +1,14 @@
+//! Integration tests: one binary, by behaviour.
+#![allow(
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    missing_docs,
+    unreachable_pub,
+    dead_code,
+    reason = "tests fail by panicking, and helpers are shared by tests that need different parts of them"
+)]
+
+mod support;
