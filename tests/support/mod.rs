@@ -1,1 +1,4 @@
 //! Helpers shared by the tests.
+
+pub mod fake_llm;
+pub mod recordings;
