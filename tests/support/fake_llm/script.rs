@@ -298,6 +298,17 @@ impl Reply {
         self.ends(End::Stall)
     }
 
+    /// The body ends here, in good order for HTTP, though the message doesn't.
+    #[must_use]
+    pub fn ends_early(self) -> Self {
+        self.ends(End::Finish)
+    }
+
+    /// The HTTP status.
+    pub const fn status(&self) -> u16 {
+        self.status
+    }
+
     fn ends(mut self, end: End) -> Self {
         self.end = end;
         self.closed = true;

@@ -3,10 +3,10 @@
 use std::panic::AssertUnwindSafe;
 
 use futures::FutureExt as _;
-use sandcaster::net;
 use serde_json::{Value, json};
 
 use super::{FakeLlm, Gate, KEY, Outcome, Reply};
+use crate::support::http;
 
 fn body(messages: Value) -> Value {
     json!({"model": "m", "max_tokens": 10, "stream": true, "messages": messages,
@@ -18,8 +18,7 @@ fn prompt() -> Value {
 }
 
 async fn post(llm: &FakeLlm, body: &Value) -> Result<String, String> {
-    let response = net::build()
-        .unwrap()
+    let response = http()
         .post(format!("{}/v1/messages", llm.base_url()))
         .header("x-api-key", KEY)
         .header("anthropic-version", "2023-06-01")
@@ -172,8 +171,7 @@ async fn system_and_tools_may_not_change_within_a_conversation() {
 #[tokio::test]
 async fn a_wrong_key_is_a_fault() {
     let llm = FakeLlm::start([Reply::says("never")]).await;
-    let response = net::build()
-        .unwrap()
+    let response = http()
         .post(format!("{}/v1/messages", llm.base_url()))
         .body("{}")
         .send()
