@@ -5,7 +5,6 @@
 //! conversation alone. Quick starts, smoke tests of a deployment and load tests use it, since it takes
 //! the same path through sandbox, tools, events and files as any model.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -154,39 +153,35 @@ fn explanation() -> String {
 }
 
 fn without_bash(commands: &[&str]) -> String {
-    let mut text = format!(
+    let mut out = vec![format!(
         "{NO_LLM}. It can only run commands with the `bash` tool, which this run does not offer \
          (see allowedTools), so {} did not run:\n",
         lines(commands.len())
-    );
-    for command in commands {
-        let _ = write!(text, "\n- `$ {command}`");
-    }
-    text
+    )];
+    out.extend(commands.iter().map(|command| format!("- `$ {command}`")));
+    out.join("\n")
 }
 
 fn summary(commands: &[&str], results: &[&ToolResult]) -> String {
     let ran = results.len().min(commands.len());
-    let mut text = format!(
-        "{NO_LLM}. {ran} of {} of the prompt that start with `$ ` ran.\n",
+    let mut out = vec![format!(
+        "{NO_LLM}. {ran} of {} of the prompt that start with `$ ` ran.",
         lines(commands.len())
-    );
+    )];
     for (command, result) in commands.iter().zip(results) {
         let (output, end) = outcome(result);
-        let _ = write!(text, "\n`$ {command}`: {end}\n");
+        out.push(format!("\n`$ {command}`: {end}"));
         if !output.is_empty() {
             let fence = fence_for(&output);
-            let _ = write!(text, "{fence}\n{output}\n{fence}\n");
+            out.extend([fence.clone(), output, fence]);
         }
     }
     if ran < commands.len() {
-        text.push_str("\nNot run, since this run allows no further turn with tools:\n");
-        for command in commands.iter().skip(ran) {
-            let _ = write!(text, "- `$ {command}`\n");
-        }
+        out.push("\nNot run, since this run allows no further turn with tools:".to_owned());
+        let rest = commands.iter().skip(ran);
+        out.extend(rest.map(|command| format!("- `$ {command}`")));
     }
-    text.truncate(text.trim_end().len());
-    text
+    out.join("\n")
 }
 
 /// A call's output, shortened, and how it ended.

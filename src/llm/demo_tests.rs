@@ -27,7 +27,7 @@ fn request(prompt: &str) -> LlmRequest {
         messages: vec![Message::User(prompt.to_owned())],
         max_tokens: None,
         thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(Duration::from_secs(60)),
+        deadline: Deadline::after(Duration::from_mins(1)),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use jiff::Timestamp;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -34,7 +34,7 @@ pub struct StreamLimits {
 impl Default for StreamLimits {
     fn default() -> Self {
         Self {
-            first_byte: Duration::from_secs(120),
+            first_byte: Duration::from_mins(2),
             silence: Duration::from_secs(90),
             sse: SseLimits::default(),
         }
@@ -51,7 +51,7 @@ const SHOWN_CHARS: usize = 500;
 /// be used again.
 const TAIL_TIME: Duration = Duration::from_millis(250);
 /// The longest wish for a pause that is told apart from "much too long".
-const LONGEST_PAUSE: Duration = Duration::from_secs(7 * 24 * 3600);
+const LONGEST_PAUSE: Duration = Duration::from_hours(7 * 24);
 
 /// One request, ready to send.
 pub(super) struct Call<'a> {
@@ -135,16 +135,26 @@ pub(super) async fn open<D: Decoder>(call: Call<'_>, decoder: D) -> Result<LlmSt
         redactor: call.redactor,
     };
     let body = sse::timed_body(response, call.limits.silence, call.deadline);
-    if media_type.starts_with("application/json") {
+    let mut body = Box::pin(body);
+    let first = match body.next().await {
+        Some(Ok(first)) => first,
+        Some(Err(error)) => return Err(broken(provider, &error)),
+        None => return Err(cut(provider)),
+    };
+    // Gateways mislabel: the first byte tells JSON and web pages from events, which begin with neither.
+    let shape = first
+        .iter()
+        .copied()
+        .find(|byte| !byte.is_ascii_whitespace());
+    let body = stream::iter([Ok(first)]).chain(body);
+    if media_type.starts_with("application/json") || matches!(shape, Some(b'{' | b'[')) {
         let limit = call.limits.sse.response_bytes;
         let document = document(provider, body, limit).await?;
         return reader.whole(document, call.classify);
     }
-    if media_type.starts_with("text/html") {
-        return Err(bad(
-            provider,
-            "the answer is a web page: is the base URL right?",
-        ));
+    if media_type.starts_with("text/html") || matches!(shape, Some(b'<')) {
+        let what = "the answer is a web page: is the base URL right?";
+        return Err(bad(provider, what));
     }
     Ok(reader.stream(sse::events(body, call.limits.sse)))
 }
@@ -241,12 +251,7 @@ where
                     Err(error) => self.failed = Some(error),
                 },
                 Some(Err(error)) => self.failed = Some(broken(provider, &error)),
-                None => {
-                    self.failed = Some(LlmError::new(
-                        LlmErrorKind::Cut,
-                        format!("{provider} ended the stream before the answer was complete"),
-                    ));
-                }
+                None => self.failed = Some(cut(provider)),
             }
         }
     }
@@ -309,7 +314,7 @@ async fn refused(
     }
     let mut error = LlmError::new(kind, message);
     error.retry_after = retry_after(&headers, Clock::system().now());
-    error.should_retry = match headers.get("x-should-retry").map(|value| value.as_bytes()) {
+    error.should_retry = match headers.get("x-should-retry").map(HeaderValue::as_bytes) {
         Some(b"true") => Some(true),
         Some(b"false") => Some(false),
         Some(_) | None => None,
@@ -383,6 +388,13 @@ fn bad(provider: &'static str, what: &str) -> LlmError {
     LlmError::new(LlmErrorKind::BadResponse, format!("{provider}: {what}"))
 }
 
+fn cut(provider: &'static str) -> LlmError {
+    LlmError::new(
+        LlmErrorKind::Cut,
+        format!("{provider} ended the stream before the answer was complete"),
+    )
+}
+
 fn broken(provider: &'static str, error: &SseError) -> LlmError {
     match error {
         SseError::DeadlinePassed => out_of_time(provider),
@@ -415,72 +427,5 @@ fn shown(redactor: &Redactor, message: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use reqwest::header::HeaderValue;
-
-    use super::*;
-    use crate::secrets::Secret;
-
-    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| {
-                (
-                    reqwest::header::HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
-            .collect()
-    }
-
-    #[test]
-    fn every_form_of_retry_after_is_read() {
-        let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
-        for (pairs, millis) in [
-            (vec![], None),
-            (vec![("retry-after", "7")], Some(7000)),
-            (vec![("retry-after", " 1.5 ")], Some(1500)),
-            (
-                vec![("retry-after-ms", "250"), ("retry-after", "7")],
-                Some(250),
-            ),
-            (vec![("retry-after", "0")], Some(0)),
-            (vec![("retry-after", "-3")], None),
-            (vec![("retry-after", "soon")], None),
-            (vec![("retry-after", "NaN")], None),
-            (vec![("retry-after", "1e300")], Some(604_800_000)),
-            (
-                vec![("retry-after", "Tue, 24 Nov 2026 12:00:30 GMT")],
-                Some(30_000),
-            ),
-            (
-                vec![("retry-after", "Tue, 24 Nov 2026 11:00:00 GMT")],
-                Some(0),
-            ),
-            (
-                vec![
-                    ("retry-after", "Tue, 24 Nov 2026 13:00:30 GMT"),
-                    ("date", "Tue, 24 Nov 2026 13:00:00 GMT"),
-                ],
-                Some(30_000),
-            ),
-        ] {
-            assert_eq!(
-                retry_after(&headers(&pairs), now),
-                millis.map(Duration::from_millis),
-                "{pairs:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn messages_lose_secrets_control_characters_and_excess() {
-        let redactor = Redactor::new([&Secret::new("sk-ant-secret-key")]);
-        let shown = shown(
-            &redactor,
-            &format!("bad key sk-ant-secret-key\n{}", "x".repeat(600)),
-        );
-        assert!(shown.starts_with("bad key [redacted] xxx") && shown.ends_with('…'));
-        assert_eq!(shown.chars().count(), SHOWN_CHARS + 1);
-    }
-}
+#[path = "driver_tests.rs"]
+mod tests;

@@ -1,7 +1,7 @@
 //! Which provider and model a request means.
 //!
 //! In order: a project's alias, a built-in alias, the named `provider`, a `provider/model` prefix, the
-//! shape of a well-known id, a slash (OpenRouter). Anything else is refused with the nearest known name,
+//! shape of a well-known id, a slash (`openrouter`). Anything else is refused with the nearest known name,
 //! never guessed.
 
 use std::collections::BTreeMap;

@@ -215,7 +215,8 @@ impl Usage {
     }
 }
 
-/// A response as it streams in. Dropping it closes the connection.
+/// A response as it streams in. Dropping it closes the connection; read to its end, after
+/// [`LlmDelta::Stop`], it leaves the connection for the next request.
 pub type LlmStream = Pin<Box<dyn Stream<Item = Result<LlmDelta, LlmError>> + Send>>;
 
 /// An LLM API.

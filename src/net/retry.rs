@@ -118,7 +118,7 @@ mod tests {
 
     use super::*;
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     #[test]
     fn throttling_keeps_half_of_the_delay_and_doubles_to_thirty_seconds() {
@@ -147,7 +147,7 @@ mod tests {
     fn a_wish_that_passes_the_deadline_is_refused_and_named() {
         let mut budget = RetryBudget::new(HOUR);
         let wish = Duration::from_secs(400);
-        let got = budget.take(0, Backoff::Throttled, Some(wish), Duration::from_secs(300));
+        let got = budget.take(0, Backoff::Throttled, Some(wish), Duration::from_mins(5));
         assert!(matches!(got, Err(GiveUp::Deadline(wait)) if wait >= wish));
     }
 

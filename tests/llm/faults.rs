@@ -151,6 +151,11 @@ async fn an_echoed_key_is_not_passed_on() {
     for reply in [
         Reply::error(401, "authentication_error", &format!("bad key {KEY}")),
         Reply::body(401, "text/plain", format!("bad key {KEY}").as_bytes()),
+        Reply::body(
+            401,
+            "text/plain",
+            format!("{}{KEY}", "x".repeat(460)).as_bytes(),
+        ),
         Reply::error(401, "authentication_error", "bad").header("request-id", KEY),
         Reply::new().breaks("authentication_error", &format!("bad key {KEY}")),
         Reply::body(
@@ -292,12 +297,52 @@ async fn what_is_not_the_protocol_is_a_bad_response() {
         ),
         (Reply::new().text("a").bytes(long), "a"),
         (Reply::new().header("content-encoding", "gzip"), ""),
+        (Reply::body(200, "text/plain", b"  <!doctype html>"), ""),
+        (Reply::body(200, "text/event-stream", b"{\"id\": 1}"), ""),
     ] {
         let (deltas, error) = fault(reply).await;
         assert_eq!(error.kind, LlmErrorKind::BadResponse, "{error}");
         assert!(!error.retryable());
         assert_eq!(text_of(&deltas), shown);
     }
+}
+
+#[tokio::test]
+async fn an_error_in_place_of_an_answer_is_told_by_its_type_whatever_its_label() {
+    let body = json!({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}});
+    for label in ["application/json", "text/event-stream", "text/plain"] {
+        let (_, error) = fault(Reply::body(200, label, body.to_string().as_bytes())).await;
+        assert_eq!(error.kind, LlmErrorKind::Overloaded, "{label}");
+        assert!(error.retryable());
+    }
+    let (_, error) = fault(Reply::body(200, "text/event-stream", b"")).await;
+    assert_eq!(error.kind, LlmErrorKind::Cut);
+}
+
+#[tokio::test]
+async fn a_failed_tls_handshake_is_unreachable() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let provider = provider(&format!("https://127.0.0.1:{port}"));
+    let plain = async {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .unwrap();
+        }
+    };
+    let request = prompt();
+    let (_, error) = tokio::select! {
+        asked = ask(&provider, &request) => asked,
+        () = plain => unreachable!(),
+    };
+    let error = error.unwrap();
+    assert_eq!(error.kind, LlmErrorKind::Unreachable, "{error}");
+    assert_clean(&error);
 }
 
 #[tokio::test]

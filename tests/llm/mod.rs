@@ -2,6 +2,8 @@
 
 mod anthropic_wire;
 mod faults;
+mod recorded_answers;
+mod recorded_requests;
 mod recordings;
 
 use std::time::Duration;

@@ -1,24 +1,18 @@
 //! Every recorded conversation with Anthropic, replayed: what comes out is what the recording says.
-//!
-//! The expectations are read from the recordings by a second, simpler reader in this file, never written
-//! down by hand.
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use sandcaster::clock::Deadline;
 use sandcaster::llm::anthropic::{AnthropicDecoder, DEF, events_of, request_body};
-use sandcaster::llm::{
-    AssistantBlock, LlmDelta, LlmErrorKind, LlmRequest, LlmStop, Message, ToolArgs, ToolCall,
-    ToolChoice, ToolContent, ToolResult, ToolSpec, Usage,
-};
+use sandcaster::llm::{AssistantBlock, LlmDelta, LlmErrorKind, LlmStop, Message, ToolArgs, Usage};
 use sandcaster::net::sse::{self, SseError, SseLimits};
-use sandcaster::spec::ThinkingLevel;
 use serde_json::{Value, json};
 
+use super::recorded_answers::{Said, is_stream, recorded, whole_message};
+use super::recorded_requests::{blocks_of, conversation, reply, request, request_of};
 use super::{ask, provider, text_of};
-use crate::support::fake_llm::{FakeLlm, Reply};
+use crate::support::fake_llm::FakeLlm;
 use crate::support::recordings::{self, Exchange, Recording, Response};
 
 /// The conversations of this provider's folders; the token counter's is another API.
@@ -26,153 +20,15 @@ fn conversations() -> Vec<Recording> {
     let mut found: Vec<Recording> = DEF
         .recordings
         .iter()
-        .flat_map(|folder| recordings::all(folder))
+        .copied()
+        .flat_map(recordings::all)
         .collect();
     found.retain(|recording| !recording.name.starts_with("count-tokens"));
     assert!(found.len() >= 45, "{} recordings", found.len());
     found
 }
 
-// --- what a recording says, read simply ---
-
-/// An answer, in a form that both readers can give.
-#[derive(Debug, Default, PartialEq)]
-struct Said {
-    text: String,
-    thinking: Vec<(String, String)>,
-    /// Id, name, and the arguments, or the text that is no JSON.
-    calls: Vec<(String, String, Result<Value, String>)>,
-    /// Types of the blocks that are only carried along.
-    carried: Vec<String>,
-    usage: [u64; 5],
-    stop: String,
-}
-
-fn is_stream(response: &Response) -> bool {
-    response.body_text.starts_with("event:")
-}
-
-fn stream_data(response: &Response) -> Vec<Value> {
-    let lines = response.body_text.lines();
-    lines
-        .filter_map(|line| line.strip_prefix("data:"))
-        .map(|data| serde_json::from_str(data).unwrap())
-        .collect()
-}
-
-/// The whole message that a stream stands for, or `None` when an error ended it.
-fn whole_message(response: &Response) -> Option<Value> {
-    if !is_stream(response) {
-        return serde_json::from_str(&response.body_text).ok();
-    }
-    let mut message = json!({});
-    let mut blocks: BTreeMap<u64, Value> = BTreeMap::new();
-    let mut json_pieces: BTreeMap<u64, String> = BTreeMap::new();
-    for data in stream_data(response) {
-        let index = data["index"].as_u64().unwrap_or(0);
-        match data["type"].as_str().unwrap() {
-            "message_start" => message = data["message"].clone(),
-            "content_block_start" => {
-                blocks.insert(index, data["content_block"].clone());
-            }
-            "content_block_delta" => {
-                let block = blocks.get_mut(&index).unwrap();
-                let delta = &data["delta"];
-                for (kind, field) in [
-                    ("text_delta", "text"),
-                    ("thinking_delta", "thinking"),
-                    ("signature_delta", "signature"),
-                    ("compaction_delta", "content"),
-                ] {
-                    if delta["type"] == kind {
-                        let before = block[field].as_str().unwrap_or_default();
-                        let piece = delta[field].as_str().unwrap();
-                        block[field] = json!(format!("{before}{piece}"));
-                    }
-                }
-                if delta["type"] == "input_json_delta" {
-                    let pieces = json_pieces.entry(index).or_default();
-                    pieces.push_str(delta["partial_json"].as_str().unwrap());
-                }
-            }
-            "message_delta" => {
-                for (name, value) in data["delta"].as_object().unwrap() {
-                    message[name] = value.clone();
-                }
-                for (name, value) in data["usage"].as_object().unwrap() {
-                    message["usage"][name] = value.clone();
-                }
-            }
-            "error" => return None,
-            _ => {}
-        }
-    }
-    for (index, pieces) in json_pieces {
-        let input = if pieces.is_empty() {
-            Ok(json!({}))
-        } else {
-            serde_json::from_str(&pieces)
-        };
-        let input = input.unwrap_or(Value::String(pieces));
-        blocks.get_mut(&index).unwrap()["input"] = input;
-    }
-    message["content"] = blocks.into_values().collect();
-    Some(message)
-}
-
-fn recorded(message: &Value) -> Said {
-    let mut said = Said {
-        stop: message["stop_reason"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned(),
-        usage: recorded_usage(&message["usage"]),
-        ..Said::default()
-    };
-    let string = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    for block in message["content"].as_array().unwrap() {
-        match block["type"].as_str().unwrap() {
-            "text" => said.text.push_str(block["text"].as_str().unwrap()),
-            "thinking" => said
-                .thinking
-                .push((string(&block["thinking"]), string(&block["signature"]))),
-            "tool_use" => {
-                let args = match &block["input"] {
-                    Value::String(broken) => Err(broken.clone()),
-                    input => Ok(input.clone()),
-                };
-                said.calls
-                    .push((string(&block["id"]), string(&block["name"]), args));
-            }
-            other => said.carried.push(other.to_owned()),
-        }
-    }
-    said
-}
-
-/// Input, cache read, writes for 5 minutes and an hour, output.
-fn recorded_usage(usage: &Value) -> [u64; 5] {
-    if let Some(passes) = usage["iterations"]
-        .as_array()
-        .filter(|list| !list.is_empty())
-    {
-        return passes.iter().map(recorded_usage).fold([0; 5], |sum, pass| {
-            std::array::from_fn(|at| sum[at] + pass[at])
-        });
-    }
-    let number = |value: &Value| value.as_u64().unwrap_or(0);
-    let hour = number(&usage["cache_creation"]["ephemeral_1h_input_tokens"]);
-    [
-        number(&usage["input_tokens"]),
-        number(&usage["cache_read_input_tokens"]),
-        number(&usage["cache_creation_input_tokens"]) - hour,
-        hour,
-        number(&usage["output_tokens"]),
-    ]
-}
-
-// --- what our decoder says, in the same form ---
-
+/// What our decoder says, in the form of the second reader.
 fn decoded(deltas: &[LlmDelta]) -> Said {
     let mut said = Said {
         text: text_of(deltas),
@@ -192,7 +48,7 @@ fn decoded(deltas: &[LlmDelta]) -> Said {
                 said.usage = [input, cache_read, cache_write_5m, cache_write_1h, output];
             }
             LlmDelta::Stop(stop) => {
-                said.stop = match stop {
+                let reason = match stop {
                     LlmStop::End => "end_turn",
                     LlmStop::ToolUse => "tool_use",
                     LlmStop::MaxTokens => "max_tokens",
@@ -200,8 +56,8 @@ fn decoded(deltas: &[LlmDelta]) -> Said {
                     LlmStop::Refusal { .. } => "refusal",
                     LlmStop::ContextFull => "model_context_window_exceeded",
                     LlmStop::Unknown(reason) => reason,
-                }
-                .to_owned();
+                };
+                reason.clone_into(&mut said.stop);
             }
             LlmDelta::Block(block) => match block {
                 AssistantBlock::Text(text) => text_in_blocks.push_str(text),
@@ -229,148 +85,6 @@ fn decoded(deltas: &[LlmDelta]) -> Said {
     assert_eq!(text_in_blocks, said.text, "deltas and blocks say the same");
     said
 }
-
-// --- requests ---
-
-/// A recorded request's conversation in our words. What we never send (documents, images of the user's) is
-/// left out.
-fn conversation(messages: &[Value]) -> Vec<Message> {
-    let mut out = Vec::new();
-    for message in messages {
-        let blocks = blocks_of(message);
-        if message["role"] == "assistant" {
-            out.push(Message::Assistant(
-                blocks.iter().map(assistant_block).collect(),
-            ));
-            continue;
-        }
-        let results: Vec<ToolResult> = blocks
-            .iter()
-            .filter(|block| block["type"] == "tool_result")
-            .map(tool_result)
-            .collect();
-        if !results.is_empty() {
-            out.push(Message::ToolResults {
-                results,
-                notice: None,
-            });
-        }
-        for block in blocks.iter().filter(|block| block["type"] == "text") {
-            out.push(Message::User(block["text"].as_str().unwrap().to_owned()));
-        }
-    }
-    out
-}
-
-fn blocks_of(message: &Value) -> Vec<Value> {
-    match &message["content"] {
-        Value::String(text) => vec![json!({"type": "text", "text": text})],
-        Value::Array(blocks) => blocks.clone(),
-        _ => Vec::new(),
-    }
-}
-
-fn assistant_block(block: &Value) -> AssistantBlock {
-    let string = |name: &str| block[name].as_str().unwrap().to_owned();
-    match block["type"].as_str().unwrap() {
-        "text" => AssistantBlock::Text(string("text")),
-        "thinking" => AssistantBlock::Thinking {
-            text: string("thinking"),
-            signature: string("signature"),
-        },
-        "tool_use" => AssistantBlock::ToolCall(ToolCall {
-            id: string("id"),
-            name: string("name"),
-            args: ToolArgs::Json(block["input"].clone()),
-        }),
-        _ => AssistantBlock::Opaque(block.clone()),
-    }
-}
-
-fn tool_result(block: &Value) -> ToolResult {
-    let content = blocks_of(block)
-        .iter()
-        .map(|part| match part["type"].as_str().unwrap() {
-            "image" => ToolContent::Image {
-                media_type: leak(part["source"]["media_type"].as_str().unwrap()),
-                base64: part["source"]["data"].as_str().unwrap().to_owned(),
-            },
-            _ => ToolContent::Text(part["text"].as_str().unwrap().to_owned()),
-        })
-        .collect();
-    ToolResult {
-        id: block["tool_use_id"].as_str().unwrap().to_owned(),
-        name: String::new(),
-        content,
-        is_error: block["is_error"] == true,
-    }
-}
-
-fn leak(text: &str) -> &'static str {
-    Box::leak(text.to_owned().into_boxed_str())
-}
-
-fn request(body: Option<&Value>, messages: Vec<Message>) -> LlmRequest {
-    let nothing = Value::Null;
-    let body = body.unwrap_or(&nothing);
-    let tools = body["tools"].as_array().into_iter().flatten();
-    LlmRequest {
-        model: body["model"]
-            .as_str()
-            .unwrap_or("claude-sonnet-4-6")
-            .to_owned(),
-        system: Vec::new(),
-        tools: tools
-            // Server tools have no schema; they are not ours to define.
-            .filter(|tool| tool["input_schema"].is_object())
-            .map(|tool| ToolSpec {
-                name: leak(tool["name"].as_str().unwrap()),
-                description: String::new(),
-                input_schema: tool["input_schema"].clone(),
-            })
-            .collect(),
-        tool_choice: ToolChoice::Auto,
-        messages,
-        max_tokens: None,
-        thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(std::time::Duration::from_secs(30)),
-    }
-}
-
-fn request_of(exchange: &Exchange) -> LlmRequest {
-    let body = exchange.request.body.as_ref();
-    let recorded = body.and_then(|body| body["messages"].as_array());
-    let mut messages = conversation(recorded.map_or(&[], Vec::as_slice));
-    // A prefill is refused by newer models, so we never send one.
-    if let Some(Message::Assistant(blocks)) = messages.last()
-        && blocks
-            .iter()
-            .all(|block| matches!(block, AssistantBlock::Text(_)))
-    {
-        messages.pop();
-    }
-    if messages.is_empty() {
-        messages.push(Message::User("go".to_owned()));
-    }
-    request(body, messages)
-}
-
-/// The reply that sends a recorded response in pieces of `size` bytes.
-fn reply(response: &Response, size: usize) -> Reply {
-    let kind = response.headers.get("content-type").unwrap();
-    let reply = Reply::body(response.status, kind, b"");
-    let reply = response
-        .headers
-        .iter()
-        .fold(reply, |reply, (name, value)| reply.header(name, value));
-    response
-        .body_text
-        .as_bytes()
-        .chunks(size)
-        .fold(reply, |reply, piece| reply.bytes(piece))
-}
-
-// --- tests ---
 
 #[tokio::test]
 #[cfg_attr(

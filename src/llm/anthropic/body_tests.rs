@@ -20,7 +20,7 @@ fn request(model: &str, messages: Vec<Message>) -> LlmRequest {
         messages,
         max_tokens: None,
         thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(Duration::from_secs(60)),
+        deadline: Deadline::after(Duration::from_mins(1)),
     }
 }
 

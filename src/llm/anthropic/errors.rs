@@ -82,7 +82,8 @@ fn plain(body: &str) -> String {
     if text.starts_with('<') {
         return "a web page instead of an error object".to_owned();
     }
-    text.chars().take(500).collect()
+    // Shortened only after secrets are out of it, so that no half of one is left.
+    text.to_owned()
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //!     Reply::says("Done."),
 //! ])
 //! .await;
-//! // … point ANTHROPIC_BASE_URL at llm.base_url(), with llm.key() as the key, and start a run …
+//! // … point ANTHROPIC_BASE_URL at llm.base_url(), with `KEY` as the key, and start a run …
 //! gate.reached().await; // "Looking" is on the wire, the call is not: mid-stream, as a fact
 //! gate.open();
 //! assert_eq!(llm.request(1).await.tool_results()[0].text, "…");
@@ -35,7 +35,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use check::{Checker, blocks_of};
 pub use script::{Gate, Reply};
 
-/// The key that the stand-in accepts.
+/// The key that the stand-in accepts, for `ANTHROPIC_API_KEY`.
 pub const KEY: &str = "sk-ant-fake-0123456789abcdef";
 
 /// How long anything is waited for.
@@ -245,11 +245,6 @@ impl FakeLlm {
     /// For `ANTHROPIC_BASE_URL`.
     pub fn base_url(&self) -> String {
         format!("http://{}", self.address)
-    }
-
-    /// For `ANTHROPIC_API_KEY`.
-    pub const fn key(&self) -> &'static str {
-        KEY
     }
 
     /// Adds an answer.

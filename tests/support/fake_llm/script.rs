@@ -351,6 +351,7 @@ impl Reply {
         self.open = Some(kind);
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "reads better at the calls")]
     fn delta(&mut self, delta: Value) {
         let delta = json!({"type": "content_block_delta", "index": self.index, "delta": delta});
         self.steps.push(Step::Event(delta));

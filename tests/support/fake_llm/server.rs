@@ -86,7 +86,7 @@ async fn answer(
             reply.status
         );
         for (name, value) in &reply.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
+            head.extend([name, ": ", value, "\r\n"]);
         }
         head.push_str("\r\n");
         socket.write_all(head.as_bytes()).await?;

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{FakeLlm, Gate, KEY, Outcome, Reply};
 use crate::support::http;
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better at the calls")]
 fn body(messages: Value) -> Value {
     json!({"model": "m", "max_tokens": 10, "stream": true, "messages": messages,
         "tools": [{"name": "bash", "input_schema": {"type": "object"}}]})
