@@ -185,6 +185,30 @@ fn a_named_provider_without_its_key_is_refused_with_the_variable() {
 }
 
 #[test]
+fn every_default_and_alias_of_the_table_is_unique_known_and_priced() {
+    let mut seen = std::collections::BTreeSet::new();
+    for def in PROVIDERS {
+        assert!(seen.insert(def.name), "{}", def.name);
+        let ids = def.aliases.iter().map(|(_, id)| *id);
+        for id in ids.chain([def.default_model]) {
+            let priced = prices::cost(def.name, id, &crate::llm::Usage::default());
+            assert!(priced.is_some(), "{} {id}", def.name);
+        }
+        for (name, _) in def.aliases {
+            let own = def.name == *name;
+            assert!(own || seen.insert(name), "{name}");
+        }
+        let first = def.key_vars.is_empty() || def.base_url_var.ends_with("_BASE_URL");
+        assert!(first, "{}", def.name);
+    }
+    let names: Vec<&str> = PROVIDERS.iter().map(|def| def.name).collect();
+    assert_eq!(
+        names,
+        ["anthropic", "openai", "google", "openrouter", "demo"]
+    );
+}
+
+#[test]
 fn a_projects_aliases_come_first() {
     let overrides: BTreeMap<String, String> = [
         ("sonnet", "claude-sonnet-5"),

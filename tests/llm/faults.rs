@@ -237,6 +237,20 @@ async fn silence_before_and_within_an_answer_times_out() {
     }
 }
 
+#[tokio::test]
+async fn without_its_limits_the_provider_would_wait_for_ever() {
+    // The twin of the test above: if this one fails, that one can't.
+    for reply in [Reply::silence(), Reply::new().text("a").stall()] {
+        let llm = FakeLlm::start([reply]).await;
+        let provider = provider(&llm.base_url());
+        let waits = short().silence * 3;
+        let request = prompt();
+        let asked = tokio::time::timeout(waits, ask(&provider, &request)).await;
+        assert!(asked.is_err(), "{asked:?}");
+        llm.connection_closed(0).await;
+    }
+}
+
 /// A reply that sends a comment each time the next gate is opened.
 fn trickle(comments: usize) -> (Reply, Vec<Gate>) {
     let gates: Vec<Gate> = (0..comments).map(|_| Gate::new()).collect();

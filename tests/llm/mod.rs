@@ -1,6 +1,7 @@
 //! LLM providers: recorded traffic, faults on the wire, and the decoder's promises.
 
 mod anthropic_wire;
+mod conversation;
 mod faults;
 mod recorded_answers;
 mod recorded_requests;

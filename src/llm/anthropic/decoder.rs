@@ -209,11 +209,11 @@ impl AnthropicDecoder {
             for pass in passes {
                 let mut one = Usage::default();
                 replace(&mut one, pass);
-                sum.input += one.input;
-                sum.cache_read += one.cache_read;
-                sum.cache_write_5m += one.cache_write_5m;
-                sum.cache_write_1h += one.cache_write_1h;
-                sum.output += one.output;
+                sum.input = sum.input.saturating_add(one.input);
+                sum.cache_read = sum.cache_read.saturating_add(one.cache_read);
+                sum.cache_write_5m = sum.cache_write_5m.saturating_add(one.cache_write_5m);
+                sum.cache_write_1h = sum.cache_write_1h.saturating_add(one.cache_write_1h);
+                sum.output = sum.output.saturating_add(one.output);
             }
             self.usage = sum;
         } else {
@@ -331,9 +331,15 @@ fn stop(reason: &str, delta: &Value) -> LlmStop {
     }
 }
 
+/// More tokens than any request can have: figures beyond it are nonsense that no sum should overflow on.
+const MOST_TOKENS: u64 = 1_000_000_000_000;
+
 /// Takes over the figures that `figures` names.
 fn replace(usage: &mut Usage, figures: &Value) {
-    let number = |holder: &Value, name| holder.get(name).and_then(Value::as_u64);
+    let number = |holder: &Value, name| {
+        let number = holder.get(name).and_then(Value::as_u64)?;
+        Some(number.min(MOST_TOKENS))
+    };
     if let Some(input) = number(figures, "input_tokens") {
         usage.input = input;
     }

@@ -127,6 +127,23 @@ fn usage_is_replaced_and_never_added() {
 }
 
 #[test]
+fn absurd_figures_overflow_nothing() {
+    let pass =
+        json!({"input_tokens": u64::MAX, "output_tokens": 1.5, "cache_read_input_tokens": -1});
+    let mut decoder = AnthropicDecoder::default();
+    let deltas = feed(
+        &mut decoder,
+        &json!({"type": "message_delta", "usage": {"iterations": [pass, pass, 7]}}),
+    );
+    let expected = Usage {
+        input: 2 * MOST_TOKENS,
+        ..Usage::default()
+    };
+    assert_eq!(deltas, [LlmDelta::Usage(expected)]);
+    assert_eq!(expected.total_input(), 2 * MOST_TOKENS);
+}
+
+#[test]
 fn an_argumentless_call_is_an_empty_object() {
     let with_empty_piece = [
         vec![start("a"), call_start(0), piece(0, ""), block_end(0)],

@@ -1,7 +1,7 @@
 //! Anthropic's Messages API, streaming.
 //!
 //! Oddities of the protocol, and where they are dealt with: usage figures replace each other and are
-//! never added ([`Decoder`]); a gateway that retries sends a second `message_start` (restart, unless it
+//! never added ([`AnthropicDecoder`]); a gateway that retries sends a second `message_start` (restart, unless it
 //! is a literal duplicate); an overload after a 200 comes as an `error` event; blocks that we don't know
 //! are echoed as they came; empty text arrives but must not be sent; results stand before any text of
 //! their message; at most four cache marks (`request_body`).

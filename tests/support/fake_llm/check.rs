@@ -62,10 +62,7 @@ impl Checker {
             format!("max_tokens is {}", body["max_tokens"]),
         );
         check(body["stream"] == true, "stream is not true".to_owned());
-        let marks = count_marks(body);
-        check(marks <= 4, format!("{marks} cache marks"));
-        faults.extend(tool_faults(body));
-        faults.extend(message_faults(body));
+        faults.extend(body_faults(body));
         faults.extend(self.prefix_fault(request));
         faults
     }
@@ -83,6 +80,18 @@ impl Checker {
         (*known != prefix)
             .then(|| "system or tools differ from the conversation's first request".to_owned())
     }
+}
+
+/// What is wrong with a body's marks, tools and messages.
+pub fn body_faults(body: &Value) -> Vec<String> {
+    let marks = count_marks(body);
+    let mut faults = Vec::new();
+    if marks > 4 {
+        faults.push(format!("{marks} cache marks"));
+    }
+    faults.extend(tool_faults(body));
+    faults.extend(message_faults(body));
+    faults
 }
 
 fn count_marks(value: &Value) -> usize {

@@ -32,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
+pub use check::body_faults;
 use check::{Checker, blocks_of};
 pub use script::{Gate, Reply};
 

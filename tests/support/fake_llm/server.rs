@@ -15,7 +15,7 @@ use super::{Outcome, Received, Shared};
 pub(super) async fn serve(mut socket: TcpStream, shared: Arc<Shared>, connection: usize) {
     // A client that leaves in the middle is an outcome of its own, not a fault of the stand-in.
     drop(socket.set_nodelay(true));
-    while let Ok(Some(request)) = read_request(&mut socket, connection).await {
+    while let Ok(Some(mut request)) = read_request(&mut socket, connection).await {
         if let Some(instant) = &shared.instant {
             shared.count();
             if socket.write_all(instant).await.is_err() {
@@ -23,6 +23,7 @@ pub(super) async fn serve(mut socket: TcpStream, shared: Arc<Shared>, connection
             }
             continue;
         }
+        request.body = serde_json::from_slice(&request.raw).unwrap_or(Value::Null);
         let model = request.body["model"].clone();
         let (number, reply) = shared.take(request);
         let outcome = answer(&mut socket, reply, number, &model).await;
@@ -68,7 +69,8 @@ async fn read_request(socket: &mut TcpStream, connection: usize) -> io::Result<O
     Ok(Some(Received {
         path,
         headers,
-        body: serde_json::from_slice(&raw).unwrap_or(Value::Null),
+        // Read by whoever looks at it: instant answers don't.
+        body: Value::Null,
         raw,
         connection,
     }))
