@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sandcaster::clock::Deadline;
-use sandcaster::llm::{AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmStop};
+use sandcaster::llm::{AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmStop, StreamLimits};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -21,8 +21,12 @@ fn assert_clean(error: &LlmError) {
 
 /// The error that `reply` ends with, and what was shown before.
 async fn fault(reply: Reply) -> (Vec<LlmDelta>, LlmError) {
+    fault_within(reply, StreamLimits::default()).await
+}
+
+async fn fault_within(reply: Reply, limits: StreamLimits) -> (Vec<LlmDelta>, LlmError) {
     let llm = FakeLlm::start([reply]).await;
-    let provider = provider_with(&llm.base_url(), short());
+    let provider = provider_with(&llm.base_url(), limits);
     let (deltas, error) = ask(&provider, &prompt()).await;
     let error = error.expect("the answer should have failed");
     assert_clean(&error);
@@ -230,7 +234,7 @@ async fn silence_before_and_within_an_answer_times_out() {
         (Reply::silence(), ""),
         (Reply::new().text("a").stall(), "a"),
     ] {
-        let (deltas, error) = fault(reply).await;
+        let (deltas, error) = fault_within(reply, short()).await;
         assert_eq!(error.kind, LlmErrorKind::Timeout, "{error}");
         assert!(error.retryable());
         assert_eq!(text_of(&deltas), shown);
@@ -272,15 +276,19 @@ async fn open_slowly(gates: Vec<Gate>, pause: Duration) {
 
 #[tokio::test]
 async fn comments_are_life_but_the_deadline_holds() {
+    let limits = StreamLimits {
+        silence: Duration::from_secs(1),
+        ..StreamLimits::default()
+    };
     for (time, survives) in [(30_000, true), (500, false)] {
         let (reply, gates) = trickle(12);
         let llm = FakeLlm::start([reply]).await;
-        let provider = provider_with(&llm.base_url(), short());
+        let provider = provider_with(&llm.base_url(), limits);
         let mut request = prompt();
         request.deadline = Deadline::after(Duration::from_millis(time));
         let (deltas, error) = tokio::select! {
             asked = ask(&provider, &request) => asked,
-            () = open_slowly(gates, Duration::from_millis(100)) => unreachable!(),
+            () = open_slowly(gates, Duration::from_millis(150)) => unreachable!(),
         };
         if survives {
             assert!(error.is_none(), "{error:?}");
@@ -361,7 +369,7 @@ async fn a_failed_tls_handshake_is_unreachable() {
 
 #[tokio::test]
 async fn a_response_over_the_size_limit_is_refused() {
-    let mut limits = short();
+    let mut limits = StreamLimits::default();
     limits.sse.response_bytes = 2000;
     let llm = FakeLlm::start([Reply::new().text("a").text(&"x".repeat(2000))]).await;
     let provider = provider_with(&llm.base_url(), limits);
