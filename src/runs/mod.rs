@@ -1,5 +1,12 @@
 //! Runs: admission, the task of each, its log, its readers, and what is left when something dies.
 
+mod log;
+mod recovery;
 mod registry;
+mod tail;
+mod tasks;
 
+pub use log::{CursorError, EndFacts, LogReader, LogWriter, Logs, MAX_BYTES, MAX_EVENTS, RunFacts};
+pub use recovery::recover;
 pub use registry::{CancelOutcome, Health, RunHandle, RunReader, Runs};
+pub use tasks::{OnPanic, OnStop, TaskKind, Tasks};

@@ -1,0 +1,486 @@
+//! A run's log: one writer, any number of readers, and no channel between them.
+//!
+//! The writer queues events to the store and never waits for a reader. A commit moves the run's *head* and
+//! puts the events into a small ring of the latest ones. A reader learns only that the head has moved, and
+//! takes what is after its own cursor at its own pace: from the ring if it is near the head, else page by
+//! page from the store. So a slow reader costs one cursor, whatever it lags behind, and there is no moment
+//! of changing over from replay to live at which an event could be lost or come twice.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::tail::{Head, Live};
+use crate::error::ErrorCode;
+use crate::events::{Durability, EventSink, EventType, LogFailed, RunEvent, StoredEvent};
+use crate::ids::{RunId, Seq};
+use crate::store::{Append, Finish, NewRun, RunState, RunStore, StoreError};
+
+/// The most events of a run (rule AD-4); the terminal one fits beyond it.
+pub const MAX_EVENTS: u64 = 200_000;
+
+/// The most bytes of a run's events (rule AD-4); the terminal one fits beyond it.
+pub const MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What an event should not exceed, files aside (rule EV-1). Emitters cut; here it is only noticed.
+const LARGE_EVENT: usize = 256 * 1024;
+
+/// Events that a reader takes from the store at once.
+const PAGE: u32 = 32;
+
+/// How often the log of a run of another process is looked at.
+const POLL: Duration = Duration::from_millis(250);
+
+/// Waits between tries to write a terminal event: doubled from the first to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// The logs of the runs of one store. Cheap to clone.
+#[derive(Clone)]
+pub struct Logs(Arc<Shared>);
+
+struct Shared {
+    store: Arc<dyn RunStore>,
+    live: Mutex<HashMap<RunId, Arc<Live>>>,
+}
+
+/// A run to create: [`NewRun`] without its first event.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "named as in NewRun")]
+pub struct RunFacts {
+    pub id: RunId,
+    pub owner: String,
+    pub prompt: String,
+    pub model: String,
+    pub provider: String,
+    pub sandbox_provider: String,
+    pub background: bool,
+    pub started_at: Timestamp,
+}
+
+/// What a run's row says from its end on: [`Finish`] without the event.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "named as in Finish")]
+pub struct EndFacts {
+    pub state: RunState,
+    pub completed_at: Timestamp,
+    pub error_code: Option<ErrorCode>,
+    pub error: Option<String>,
+    pub cost_nanos: Option<u64>,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub num_turns: u32,
+    pub duration_secs: f64,
+}
+
+/// Why there is no reader.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CursorError {
+    /// No such run.
+    #[error("there is no run {0}")]
+    NotFound(RunId),
+    /// The cursor is past the last committed event.
+    #[error("the cursor is past the end of the log, which is at {head}")]
+    Ahead {
+        /// The last committed event.
+        head: Seq,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Logs {
+    /// The logs in `store`.
+    pub fn new(store: Arc<dyn RunStore>) -> Self {
+        Self(Arc::new(Shared {
+            store,
+            live: Mutex::new(HashMap::new()),
+        }))
+    }
+
+    /// Creates a run with `first` as event 1. It is committed, and can be read, when this returns.
+    ///
+    /// # Errors
+    /// When the store refuses or fails; then there is no run.
+    pub async fn create(&self, run: RunFacts, first: RunEvent) -> Result<LogWriter, StoreError> {
+        let first_event = stored(Seq::ZERO.next(), &first)?;
+        let live = Arc::new(Live::new(run.id.clone(), &first_event));
+        let bytes = first_event.json.len() as u64;
+        self.0
+            .store
+            .create(NewRun {
+                id: run.id.clone(),
+                owner: run.owner,
+                prompt: run.prompt,
+                model: run.model,
+                provider: run.provider,
+                sandbox_provider: run.sandbox_provider,
+                background: run.background,
+                started_at: run.started_at,
+                first_event,
+            })
+            .await?;
+        self.0.live.lock().insert(run.id, Arc::clone(&live));
+        Ok(LogWriter {
+            logs: self.clone(),
+            live,
+            last: tokio::sync::Mutex::new(Last {
+                seq: Seq::ZERO.next(),
+                bytes,
+                full: false,
+            }),
+            ending: AtomicBool::new(false),
+        })
+    }
+
+    /// A reader of the events after `after`: those that are there, then those that come.
+    ///
+    /// # Errors
+    /// When there is no such run, the cursor is past its head, or the store fails.
+    pub async fn reader(&self, run: &RunId, after: Seq) -> Result<LogReader, CursorError> {
+        let (source, head, ended) = if let Some(live) = self.live(run) {
+            let watch = live.watch();
+            let head = watch.borrow().committed;
+            (Source::Live { live, watch }, head, false)
+        } else {
+            let record = self
+                .0
+                .store
+                .get(run)
+                .await?
+                .ok_or_else(|| CursorError::NotFound(run.clone()))?;
+            (Source::Stored, record.last_seq, record.state.terminal())
+        };
+        if after > head {
+            return Err(CursorError::Ahead { head });
+        }
+        Ok(LogReader {
+            logs: self.clone(),
+            run: run.clone(),
+            sent: after,
+            head,
+            done: ended && after == head,
+            source,
+            page: VecDeque::new(),
+        })
+    }
+
+    /// How many runs have a writer in this process.
+    pub fn live_count(&self) -> usize {
+        self.0.live.lock().len()
+    }
+
+    fn live(&self, run: &RunId) -> Option<Arc<Live>> {
+        self.0.live.lock().get(run).cloned()
+    }
+}
+
+fn stored(seq: Seq, event: &RunEvent) -> Result<StoredEvent, StoreError> {
+    StoredEvent::new(seq, event)
+        .map_err(|error| StoreError::Refused(format!("an event can't be written as JSON: {error}")))
+}
+
+/// The writing end of a run's log. Dropped without [`LogWriter::finish`], its readers' streams break off.
+pub struct LogWriter {
+    logs: Logs,
+    live: Arc<Live>,
+    /// An async lock, held while an event waits for its place in the store's queue: the order in the queue
+    /// is the order of the numbers, and that wait is the backpressure.
+    last: tokio::sync::Mutex<Last>,
+    ending: AtomicBool,
+}
+
+struct Last {
+    seq: Seq,
+    bytes: u64,
+    full: bool,
+}
+
+impl LogWriter {
+    /// The run.
+    pub fn run_id(&self) -> &RunId {
+        self.live.run()
+    }
+
+    /// The last committed event.
+    pub fn head(&self) -> Seq {
+        self.live.head().committed
+    }
+
+    /// Ends the run with `event`, a `result` or `error`, and gives its number. Tries again for as long as
+    /// the store fails (rule ST-7), until `give_up` fires. Also works after an event could not be written:
+    /// the terminal event then follows the last one that was. From the call on, nothing more can be emitted.
+    ///
+    /// Dropping the future leaves the run open, or ended if the write was already queued.
+    ///
+    /// # Errors
+    /// `Refused` when the run was ended by someone else; `Closed`; the last failure when `give_up` fired.
+    pub async fn finish(
+        &self,
+        event: RunEvent,
+        end: EndFacts,
+        give_up: &CancellationToken,
+    ) -> Result<Seq, StoreError> {
+        if !event.kind().terminal() {
+            return Err(StoreError::Refused(format!(
+                "{} does not end a run",
+                event.kind()
+            )));
+        }
+        self.ending.store(true, Ordering::Release);
+        let last = self.last.lock().await;
+        let mut wait = RETRY.0;
+        loop {
+            // Every earlier event has its answer, so the number is right even if one of them failed.
+            self.live.settled(last.seq).await;
+            let event = Arc::new(stored(self.head().next(), &event)?);
+            let error = match self.write_end(Arc::clone(&event), &end).await {
+                Ok(()) => {
+                    let seq = event.seq;
+                    self.live.end(event);
+                    self.logs.0.live.lock().remove(self.run_id());
+                    return Ok(seq);
+                }
+                Err(error @ StoreError::Failed(_)) => error,
+                Err(error) => return Err(error),
+            };
+            tracing::warn!(run.id = %self.run_id(), %error, "the end of a run could not be stored yet");
+            tokio::select! {
+                biased;
+                () = give_up.cancelled() => return Err(error),
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
+            }
+        }
+    }
+
+    async fn write_end(&self, event: Arc<StoredEvent>, end: &EndFacts) -> Result<(), StoreError> {
+        let end = end.clone();
+        self.logs
+            .0
+            .store
+            .finish(Finish {
+                run: self.run_id().clone(),
+                event,
+                state: end.state,
+                completed_at: end.completed_at,
+                error_code: end.error_code,
+                error: end.error,
+                cost_nanos: end.cost_nanos,
+                input_tokens: end.input_tokens,
+                output_tokens: end.output_tokens,
+                num_turns: end.num_turns,
+                duration_secs: end.duration_secs,
+            })
+            .await
+    }
+
+    fn check(&self) -> Result<(), LogFailed> {
+        if let Some(error) = self.live.failure() {
+            return Err(LogFailed::Store(error));
+        }
+        if self.ending.load(Ordering::Acquire) {
+            return Err(LogFailed::Store("the run is being ended".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl EventSink for LogWriter {
+    async fn emit(&self, event: RunEvent) -> Result<Seq, LogFailed> {
+        // Before the lock too: `finish` may hold it for as long as the store is down.
+        self.check()?;
+        let mut last = self.last.lock().await;
+        self.check()?;
+        if last.full {
+            return Err(LogFailed::TooLarge);
+        }
+        if event.kind().terminal() {
+            return Err(LogFailed::Store(format!(
+                "{} is for finish to write",
+                event.kind()
+            )));
+        }
+        let event =
+            stored(last.seq.next(), &event).map_err(|error| LogFailed::Store(error.to_string()))?;
+        if event.json.len() > LARGE_EVENT && event.kind != EventType::File {
+            tracing::warn!(run.id = %self.run_id(), kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
+        }
+        let (seq, bytes) = (event.seq, last.bytes + event.json.len() as u64);
+        if seq.0 > MAX_EVENTS || bytes > MAX_BYTES {
+            last.full = true;
+            return Err(LogFailed::TooLarge);
+        }
+        let append = Append {
+            run: self.run_id().clone(),
+            events: vec![Arc::new(event)],
+            listener: Arc::clone(&self.live) as _,
+        };
+        if let Err(error) = self.logs.0.store.append(append).await {
+            self.live.fail(&error);
+            return Err(LogFailed::Store(error.to_string()));
+        }
+        (last.seq, last.bytes) = (seq, bytes);
+        Ok(seq)
+    }
+
+    async fn flush(&self, durability: Durability) -> Result<Seq, LogFailed> {
+        let seq = self.last.lock().await.seq;
+        match durability {
+            Durability::Committed => self.live.settled(seq).await,
+            Durability::Synced => self
+                .logs
+                .0
+                .store
+                .flush(durability)
+                .await
+                .map_err(|error| LogFailed::Store(error.to_string()))?,
+        }
+        match self.live.failure() {
+            Some(error) => Err(LogFailed::Store(error)),
+            None => Ok(seq),
+        }
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        if self.live.abandon() {
+            self.logs.0.live.lock().remove(self.run_id());
+        }
+    }
+}
+
+/// Reads a run's log in order, without gap or repeat. Costs a cursor, and a page of at most 64 KiB (or one
+/// event) while it is behind.
+pub struct LogReader {
+    logs: Logs,
+    run: RunId,
+    /// The last event given out.
+    sent: Seq,
+    head: Seq,
+    done: bool,
+    source: Source,
+    page: VecDeque<Arc<StoredEvent>>,
+}
+
+enum Source {
+    /// A run that is written by this process.
+    Live {
+        live: Arc<Live>,
+        watch: watch::Receiver<Head>,
+    },
+    /// A run that has ended, or is written by another process.
+    Stored,
+}
+
+impl LogReader {
+    /// The run.
+    pub fn run_id(&self) -> &RunId {
+        &self.run
+    }
+
+    /// The last committed event that the reader knows of.
+    pub fn head(&self) -> Seq {
+        match &self.source {
+            Source::Live { watch, .. } => watch.borrow().committed,
+            Source::Stored => self.head,
+        }
+    }
+
+    /// Whether the terminal event was given out, or lay before the reader's start: nothing more comes.
+    pub fn at_end(&self) -> bool {
+        self.done
+    }
+
+    /// The next event; `None` after the terminal one. Waits while the run is silent. Cancel-safe.
+    ///
+    /// # Errors
+    /// When the store fails, or the run's writer has gone without ending it. What follows is then unknown:
+    /// the stream must look cut.
+    pub async fn next(&mut self) -> Result<Option<Arc<StoredEvent>>, StoreError> {
+        loop {
+            if self.done {
+                return Ok(None);
+            }
+            if let Some(event) = self.page.pop_front() {
+                return self.give(event).map(Some);
+            }
+            match &mut self.source {
+                Source::Live { live, watch } => {
+                    let head = *watch.borrow_and_update();
+                    if self.sent >= head.committed {
+                        if head.abandoned {
+                            return Err(StoreError::Failed(
+                                "the run is no longer written".to_owned(),
+                            ));
+                        }
+                        // The sender lives in `live`, which is held here.
+                        drop(watch.changed().await);
+                    } else if let Some(event) = live.after(self.sent) {
+                        return self.give(event).map(Some);
+                    } else {
+                        self.turn_page(head.committed).await?;
+                    }
+                }
+                Source::Stored => {
+                    self.turn_page(Seq::MAX).await?;
+                    if self.page.is_empty() {
+                        self.wait_for_others().await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn give(&mut self, event: Arc<StoredEvent>) -> Result<Arc<StoredEvent>, StoreError> {
+        if event.seq != self.sent.next() {
+            return Err(StoreError::Failed(format!(
+                "the log of {} goes from {} to {}",
+                self.run, self.sent, event.seq
+            )));
+        }
+        self.sent = event.seq;
+        self.head = self.head.max(event.seq);
+        self.done = event.kind.terminal();
+        if self.page.is_empty() {
+            self.page = VecDeque::new();
+        }
+        Ok(event)
+    }
+
+    /// Reads on in the store. Events past `head` stay unread: they are not yet told to anyone.
+    async fn turn_page(&mut self, head: Seq) -> Result<(), StoreError> {
+        let events = self.logs.0.store.read(&self.run, self.sent, PAGE).await?;
+        if events.is_empty() && head != Seq::MAX {
+            return Err(StoreError::Failed(format!(
+                "the log of {} ends at {} before its head",
+                self.run, self.sent
+            )));
+        }
+        self.page = events
+            .into_iter()
+            .take_while(|event| event.seq <= head)
+            .map(Arc::new)
+            .collect();
+        Ok(())
+    }
+
+    async fn wait_for_others(&mut self) {
+        match self.logs.live(&self.run) {
+            // Created by this process, between its commit and our look.
+            Some(live) => {
+                let watch = live.watch();
+                self.source = Source::Live { live, watch };
+            }
+            None => tokio::time::sleep(POLL).await,
+        }
+    }
+}
