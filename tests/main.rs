@@ -11,5 +11,6 @@
     reason = "tests fail by panicking, and helpers are shared by tests that need different parts of them"
 )]
 
+mod runs;
 mod store;
 mod support;

@@ -107,6 +107,9 @@ impl Logs {
 
     /// Creates a run with `first` as event 1. It is committed, and can be read, when this returns.
     ///
+    /// Dropping the future may leave a run that has no writer and stays open until this process is gone: call
+    /// it where it is not dropped, in a task of its own.
+    ///
     /// # Errors
     /// When the store refuses or fails; then there is no run.
     pub async fn create(&self, run: RunFacts, first: RunEvent) -> Result<LogWriter, StoreError> {

@@ -119,6 +119,7 @@ async fn every_event_that_a_killed_process_had_told_is_there_and_its_runs_are_in
         let dir = tempfile::tempdir().unwrap();
         let told = told_by_a_killed_process(&dir.path().join("data"), lines);
         let store = open(&dir, Role::Serve).expect("the killed process's locks are free");
+        assert!(store.unclean());
         let before = store.unfinished().await.unwrap();
         assert!(before.len() <= 5 && before.len() >= told.len());
         for (run, told) in &told {
@@ -142,7 +143,9 @@ async fn every_event_that_a_killed_process_had_told_is_there_and_its_runs_are_in
         }
         assert_eq!(store.unfinished().await.unwrap(), []);
         assert_eq!(recover(&*store, &alive, at(100)).await.unwrap(), []);
+        store.forget_dead_owners();
         store.close().await;
+        assert!(!open(&dir, Role::Serve).unwrap().unclean());
     }
 }
 

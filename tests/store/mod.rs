@@ -2,6 +2,9 @@
 
 mod contract;
 mod crash;
+#[cfg(target_os = "linux")]
+mod full_disk;
+mod model;
 mod sqlite;
 
 use std::sync::Arc;

@@ -145,27 +145,27 @@ async fn the_database_itself_guards_a_log_against_any_statement() {
     for (what, sql) in [
         (
             "a gap",
-            "INSERT INTO events VALUES (1, 3, 'assistant', 0, '{}')",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (1, 3, 'assistant', 0, '{}')",
         ),
         (
             "a repeat",
-            "INSERT INTO events VALUES (1, 1, 'assistant', 0, '{}')",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (1, 1, 'assistant', 0, '{}')",
         ),
         (
             "seq 0",
-            "INSERT INTO events VALUES (1, 0, 'assistant', 0, '{}')",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (1, 0, 'assistant', 0, '{}')",
         ),
         (
             "after the end",
-            "INSERT INTO events VALUES (2, 3, 'assistant', 0, '{}')",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (2, 3, 'assistant', 0, '{}')",
         ),
         (
             "a second end",
-            "INSERT INTO events VALUES (2, 3, 'result', 0, '{}')",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (2, 3, 'result', 0, '{}')",
         ),
         (
             "no run",
-            "INSERT INTO events VALUES (77, 1, 'assistant', 0, '{}')",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (77, 1, 'assistant', 0, '{}')",
         ),
         (
             "a changed event",
@@ -348,4 +348,39 @@ async fn the_clock_of_the_store_dates_events_so_that_an_unfinished_run_has_a_dur
         (record.state, record.duration_secs),
         (RunState::Running, Some(2.5))
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_may_write_at_once() {
+    let (dir, store) = sqlite();
+    let other = open(&dir, Role::OneShot).unwrap();
+    let write = async |store: Arc<SqliteStore>| {
+        let run = created(&*store).await;
+        let heard = Arc::new(Heard::default());
+        for seq in 2..400 {
+            store
+                .append(Append {
+                    run: run.clone(),
+                    events: vec![delta(seq, "x")],
+                    listener: Arc::clone(&heard) as _,
+                })
+                .await
+                .unwrap();
+            if seq % 20 == 0 {
+                store.flush(Durability::Synced).await.unwrap();
+            }
+        }
+        store
+            .finish(finish(&run, end_event(400, "e")))
+            .await
+            .unwrap();
+        run
+    };
+    let (a, b) = tokio::time::timeout(PATIENCE, async {
+        tokio::join!(write(Arc::clone(&store)), write(Arc::clone(&other)))
+    })
+    .await
+    .unwrap();
+    assert_eq!(log(&*store, &b).await.len(), 400);
+    assert_eq!(log(&*other, &a).await.len(), 400);
 }

@@ -24,6 +24,7 @@ const INSTANCES: &str = "instances";
 pub(super) struct DataDir {
     path: PathBuf,
     owner: String,
+    unclean: bool,
 }
 
 /// The right to use a data directory, until it is dropped.
@@ -63,8 +64,20 @@ impl DataDir {
             instance: (file, instance),
             _serve: serve,
         };
+        // Shared, so that another process that asks for an owner at this moment is not misled.
+        let unclean = instance_files(path).any(|(_, file)| file.try_lock_shared().is_ok());
         let path = path.to_owned();
-        Ok((Self { path, owner }, locks))
+        let this = Self {
+            path,
+            owner,
+            unclean,
+        };
+        Ok((this, locks))
+    }
+
+    /// Whether a process had died here without closing the store, when this one came.
+    pub(super) fn unclean(&self) -> bool {
+        self.unclean
     }
 
     /// This process in the rows of its runs.
@@ -126,21 +139,27 @@ impl DataDir {
 
     /// Removes the lock files of processes that are gone.
     pub(super) fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(self.path.join(INSTANCES)) else {
-            return;
-        };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else {
-                continue;
-            };
+        for (path, file) in instance_files(&self.path) {
             // Removed under its lock: a process that is just claiming it sees that and claims anew.
             if file.try_lock().is_ok()
-                && let Err(error) = fs::remove_file(&path)
+                && let Err(error) = fs::remove_file(path)
             {
                 tracing::debug!(%error, "a stale lock file stays");
             }
         }
     }
+}
+
+fn instance_files(dir: &Path) -> impl Iterator<Item = (PathBuf, File)> + use<> {
+    fs::read_dir(dir.join(INSTANCES))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let path = entry.path();
+            let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
+            Some((path, file))
+        })
 }
 
 impl Drop for Locks {

@@ -171,12 +171,18 @@ impl SqliteStore {
         self.data_dir.owner_alive(owner)
     }
 
-    /// Removes the lock files of processes that have died. To be called after their runs were recovered.
+    /// Removes the lock files of processes that have died. For the server alone, after it has recovered their
+    /// runs: at the moment of removal an owner seems alive to others.
     pub fn forget_dead_owners(&self) {
         self.data_dir.sweep();
     }
 
-    /// Looks for damage, after an unclean stop: `Some` says what was found. Reads the whole database.
+    /// Whether a process had died without closing the store before it was opened: time to [`Self::check`].
+    pub fn unclean(&self) -> bool {
+        self.data_dir.unclean()
+    }
+
+    /// Looks for damage: `Some` says what was found. Reads the whole database (rule DB-3).
     ///
     /// # Errors
     /// When it can't be read at all.

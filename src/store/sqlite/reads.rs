@@ -148,7 +148,7 @@ macro_rules! records {
             "SELECT id, owner, prompt, model, provider, sandbox_provider, background, state, started_at,
                 completed_at, error_code, error, cost_nanos, input_tokens, output_tokens, num_turns, ",
             $duration,
-            ", (SELECT max(seq) FROM events WHERE run = no), (SELECT count(*) FROM files WHERE run = no)
+            ", (SELECT max(seq) FROM events WHERE run = runs.no), (SELECT count(*) FROM files WHERE run = runs.no)
              FROM runs ",
             $rest
         )
@@ -175,7 +175,7 @@ pub(super) fn list(db: &Connection, limit: u32) -> Result<Vec<RunRecord>, StoreE
 
 pub(super) fn unfinished(db: &Connection) -> Result<Vec<RunRecord>, StoreError> {
     let sql = records!(
-        "max(0.0, ((SELECT at FROM events WHERE run = no ORDER BY seq DESC LIMIT 1) - started_at) / 1e6)",
+        "max(0.0, ((SELECT at FROM events WHERE run = runs.no ORDER BY seq DESC LIMIT 1) - started_at) / 1e6)",
         "WHERE state IN ('queued', 'running') ORDER BY no"
     );
     all(db, sql, [], record)

@@ -1,10 +1,10 @@
 //! The schema, its migrations, and how a connection is set up.
 //!
 //! What must hold of a log is held here, by the database itself, whatever the code above does: the
-//! primary key and `events_follow` make sequence numbers dense and the terminal event the last one,
+//! unique key and `events_follow` make sequence numbers dense and the terminal event the last one,
 //! `one_end` allows a single terminal event, and `ended_stays_ended` keeps a run's end (rule ST-2).
-//! The head of a log is the greatest `seq` of its events: it is stored nowhere else, so that an append
-//! touches one page and can't disagree with itself.
+//! The head of a log is the greatest `seq` of its events: it is stored nowhere else, so that it can't
+//! disagree with them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -62,25 +62,27 @@ BEGIN
     SELECT RAISE(ABORT, 'the run has ended');
 END;
 
+-- In the order of commits, so that a commit fills pages one after the other, however many runs it is from;
+-- keyed by run, it would rewrite a page of each. Only the small entries of the index are scattered.
 CREATE TABLE events (
+    no INTEGER PRIMARY KEY,
     run INTEGER NOT NULL REFERENCES runs (no),
     seq INTEGER NOT NULL CHECK (seq >= 1),
     kind TEXT NOT NULL,
     at INTEGER NOT NULL,
     json TEXT NOT NULL,
-    PRIMARY KEY (run, seq)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (run, seq)
+) STRICT;
 
 CREATE UNIQUE INDEX one_end ON events (run) WHERE kind IN ('result', 'error');
 
 CREATE TRIGGER events_follow BEFORE INSERT ON events
 WHEN NEW.seq > 1
 BEGIN
-    SELECT RAISE(ABORT, 'the event does not follow an open log')
-    WHERE NOT EXISTS (
-        SELECT 1 FROM events
-        WHERE run = NEW.run AND seq = NEW.seq - 1 AND kind NOT IN ('result', 'error')
-    );
+    SELECT RAISE(ABORT, 'the event does not follow the one before')
+    WHERE NOT EXISTS (SELECT 1 FROM events WHERE run = NEW.run AND seq = NEW.seq - 1);
+    SELECT RAISE(ABORT, 'the run has ended')
+    WHERE EXISTS (SELECT 1 FROM events WHERE run = NEW.run AND kind IN ('result', 'error'));
 END;
 
 CREATE TRIGGER events_stay BEFORE UPDATE ON events

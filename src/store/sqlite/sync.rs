@@ -70,7 +70,7 @@ impl Syncer {
                     let result = wal.sync().map_err(|error| {
                         StoreError::Failed(format!("the write-ahead log can't be synced: {error}"))
                     });
-                    healthy.sync(result.as_ref().map(|()| ()));
+                    healthy.sync(result.as_ref().copied());
                     for waiter in waiters {
                         answer(Some(waiter), result.clone().map(|()| true));
                     }

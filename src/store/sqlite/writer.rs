@@ -123,8 +123,15 @@ impl Writer {
             Err(error @ StoreError::Failed(_)) => Some(error.clone()),
             _ => None,
         });
-        if jobs.iter().any(|job| !matches!(job.work, Work::Flush)) {
-            self.healthy.commit(failed.as_ref().map_or(Ok(()), Err));
+        // A transaction of refusals wrote nothing, and says nothing about the disk.
+        let written = jobs
+            .iter()
+            .zip(&outcomes)
+            .any(|(job, outcome)| outcome.is_ok() && !matches!(job.work, Work::Flush));
+        match &failed {
+            Some(error) => self.healthy.commit(Err(error)),
+            None if written => self.healthy.commit(Ok(())),
+            None => {}
         }
         let mut bytes = 0;
         for (job, outcome) in jobs.into_iter().zip(outcomes) {

@@ -1,0 +1,3 @@
+//! Runs: their logs, readers, admission and ends.
+
+mod log;
