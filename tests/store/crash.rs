@@ -4,7 +4,8 @@
 //! variable that test has nothing to do.
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -27,7 +28,7 @@ impl CommitListener for Tell {
     fn committed(&self, events: &[Arc<StoredEvent>]) {
         let mut text = String::new();
         for event in events {
-            text.push_str(&format!("\ncommitted {} {}\n", self.0, event.json));
+            write!(text, "\ncommitted {} {}\n", self.0, event.json).unwrap();
         }
         std::io::stdout().write_all(text.as_bytes()).unwrap();
     }

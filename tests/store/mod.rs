@@ -22,7 +22,7 @@ use sandcaster::store::{
 use tempfile::TempDir;
 
 /// No test waits longer than this for anything.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 pub fn sqlite() -> (TempDir, Arc<SqliteStore>) {
     let dir = tempfile::tempdir().unwrap();

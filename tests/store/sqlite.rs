@@ -342,7 +342,7 @@ async fn the_clock_of_the_store_dates_events_so_that_an_unfinished_run_has_a_dur
     store.create(run).await.unwrap();
     clock.advance(Duration::from_millis(2500));
     append(&*store, &id, vec![delta(2, "x")]).await.unwrap();
-    clock.advance(Duration::from_secs(3600));
+    clock.advance(Duration::from_hours(1));
     let record = store.unfinished().await.unwrap().remove(0);
     assert_eq!(
         (record.state, record.duration_secs),

@@ -6,7 +6,7 @@
 //! when its owner's lock is free.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::super::types::StoreError;
@@ -46,11 +46,7 @@ impl DataDir {
         let fresh = !path.exists();
         private_dir(path).map_err(|error| unusable("create", &error))?;
         if fresh {
-            // Prompts and outputs lie here; a project's repository should not pick them up by accident.
-            private_file(&path.join(".gitignore"))
-                .and_then(|mut file| io::Write::write_all(&mut file, b"*\n"))
-                .and_then(|()| path.parent().map_or(Ok(()), sync_parent))
-                .map_err(|error| unusable("write to", &error))?;
+            keep_private(path).map_err(|error| unusable("write to", &error))?;
         }
         private_dir(&path.join(INSTANCES)).map_err(|error| unusable("write to", &error))?;
         let serve = match role {
@@ -238,6 +234,17 @@ fn private_options() -> OpenOptions {
 /// A new file that only its user can read (rule SE-6).
 fn private_file(path: &Path) -> io::Result<File> {
     private_options().create_new(true).open(path)
+}
+
+/// Prompts and outputs lie here: a project's repository should not pick them up by accident.
+fn keep_private(dir: &Path) -> io::Result<()> {
+    match private_file(&dir.join(".gitignore")) {
+        Ok(mut file) => file.write_all(b"*\n")?,
+        // Two processes may find the directory new.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    dir.parent().map_or(Ok(()), sync_parent)
 }
 
 /// Makes a new directory's own name survive a power cut; `""` is the parent of a relative one.
