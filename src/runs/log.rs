@@ -23,11 +23,24 @@ use crate::events::{Durability, EventSink, EventType, LogFailed, RunEvent, Store
 use crate::ids::{RunId, Seq};
 use crate::store::{Append, Finish, NewRun, RunState, RunStore, StoreError};
 
-/// The most events of a run (rule AD-4); the terminal one fits beyond it.
-pub const MAX_EVENTS: u64 = 200_000;
+/// The most that a run's log may hold; its terminal event fits beyond it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Events.
+    pub events: u64,
+    /// Bytes of the events' JSON.
+    pub bytes: u64,
+}
 
-/// The most bytes of a run's events (rule AD-4); the terminal one fits beyond it.
-pub const MAX_BYTES: u64 = 64 * 1024 * 1024;
+impl Default for LogLimits {
+    /// Rule AD-4: 200,000 events, 64 MiB.
+    fn default() -> Self {
+        Self {
+            events: 200_000,
+            bytes: 64 * 1024 * 1024,
+        }
+    }
+}
 
 /// What an event should not exceed, files aside (rule EV-1). Emitters cut; here it is only noticed.
 const LARGE_EVENT: usize = 256 * 1024;
@@ -47,6 +60,7 @@ pub struct Logs(Arc<Shared>);
 
 struct Shared {
     store: Arc<dyn RunStore>,
+    limits: LogLimits,
     live: Mutex<HashMap<RunId, Arc<Live>>>,
 }
 
@@ -97,10 +111,16 @@ pub enum CursorError {
 }
 
 impl Logs {
-    /// The logs in `store`.
+    /// The logs in `store`, with the usual limits.
     pub fn new(store: Arc<dyn RunStore>) -> Self {
+        Self::with_limits(store, LogLimits::default())
+    }
+
+    /// The logs in `store`.
+    pub fn with_limits(store: Arc<dyn RunStore>, limits: LogLimits) -> Self {
         Self(Arc::new(Shared {
             store,
+            limits,
             live: Mutex::new(HashMap::new()),
         }))
     }
@@ -317,7 +337,8 @@ impl EventSink for LogWriter {
             tracing::warn!(run.id = %self.run_id(), kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
         }
         let (seq, bytes) = (event.seq, last.bytes + event.json.len() as u64);
-        if seq.0 > MAX_EVENTS || bytes > MAX_BYTES {
+        let limits = self.logs.0.limits;
+        if seq.0 > limits.events || bytes > limits.bytes {
             last.full = true;
             return Err(LogFailed::TooLarge);
         }

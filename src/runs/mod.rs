@@ -6,7 +6,7 @@ mod registry;
 mod tail;
 mod tasks;
 
-pub use log::{CursorError, EndFacts, LogReader, LogWriter, Logs, MAX_BYTES, MAX_EVENTS, RunFacts};
+pub use log::{CursorError, EndFacts, LogLimits, LogReader, LogWriter, Logs, RunFacts};
 pub use recovery::recover;
 pub use registry::{CancelOutcome, Health, RunHandle, RunReader, Runs};
 pub use tasks::{OnPanic, OnStop, TaskKind, Tasks};

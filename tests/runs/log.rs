@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use sandcaster::error::{ErrorCode, Problem};
 use sandcaster::events::{
     Delta, Durability, ErrorEvent, EventSink, LogFailed, RunEvent, StoredEvent, SystemEvent, Totals,
 };
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::runs::{
-    CursorError, EndFacts, LogReader, LogWriter, Logs, MAX_BYTES, RunFacts, TaskKind, Tasks,
+    CursorError, EndFacts, LogLimits, LogReader, LogWriter, Logs, RunFacts, TaskKind, Tasks,
 };
 use sandcaster::store::{
     Append, FileRecord, Finish, NewRun, Role, RunRecord, RunState, RunStore, SandboxRecord,
@@ -388,21 +389,35 @@ async fn emitters_side_by_side_share_one_dense_sequence() {
 
 #[tokio::test]
 async fn a_log_that_is_full_says_so_and_still_takes_its_end() {
-    let fixture = fixture();
-    let writer = fixture.run().await;
-    let text = "x".repeat(1024 * 1024);
-    let mut fitted = 0;
-    let error = loop {
-        match writer.emit(delta(&text)).await {
-            Ok(_) => fitted += 1,
-            Err(error) => break error,
+    assert_eq!(
+        LogLimits::default(),
+        LogLimits {
+            events: 200_000,
+            bytes: 64 << 20
         }
-        assert!(fitted <= MAX_BYTES / (1024 * 1024));
-    };
-    assert_eq!((error, fitted), (LogFailed::TooLarge, 63));
-    assert_eq!(writer.emit(delta("small")).await, Err(LogFailed::TooLarge));
-    assert_eq!(writer.flush(Durability::Committed).await, Ok(Seq(64)));
-    assert_eq!(finish(&writer).await.unwrap(), Seq(65));
+    );
+    let mut fixture = fixture();
+    for (events, bytes, fitting) in [(10, 1 << 20, 10), (1000, 9_000, 9)] {
+        let limits = LogLimits { events, bytes };
+        fixture.logs = Logs::with_limits(Arc::clone(&fixture.store) as _, limits);
+        let writer = fixture.run().await;
+        let text = "x".repeat(1000);
+        let mut last = Seq(1);
+        let error = loop {
+            match writer.emit(delta(&text)).await {
+                Ok(seq) => last = seq,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((error, last), (LogFailed::TooLarge, Seq(fitting)));
+        assert_eq!(writer.emit(delta("")).await, Err(LogFailed::TooLarge));
+        assert_eq!(writer.flush(Durability::Committed).await, Ok(last));
+        assert_eq!(finish(&writer).await.unwrap(), last.next());
+        assert_eq!(
+            fixture.stored(writer.run_id()).await.len() as u64,
+            fitting + 1
+        );
+    }
 }
 
 #[tokio::test]
@@ -539,7 +554,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
-        4 => prop_oneof![9 => 0..300_usize, 1 => 0..80_000_usize].prop_map(Step::Emit),
+        4 => prop_oneof![19 => 0..300_usize, 1 => 0..80_000_usize].prop_map(Step::Emit),
         1 => Just(Step::Flush),
         2 => (0..3_usize, 1..40_usize).prop_map(|(reader, count)| Step::Read(reader, count)),
         2 => (0..3_usize).prop_map(Step::Resume),
@@ -547,18 +562,24 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..200)
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn pieces_read_and_resumed_at_random_join_to_the_log(steps in steps()) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(bounded(story(steps)));
-    }
+#[test]
+fn pieces_read_and_resumed_at_random_join_to_the_log() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    // One store for all cases: each has a run of its own.
+    let fixture = fixture();
+    TestRunner::new(ProptestConfig::with_cases(128))
+        .run(&steps(), |steps| {
+            runtime.block_on(bounded(story(&fixture, steps)));
+            Ok(())
+        })
+        .unwrap();
 }
 
-async fn story(steps: Vec<Step>) {
-    let fixture = fixture();
+async fn story(fixture: &Fixture, steps: Vec<Step>) {
     let writer = fixture.run().await;
     let run = writer.run_id();
     let mut pieces: Vec<Vec<StoredEvent>> = vec![Vec::new(); 3];
@@ -600,5 +621,4 @@ async fn story(steps: Vec<Step>) {
         stored.iter().filter(|event| event.kind.terminal()).count(),
         1
     );
-    fixture.store.close().await;
 }

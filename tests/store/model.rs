@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use sandcaster::events::{Durability, StoredEvent};
 use sandcaster::ids::RunId;
 use sandcaster::store::{Append, NewRun, RunStore, StoreError};
@@ -53,20 +54,28 @@ impl Model {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
-
-    #[test]
-    fn random_writes_leave_what_a_model_says(writes in writes(), waits in any::<u64>()) {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(async {
-            tokio::time::timeout(PATIENCE, check(writes, waits)).await.unwrap();
-        });
-    }
+#[test]
+fn random_writes_leave_what_a_model_says() {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    // One store for all cases: each has runs of its own.
+    let (_dir, store) = sqlite();
+    TestRunner::new(ProptestConfig::with_cases(256))
+        .run(&(writes(), any::<u64>()), |(writes, waits)| {
+            runtime.block_on(async {
+                tokio::time::timeout(PATIENCE, check(&*store, writes, waits))
+                    .await
+                    .unwrap();
+            });
+            Ok(())
+        })
+        .unwrap();
 }
 
-async fn check(writes: Vec<Write>, waits: u64) {
-    let (_dir, store) = sqlite();
+async fn check(store: &dyn RunStore, writes: Vec<Write>, waits: u64) {
     let mut models: Vec<Model> = (0..RUNS)
         .map(|_| Model {
             new: new_run(at(0)),
@@ -144,8 +153,7 @@ async fn check(writes: Vec<Write>, waits: u64) {
         };
         assert_eq!(record.last_seq.0, model.events.len() as u64);
         assert_eq!(record.state.terminal(), model.ended);
-        assert_eq!(log(&*store, id).await, model.events);
+        assert_eq!(log(store, id).await, model.events);
     }
     assert!(store.healthy());
-    store.close().await;
 }
