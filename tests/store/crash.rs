@@ -17,9 +17,15 @@ use sandcaster::store::{
     Append, CommitListener, NewRun, Role, RunState, RunStore, SqliteStore, StoreError, StoreOptions,
 };
 
-use super::{at, delta, log, new_run, open};
+use super::{at, delta, end_event, finish, log, new_run, open};
 
 const CHILD: &str = "SANDCASTER_TEST_STORE_CHILD";
+
+/// Runs that are open at once.
+const LIVE: usize = 5;
+
+/// In the terminal events.
+const END: &str = "the end";
 
 /// Says on standard output what was committed, as a server would tell its clients.
 struct Tell(RunId);
@@ -39,7 +45,7 @@ impl CommitListener for Tell {
 }
 
 #[test]
-fn child_appends_until_it_is_killed() {
+fn child_writes_until_it_is_killed() {
     #[expect(
         clippy::disallowed_methods,
         reason = "tells the child process from a test"
@@ -52,29 +58,41 @@ fn child_appends_until_it_is_killed() {
         .unwrap();
     runtime.block_on(async {
         let store = SqliteStore::open(StoreOptions::new(dir, Role::Serve)).unwrap();
-        let mut runs = Vec::new();
-        for _ in 0..5 {
-            let run = NewRun {
-                owner: store.owner().to_owned(),
-                ..new_run(at(0))
-            };
-            runs.push((run.id.clone(), Arc::new(Tell(run.id.clone()))));
-            store.create(run).await.unwrap();
-        }
         // Bounded, should the parent be gone.
-        for seq in 2..20_000 {
-            for (run, tell) in &runs {
-                store
-                    .append(Append {
-                        run: run.clone(),
-                        events: vec![delta(seq, "some text of the model")],
-                        listener: Arc::clone(tell) as _,
-                    })
-                    .await
-                    .unwrap();
-            }
+        for _ in 0..500 {
+            write_and_end(&*store, store.owner()).await;
         }
     });
+}
+
+/// A few runs side by side, from their start to their end.
+async fn write_and_end(store: &dyn RunStore, owner: &str) {
+    let mut runs = Vec::new();
+    for _ in 0..LIVE {
+        let run = NewRun {
+            owner: owner.to_owned(),
+            ..new_run(at(0))
+        };
+        runs.push((run.id.clone(), Arc::new(Tell(run.id.clone()))));
+        store.create(run).await.unwrap();
+    }
+    for seq in 2..40 {
+        for (run, tell) in &runs {
+            store
+                .append(Append {
+                    run: run.clone(),
+                    events: vec![delta(seq, "some text of the model")],
+                    listener: Arc::clone(tell) as _,
+                })
+                .await
+                .unwrap();
+        }
+    }
+    for (run, tell) in &runs {
+        let event = end_event(40, END);
+        store.finish(finish(run, Arc::clone(&event))).await.unwrap();
+        tell.committed(&[event]);
+    }
 }
 
 /// Kills a writing process after `lines` commits and gives what it had told.
@@ -82,7 +100,7 @@ fn told_by_a_killed_process(dir: &std::path::Path, lines: usize) -> HashMap<RunI
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "store::crash::child_appends_until_it_is_killed",
+            "store::crash::child_writes_until_it_is_killed",
             "--nocapture",
         ])
         .env(CHILD, dir)
@@ -116,16 +134,20 @@ fn told_by_a_killed_process(dir: &std::path::Path, lines: usize) -> HashMap<RunI
 
 #[tokio::test]
 async fn every_event_that_a_killed_process_had_told_is_there_and_its_runs_are_interrupted() {
-    for lines in [1, 7, 100, 1000, 3333] {
+    for lines in [1, 7, 100, 195, 196, 1000, 3333] {
         let dir = tempfile::tempdir().unwrap();
         let told = told_by_a_killed_process(&dir.path().join("data"), lines);
         let store = open(&dir, Role::Serve).expect("the killed process's locks are free");
         assert!(store.unclean());
         let before = store.unfinished().await.unwrap();
-        assert!(before.len() <= 5 && before.len() >= told.len());
+        assert!(before.len() <= LIVE);
         for (run, told) in &told {
             let stored = log(&*store, run).await;
             assert!(stored.len() > told.len());
+            if told.last().is_some_and(|json| json.contains(END)) {
+                let record = store.get(run).await.unwrap().unwrap();
+                assert_eq!((record.state, stored.len()), (RunState::Failed, 40));
+            }
             for (event, json) in stored.iter().skip(1).zip(told) {
                 assert_eq!(&event.json, json);
             }
