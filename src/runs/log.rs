@@ -6,7 +6,7 @@
 //! page from the store. So a slow reader costs one cursor, whatever it lags behind, and there is no moment
 //! of changing over from replay to live at which an event could be lost or come twice.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,10 +14,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::tail::{Head, Live};
+use super::reader::{CursorError, LogReader};
+use super::tail::Live;
 use crate::error::ErrorCode;
 use crate::events::{Durability, EventSink, EventType, LogFailed, RunEvent, StoredEvent};
 use crate::ids::{RunId, Seq};
@@ -44,12 +44,6 @@ impl Default for LogLimits {
 
 /// What an event should not exceed, files aside (rule EV-1). Emitters cut; here it is only noticed.
 const LARGE_EVENT: usize = 256 * 1024;
-
-/// Events that a reader takes from the store at once.
-const PAGE: u32 = 32;
-
-/// How often the log of a run of another process is looked at.
-const POLL: Duration = Duration::from_millis(250);
 
 /// Waits between tries to write a terminal event: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -91,23 +85,6 @@ pub struct EndFacts {
     pub output_tokens: u64,
     pub num_turns: u32,
     pub duration_secs: f64,
-}
-
-/// Why there is no reader.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum CursorError {
-    /// No such run.
-    #[error("there is no run {0}")]
-    NotFound(RunId),
-    /// The cursor is past the last committed event.
-    #[error("the cursor is past the end of the log, which is at {head}")]
-    Ahead {
-        /// The last committed event.
-        head: Seq,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 impl Logs {
@@ -168,31 +145,7 @@ impl Logs {
     /// # Errors
     /// When there is no such run, the cursor is past its head, or the store fails.
     pub async fn reader(&self, run: &RunId, after: Seq) -> Result<LogReader, CursorError> {
-        let (source, head, ended) = if let Some(live) = self.live(run) {
-            let watch = live.watch();
-            let head = watch.borrow().committed;
-            (Source::Live { live, watch }, head, false)
-        } else {
-            let record = self
-                .0
-                .store
-                .get(run)
-                .await?
-                .ok_or_else(|| CursorError::NotFound(run.clone()))?;
-            (Source::Stored, record.last_seq, record.state.terminal())
-        };
-        if after > head {
-            return Err(CursorError::Ahead { head });
-        }
-        Ok(LogReader {
-            logs: self.clone(),
-            run: run.clone(),
-            sent: after,
-            head,
-            done: ended && after == head,
-            source,
-            page: VecDeque::new(),
-        })
+        LogReader::open(self, run, after).await
     }
 
     /// How many runs have a writer in this process.
@@ -200,7 +153,11 @@ impl Logs {
         self.0.live.lock().len()
     }
 
-    fn live(&self, run: &RunId) -> Option<Arc<Live>> {
+    pub(super) fn store(&self) -> &dyn RunStore {
+        &*self.0.store
+    }
+
+    pub(super) fn live(&self, run: &RunId) -> Option<Arc<Live>> {
         self.0.live.lock().get(run).cloned()
     }
 }
@@ -378,133 +335,6 @@ impl Drop for LogWriter {
     fn drop(&mut self) {
         if self.live.abandon() {
             self.logs.0.live.lock().remove(self.run_id());
-        }
-    }
-}
-
-/// Reads a run's log in order, without gap or repeat. Costs a cursor, and a page of at most 64 KiB (or one
-/// event) while it is behind.
-pub struct LogReader {
-    logs: Logs,
-    run: RunId,
-    /// The last event given out.
-    sent: Seq,
-    head: Seq,
-    done: bool,
-    source: Source,
-    page: VecDeque<Arc<StoredEvent>>,
-}
-
-enum Source {
-    /// A run that is written by this process.
-    Live {
-        live: Arc<Live>,
-        watch: watch::Receiver<Head>,
-    },
-    /// A run that has ended, or is written by another process.
-    Stored,
-}
-
-impl LogReader {
-    /// The run.
-    pub fn run_id(&self) -> &RunId {
-        &self.run
-    }
-
-    /// The last committed event that the reader knows of.
-    pub fn head(&self) -> Seq {
-        match &self.source {
-            Source::Live { watch, .. } => watch.borrow().committed,
-            Source::Stored => self.head,
-        }
-    }
-
-    /// Whether the terminal event was given out, or lay before the reader's start: nothing more comes.
-    pub fn at_end(&self) -> bool {
-        self.done
-    }
-
-    /// The next event; `None` after the terminal one. Waits while the run is silent. Cancel-safe.
-    ///
-    /// # Errors
-    /// When the store fails, or the run's writer has gone without ending it. What follows is then unknown:
-    /// the stream must look cut.
-    pub async fn next(&mut self) -> Result<Option<Arc<StoredEvent>>, StoreError> {
-        loop {
-            if self.done {
-                return Ok(None);
-            }
-            if let Some(event) = self.page.pop_front() {
-                return self.give(event).map(Some);
-            }
-            match &mut self.source {
-                Source::Live { live, watch } => {
-                    let head = *watch.borrow_and_update();
-                    if self.sent >= head.committed {
-                        if head.abandoned {
-                            return Err(StoreError::Failed(
-                                "the run is no longer written".to_owned(),
-                            ));
-                        }
-                        // The sender lives in `live`, which is held here.
-                        drop(watch.changed().await);
-                    } else if let Some(event) = live.after(self.sent) {
-                        return self.give(event).map(Some);
-                    } else {
-                        self.turn_page(head.committed).await?;
-                    }
-                }
-                Source::Stored => {
-                    self.turn_page(Seq::MAX).await?;
-                    if self.page.is_empty() {
-                        self.wait_for_others().await;
-                    }
-                }
-            }
-        }
-    }
-
-    fn give(&mut self, event: Arc<StoredEvent>) -> Result<Arc<StoredEvent>, StoreError> {
-        if event.seq != self.sent.next() {
-            return Err(StoreError::Failed(format!(
-                "the log of {} goes from {} to {}",
-                self.run, self.sent, event.seq
-            )));
-        }
-        self.sent = event.seq;
-        self.head = self.head.max(event.seq);
-        self.done = event.kind.terminal();
-        if self.page.is_empty() {
-            self.page = VecDeque::new();
-        }
-        Ok(event)
-    }
-
-    /// Reads on in the store. Events past `head` stay unread: they are not yet told to anyone.
-    async fn turn_page(&mut self, head: Seq) -> Result<(), StoreError> {
-        let events = self.logs.0.store.read(&self.run, self.sent, PAGE).await?;
-        if events.is_empty() && head != Seq::MAX {
-            return Err(StoreError::Failed(format!(
-                "the log of {} ends at {} before its head",
-                self.run, self.sent
-            )));
-        }
-        self.page = events
-            .into_iter()
-            .take_while(|event| event.seq <= head)
-            .map(Arc::new)
-            .collect();
-        Ok(())
-    }
-
-    async fn wait_for_others(&mut self) {
-        match self.logs.live(&self.run) {
-            // Created by this process, between its commit and our look.
-            Some(live) => {
-                let watch = live.watch();
-                self.source = Source::Live { live, watch };
-            }
-            None => tokio::time::sleep(POLL).await,
         }
     }
 }
