@@ -48,6 +48,11 @@ pub struct CancelOutcome {
 }
 
 impl Runs {
+    /// The runs kept in `store`.
+    pub fn new(store: Arc<dyn RunStore>) -> Self {
+        Self { store }
+    }
+
     /// Admits and starts a run.
     ///
     /// # Errors
