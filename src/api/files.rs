@@ -4,7 +4,7 @@
 //! attachment, of its own type, never sniffed, and under a policy that allows nothing.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{
     ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_SECURITY_POLICY,
     CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::ApiState;
 use super::error::{range_not_satisfiable, store_problem};
-use super::params::Params;
+use super::params::{Params, PathOf};
 use super::runs::run_id;
 use super::view::percent_encoded;
 use crate::error::{ErrorCode, Problem};
@@ -24,7 +24,7 @@ use crate::store::StoredFile;
 /// `GET /runs/{id}/files/{path}`, with `Range`, `If-Range` and `If-None-Match`.
 pub(super) async fn download(
     State(state): State<ApiState>,
-    Path((id, path)): Path<(String, String)>,
+    PathOf((id, path)): PathOf<(String, String)>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {

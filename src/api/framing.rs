@@ -63,7 +63,10 @@ fn well_formed(host: &str) -> bool {
                     .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
         }
     };
-    name_ok && port.is_none_or(|port| port.parse::<u16>().is_ok() && port.len() <= 5)
+    name_ok
+        && port.is_none_or(|port| {
+            port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
+        })
 }
 
 /// The host and its port, if it names one. A v6 address keeps its brackets.

@@ -273,6 +273,9 @@ async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {
 
 /// Keepalives and a user timeout close what has vanished; a small send buffer bounds what the kernel
 /// keeps for a peer that does not read.
+///
+/// Linux counts a full window of a live peer against the user timeout too, so a shorter one than the
+/// time for stalled writes would cut slow readers before the watchdog does.
 fn configure(stream: &TcpStream, limits: Limits) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "could not set a socket option");
@@ -280,11 +283,12 @@ fn configure(stream: &TcpStream, limits: Limits) {
     #[cfg(target_os = "linux")]
     {
         use nix::sys::socket::{setsockopt, sockopt};
+        let user_timeout = u32::try_from(limits.write_stall.as_millis()).unwrap_or(u32::MAX);
         let set = setsockopt(stream, sockopt::KeepAlive, &true)
             .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &30))
             .and_then(|()| setsockopt(stream, sockopt::TcpKeepInterval, &10))
             .and_then(|()| setsockopt(stream, sockopt::TcpKeepCount, &3))
-            .and_then(|()| setsockopt(stream, sockopt::TcpUserTimeout, &30_000))
+            .and_then(|()| setsockopt(stream, sockopt::TcpUserTimeout, &user_timeout))
             .and_then(|()| setsockopt(stream, sockopt::SndBuf, &limits.send_buffer));
         if let Err(error) = set {
             tracing::debug!(%error, "could not set a socket option");

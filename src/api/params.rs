@@ -1,12 +1,37 @@
-//! Query strings, read strictly: an unknown or repeated parameter is refused, with the nearest name.
+//! Paths and query strings, read strictly: an unknown or repeated parameter is refused, with the nearest name.
 
-use axum::extract::Query;
+use axum::extract::{FromRequestParts, Query};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, Uri};
+
+use serde::de::DeserializeOwned;
 
 use crate::error::{ErrorCode, Problem};
 use crate::ids::Seq;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The parameters of a path, decoded.
+#[derive(Debug)]
+pub(super) struct PathOf<T>(pub(super) T);
+
+impl<T, S> FromRequestParts<S> for PathOf<T>
+where
+    T: DeserializeOwned + Send,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        path.map(|path| Self(path.0)).map_err(|_| {
+            Problem::new(
+                ErrorCode::ValidationFailed,
+                "the path is not percent-encoded UTF-8",
+            )
+        })
+    }
+}
 
 /// The parameters of a query string.
 #[derive(Debug, Default)]

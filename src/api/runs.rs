@@ -1,7 +1,7 @@
 //! `GET /runs`, `GET /runs/{id}`, its events, and `POST /runs/{id}/cancel`.
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse as _, Response};
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use super::ApiState;
 use super::error::{internal, json, run_not_found, store_problem};
 use super::extract::{OTHER_LIMIT, require_json, wants_json};
-use super::params::Params;
+use super::params::{Params, PathOf};
 use super::view::{RunDetail, RunView};
 use super::{sse, view};
 use crate::error::{ErrorCode, Problem};
@@ -44,7 +44,7 @@ pub(super) async fn list(State(state): State<ApiState>, uri: Uri) -> Result<Resp
 /// `GET /runs/{id}`: one run, with its files, sandboxes and what was reported about them.
 pub(super) async fn get(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    PathOf(id): PathOf<String>,
     uri: Uri,
 ) -> Result<Response, Problem> {
     Params::none(&uri)?;
@@ -65,7 +65,7 @@ pub(super) async fn get(
 /// JSON (EV-6, EV-7).
 pub(super) async fn events(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    PathOf(id): PathOf<String>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -154,7 +154,7 @@ fn cursor_ahead(run: &RunId, after: Seq, last: Seq) -> Problem {
 /// `POST /runs/{id}/cancel`: 202 while the run is being stopped, 200 if it had ended (CN-1).
 pub(super) async fn cancel(
     State(state): State<ApiState>,
-    Path(id): Path<String>,
+    PathOf(id): PathOf<String>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,

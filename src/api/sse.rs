@@ -92,14 +92,16 @@ where
                 };
                 Some((Ok(frame(&event)), (run, rest)))
             }
-            Some(Err(error)) => Some((Err(cut(&run, error.into())), (run, Source::Done))),
-            None => Some((Err(cut(&run, Cut::NoEnd)), (run, Source::Done))),
+            Some(Err(error)) => Some((Err(cut(&run, error.into()).await), (run, Source::Done))),
+            None => Some((Err(cut(&run, Cut::NoEnd).await), (run, Source::Done))),
         }
     })
 }
 
-fn cut(run: &RunId, why: Cut) -> Cut {
+async fn cut(run: &RunId, why: Cut) -> Cut {
     tracing::error!(run.id = %run, error = %why, "cut an event stream");
+    // Frames are flushed when the body has to wait, and thrown away when it fails: so wait once.
+    tokio::task::yield_now().await;
     why
 }
 

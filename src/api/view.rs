@@ -1,7 +1,5 @@
 //! Runs as JSON (API reference, GET /runs). What is unknown is absent, never null.
 
-use std::fmt::Write as _;
-
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use serde::Serialize;
@@ -217,8 +215,12 @@ pub(super) fn percent_encoded(text: &str, keep: &[u8]) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.contains(&byte) {
             out.push(char::from(byte));
         } else {
-            // Writing to a string can't fail.
-            let _ = write!(out, "%{byte:02X}");
+            let digits = [byte >> 4, byte & 15].map(|nibble| {
+                char::from_digit(u32::from(nibble), 16)
+                    .map_or('0', |digit| digit.to_ascii_uppercase())
+            });
+            out.push('%');
+            out.extend(digits);
         }
     }
     out
