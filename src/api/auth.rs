@@ -69,7 +69,7 @@ impl Auth {
 }
 
 /// The one answer to a missing, malformed or wrong key.
-pub(super) fn unauthorized() -> Problem {
+fn unauthorized() -> Problem {
     Problem::new(
         ErrorCode::Unauthorized,
         "this request needs a key: send Authorization: Bearer <key>",

@@ -152,6 +152,9 @@ impl IntoResponse for Problem {
             // The rest of the body is not wanted, so the connection is of no further use.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        if let Some(run) = &self.run_id {
+            super::view::about(&mut response, run);
+        }
         response.extensions_mut().insert(Refused(self.code));
         response
     }
@@ -256,4 +259,79 @@ pub(super) fn range_not_satisfiable(size: usize) -> Response {
         response.headers_mut().insert(CONTENT_RANGE, value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::ids::RunId;
+
+    async fn body(problem: Problem) -> (Response, Value) {
+        let (parts, body) = problem.into_response().into_parts();
+        let bytes = axum::body::to_bytes(body, 1 << 16).await.unwrap();
+        let value = serde_json::from_slice(&bytes).unwrap();
+        (Response::from_parts(parts, Body::empty()), value)
+    }
+
+    #[tokio::test]
+    async fn a_problem_shows_all_that_it_has_and_nothing_else() {
+        let (response, plain) = body(Problem::new(ErrorCode::NotFound, "nothing here")).await;
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        assert_eq!(
+            plain,
+            json!({"error": "nothing here", "message": "nothing here", "code": "NOT_FOUND"})
+        );
+        let run = RunId::new();
+        let mut problem = Problem::field(ErrorCode::QueueFull, "files[2].name", "too long")
+            .hint("shorten it")
+            .retry_after(Duration::from_millis(1500))
+            .about(&run);
+        problem.details.push(Detail {
+            path: "prompt".to_owned(),
+            message: "empty".to_owned(),
+        });
+        let (response, whole) = body(problem).await;
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()["retry-after"], "2");
+        assert_eq!(response.headers()["x-run-id"], run.as_str());
+        assert_eq!(
+            whole,
+            json!({
+                "error": "too long", "message": "too long", "code": "QUEUE_FULL",
+                "field": "files[2].name", "hint": "shorten it",
+                "details": [
+                    {"path": "files[2].name", "message": "too long"},
+                    {"path": "prompt", "message": "empty"},
+                ],
+                "retryAfterSecs": 2, "runId": run,
+            })
+        );
+    }
+
+    #[tokio::test]
+    async fn every_code_is_an_error_status_and_overload_says_when_to_come_back() {
+        for code in ErrorCode::ALL.iter().copied() {
+            let status = status(code);
+            assert!(
+                status.is_client_error() || status.is_server_error(),
+                "{code}"
+            );
+            let waits = matches!(
+                code,
+                ErrorCode::QueueFull
+                    | ErrorCode::TooManyRequests
+                    | ErrorCode::ServerBusy
+                    | ErrorCode::Draining
+                    | ErrorCode::StoreUnavailable
+            );
+            let (response, _) = body(Problem::new(code, "x")).await;
+            assert_eq!(
+                response.headers().contains_key(RETRY_AFTER),
+                waits,
+                "{code}"
+            );
+        }
+    }
 }

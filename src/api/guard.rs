@@ -36,7 +36,7 @@ pub(super) async fn guard(State(state): State<ApiState>, request: Request, next:
         Err(problem) => problem.into_response(),
     };
     if let Some(Refused(code)) = response.extensions().get().copied()
-        && may_log()
+        && may_log(state.clock.now().as_second())
     {
         tracing::info!(
             %code,
@@ -130,8 +130,7 @@ const LOGGED_PER_WINDOW: u64 = 20;
 /// Counts lines in the low bits and the window (about a second) in the high bits.
 static WINDOW: AtomicU64 = AtomicU64::new(0);
 
-fn may_log() -> bool {
-    let now = crate::clock::Clock::system().now().as_second();
+fn may_log(now: i64) -> bool {
     let window = u64::try_from(now).unwrap_or(0) << 16;
     let before = WINDOW.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |seen| {
         let count = if seen & !0xffff == window {

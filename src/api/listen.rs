@@ -47,6 +47,9 @@ pub struct Limits {
     pub max_headers: usize,
     /// Bytes in a head.
     pub max_head_bytes: usize,
+    /// What is kept in memory of a response that a peer does not read; a single larger event is kept
+    /// whole.
+    pub buffer: usize,
     /// The kernel's buffer of what a peer has not read.
     pub send_buffer: usize,
 }
@@ -58,9 +61,10 @@ impl Default for Limits {
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
             write_stall: Duration::from_mins(1),
-            linger: Duration::from_secs(2),
+            linger: Duration::from_secs(1),
             max_headers: 64,
             max_head_bytes: 16 << 10,
+            buffer: 32 << 10,
             send_buffer: 256 << 10,
         }
     }
@@ -75,6 +79,17 @@ pub struct Shutdown {
     pub grace: Duration,
     /// Cuts what is left at once.
     pub cut: CancellationToken,
+}
+
+impl Shutdown {
+    /// An end that begins when `begin` is cancelled and takes at most `grace`.
+    pub fn within(grace: Duration) -> Self {
+        Self {
+            begin: CancellationToken::new(),
+            grace,
+            cut: CancellationToken::new(),
+        }
+    }
 }
 
 /// The peer of a request's connection.
@@ -201,6 +216,7 @@ impl Connection {
                 .header_read_timeout(limits.idle_timeout)
                 .max_headers(limits.max_headers)
                 .max_header_size(limits.max_head_bytes)
+                .max_buf_size(limits.buffer)
                 .serve_connection(io, service)
         );
         let mut ending = false;

@@ -21,7 +21,6 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::{Instant, timeout};
 
 use super::ApiState;
-use super::auth::unauthorized;
 use super::error::{json, store_problem};
 use super::extract::WEBHOOK_LIMIT;
 use super::listen::Caller;
@@ -69,7 +68,7 @@ pub(super) async fn e2b(
     let secret = state.app.config.server.webhook_secret.as_ref();
     let signed = match secret {
         Some(secret) if signature_fits(secret, &headers, &body.bytes) => true,
-        Some(_) => return Err(unauthorized()),
+        Some(_) => return Err(unsigned()),
         None => {
             state.auth.check(&headers, caller.0)?;
             false
@@ -157,6 +156,14 @@ fn parse(body: &[u8]) -> Option<(Payload, Value)> {
     let sandbox_ok = payload.sandbox_id.as_deref().is_none_or(named);
     (value.is_object() && named(&payload.id) && named(&payload.kind) && sandbox_ok)
         .then_some((payload, value))
+}
+
+fn unsigned() -> Problem {
+    Problem::new(
+        ErrorCode::Unauthorized,
+        "the delivery is not signed with this server's secret",
+    )
+    .hint("SANDCASTER_WEBHOOK_SECRET must be the signatureSecret of the webhook at E2B")
 }
 
 fn malformed() -> Problem {

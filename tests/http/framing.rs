@@ -110,6 +110,33 @@ async fn ambiguous_requests_are_refused() {
             &[400],
         ),
         (
+            "no path",
+            format!("OPTIONS * HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+            &[404, 405],
+        ),
+        (
+            "a proxy's method",
+            format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+            &[404, 405],
+        ),
+        (
+            "another's proxy",
+            format!("CONNECT evil.example:443 HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+            &[400],
+        ),
+        (
+            "bare LF",
+            format!("GET /runs HTTP/1.1\nHost: {host}\nConnection: close\n\n"),
+            &[200, 400],
+        ),
+        (
+            "length and chunks",
+            format!(
+                "POST /query HTTP/1.1\r\nHost: {host}\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+            ),
+            &[400, 415],
+        ),
+        (
             "HTTP/2",
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
             &[400, 505],
@@ -165,8 +192,8 @@ async fn large_heads_are_refused() {
 
 fn quick() -> Limits {
     Limits {
-        head_timeout: Duration::from_millis(300),
-        idle_timeout: Duration::from_secs(3),
+        head_timeout: Duration::from_secs(1),
+        idle_timeout: Duration::from_secs(15),
         linger: Duration::from_millis(100),
         ..Limits::default()
     }
@@ -186,7 +213,7 @@ async fn closed_after(stream: &mut tokio::net::TcpStream) -> Duration {
 async fn a_head_that_trickles_in_is_cut_off() {
     let server = TestServer::routes(keyless(), Router::new(), quick()).await;
     let mut silent = server.connect().await;
-    assert!(closed_after(&mut silent).await < Duration::from_secs(2));
+    assert!(closed_after(&mut silent).await < Duration::from_secs(8));
 
     // A byte now and then does not buy more time.
     let stream = server.connect().await;
@@ -210,7 +237,7 @@ async fn a_head_that_trickles_in_is_cut_off() {
         () = trickle => {}
     }
     assert!(
-        start.elapsed() < Duration::from_secs(2),
+        start.elapsed() < Duration::from_secs(8),
         "{:?}",
         start.elapsed()
     );
@@ -227,12 +254,12 @@ async fn an_idle_connection_may_wait_longer_than_a_head_may_take() {
         200
     );
     // Longer than a head's time, shorter than an idle connection's.
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::time::sleep(Duration::from_millis(1800)).await;
     assert_eq!(
         first_reply(&mut stream, request.as_bytes()).await.status,
         200
     );
     // The second head starts its own clock.
     stream.write_all(b"GET /health HTT").await.unwrap();
-    assert!(closed_after(&mut stream).await < Duration::from_secs(2));
+    assert!(closed_after(&mut stream).await < Duration::from_secs(8));
 }

@@ -212,6 +212,35 @@ async fn a_client_that_leaves_lets_the_source_go() {
 }
 
 #[tokio::test]
+async fn a_client_that_will_send_nothing_more_counts_as_gone() {
+    let (dropped, was_dropped) = oneshot::channel::<()>();
+    let dropped = Arc::new(parking_lot::Mutex::new(Some(dropped)));
+    let server = serve(
+        move || {
+            let held = dropped.lock().take();
+            stream::once(async move {
+                let _held = held;
+                std::future::pending().await
+            })
+        },
+        LONG,
+    )
+    .await;
+    let mut connection = server.connect().await;
+    connection
+        .write_all(&server.get("/runs").bytes())
+        .await
+        .unwrap();
+    let mut seen = String::new();
+    read_until(&mut connection, &mut seen, "retry: 2000").await;
+    connection.shutdown().await.unwrap();
+    let gone = timeout(PATIENCE, was_dropped)
+        .await
+        .expect("the source is let go");
+    assert!(gone.is_err());
+}
+
+#[tokio::test]
 async fn curl_reads_a_stream() {
     let server = serve(|| stream::iter([Ok(delta(1, "hi")), Ok(result(2))]), LONG).await;
     let url = format!("http://{}/runs", server.address);

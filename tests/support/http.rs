@@ -20,7 +20,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
 use super::memory_store::MemoryStore;
 
@@ -110,11 +109,7 @@ impl TestServer {
     async fn serve(router: Router, store: Arc<MemoryStore>, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shutdown = Shutdown {
-            begin: CancellationToken::new(),
-            grace: PATIENCE,
-            cut: CancellationToken::new(),
-        };
+        let shutdown = Shutdown::within(PATIENCE);
         let mut serving = JoinSet::new();
         serving.spawn(api::listen::serve(
             listener,
