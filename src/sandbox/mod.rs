@@ -2,6 +2,7 @@
 //!
 //! Knows no LLM, no run log and no HTTP server of ours.
 
+pub mod local;
 pub mod paths;
 mod types;
 
@@ -18,7 +19,7 @@ pub use types::{
 };
 
 /// Every backend that a request may name, in the order in which one is chosen.
-pub static BACKENDS: &[BackendDef] = &[E2B, VERCEL, CLOUDFLARE, DOCKER];
+pub static BACKENDS: &[BackendDef] = &[E2B, VERCEL, CLOUDFLARE, DOCKER, local::DEF];
 
 const E2B: BackendDef = BackendDef {
     name: "e2b",
