@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sandcaster::sandbox::{
-    ExecOutput, ExecSpec, FileErrorKind, Sandbox as _, SandboxBackend, SandboxError,
-};
+use sandcaster::sandbox::{ExecOutput, ExecSpec, FileErrorKind, SandboxBackend, SandboxError};
 
 use super::{create, labels, run, sh, shell, soon, spec};
 
@@ -58,7 +56,7 @@ async fn environment_directory_and_input_are_as_given(backend: Backend) {
     let sandbox = create(&backend).await;
     let mut command = sh(r#"echo "$A|$HOME|$UNSET"; pwd; cat; echo end"#);
     command.env = BTreeMap::from([("A".to_owned(), "1 2\n3 ü'\"".to_owned())]);
-    command.cwd = "/tmp".to_owned();
+    "/tmp".clone_into(&mut command.cwd);
     command.stdin = Bytes::from_static(b"given\n");
     let done = run(&sandbox, command).await;
     assert_eq!(
@@ -374,7 +372,7 @@ async fn an_exit_is_told_though_a_child_holds_the_pipe(backend: Backend) {
     // The pipe is emptied from then on, so the child lives, however much it writes.
     let (_, alive) = shell(
         &sandbox,
-        "(while [ ! -e enough ]; do head -c 10000 /dev/zero; : > wrote; done; : > end) & sleep 0.3; rm -f wrote; while [ ! -e wrote ]; do sleep 0.01; done; : > enough; echo alive",
+        "(while [ ! -e enough ]; do head -c 10000 /dev/zero; : > wrote; done; : > end) & sleep 0.3; rm -f wrote; while [ ! -e wrote ]; do sleep 0.01; done; : > enough; echo alive >&2",
     )
     .await;
     assert!(alive.contains("alive\n"));

@@ -52,7 +52,7 @@ pub fn spec() -> SandboxSpec {
     SandboxSpec {
         template: None,
         network: Network::None,
-        lifetime: Duration::from_secs(120),
+        lifetime: Duration::from_mins(2),
         deadline: Deadline::after(PATIENCE),
     }
 }

@@ -76,11 +76,12 @@ fn limit_to(resource: Resource, limit: u64) -> Result<(), Failed> {
 }
 
 /// A second wall around the same places that the mounts leave: read and run programs, read `/etc` and
-/// `/proc`, and do anything at home.
+/// `/proc`, use devices, and do anything at home.
 fn landlock(settings: &Settings) -> Result<&'static str, String> {
     let run = AccessFs::from_read(LANDLOCK);
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let all = AccessFs::from_all(LANDLOCK);
+    let use_devices = read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
     let mut places: Vec<(&std::path::Path, BitFlags<AccessFs>)> = Vec::new();
     places.push(("/".as_ref(), AccessFs::ReadDir.into()));
     for path in [
@@ -94,7 +95,8 @@ fn landlock(settings: &Settings) -> Result<&'static str, String> {
     for path in ["/etc", "/proc"] {
         places.push((path.as_ref(), read));
     }
-    for path in [HOME, "/tmp", "/dev"] {
+    places.push(("/dev".as_ref(), use_devices));
+    for path in [HOME, "/tmp", "/dev/shm"] {
         places.push((path.as_ref(), all));
     }
 

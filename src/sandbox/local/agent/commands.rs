@@ -161,16 +161,22 @@ impl Command {
     }
 
     /// Moves a pipe that is ready. A fault means that the command never ran.
-    pub(super) fn pump(&mut self, pipe: Pipe, id: u32, out: &mut BytesMut) -> Option<Fault> {
+    pub(super) fn pump(
+        &mut self,
+        pipe: Pipe,
+        id: u32,
+        out: &mut BytesMut,
+        buffer: &mut [u8],
+    ) -> Option<Fault> {
         match pipe {
             Pipe::Start => return self.pump_start(id, out),
             Pipe::Stdin => self.pump_stdin(id, out),
             Pipe::Stdout if self.credit > 0 => {
-                let sent = forward(&mut self.stdout, Kind::Stdout, id, out);
+                let sent = forward(&mut self.stdout, Kind::Stdout, id, out, buffer);
                 self.credit -= u32::from(sent);
             }
             Pipe::Stderr if self.credit > 0 => {
-                let sent = forward(&mut self.stderr, Kind::Stderr, id, out);
+                let sent = forward(&mut self.stderr, Kind::Stderr, id, out, buffer);
                 self.credit -= u32::from(sent);
             }
             Pipe::Stdout | Pipe::Stderr => {}
@@ -312,12 +318,21 @@ impl Command {
 }
 
 /// Moves at most one frame of output; whether one was sent.
-fn forward(output: &mut Option<Output>, kind: Kind, id: u32, out: &mut BytesMut) -> bool {
+fn forward(
+    output: &mut Option<Output>,
+    kind: Kind,
+    id: u32,
+    out: &mut BytesMut,
+    buffer: &mut [u8],
+) -> bool {
     let Some(open) = output else {
         return false;
     };
-    let mut buffer = [0; CHUNK];
-    match open.pipe.read(&mut buffer) {
+    let most = buffer.len().min(CHUNK);
+    let Some(buffer) = buffer.get_mut(..most) else {
+        return false;
+    };
+    match open.pipe.read(buffer) {
         Ok(0) => {
             *output = None;
             false
@@ -339,9 +354,8 @@ fn forward(output: &mut Option<Output>, kind: Kind, id: u32, out: &mut BytesMut)
 }
 
 /// Empties a pipe a little; `false` once it is closed.
-pub(super) fn discard(pipe: &OwnedFd) -> bool {
-    let mut buffer = [0; super::TURN];
-    match nix::unistd::read(pipe, &mut buffer) {
+pub(super) fn discard(pipe: &OwnedFd, buffer: &mut [u8]) -> bool {
+    match nix::unistd::read(pipe, buffer) {
         Ok(0) => false,
         Ok(_) | Err(Errno::EAGAIN | Errno::EINTR) => true,
         Err(_) => false,

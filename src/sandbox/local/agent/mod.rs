@@ -79,6 +79,8 @@ struct Agent {
     reads: BTreeMap<u32, Reading>,
     writes: BTreeMap<u32, Writing>,
     watchdog: Watchdog,
+    /// Where bytes pass through.
+    buffer: Vec<u8>,
 }
 
 /// Why the loop ended.
@@ -130,6 +132,7 @@ impl Agent {
                 reads: BTreeMap::new(),
                 writes: BTreeMap::new(),
                 watchdog: Watchdog::new(settings),
+                buffer: vec![0; TURN],
             }),
             Err(failed) => Err((Some(control), failed)),
         }
@@ -232,11 +235,10 @@ impl Agent {
 
     /// Takes what the host sent; `false` once it has closed.
     fn receive(&mut self) -> Result<bool, Over> {
-        let mut buffer = [0; TURN];
-        match self.control.read(&mut buffer) {
+        match self.control.read(&mut self.buffer) {
             Ok(0) => return Ok(false),
             Ok(count) => {
-                let received = buffer.get(..count).unwrap_or_default();
+                let received = self.buffer.get(..count).unwrap_or_default();
                 self.decoder.buffer().extend_from_slice(received);
             }
             Err(error)
@@ -336,15 +338,16 @@ impl Agent {
         match source {
             Source::Command(id, pipe) => {
                 if let Some(command) = self.commands.get_mut(&id)
-                    && let Some(fault) = command.pump(pipe, id, &mut self.out)
+                    && let Some(fault) = command.pump(pipe, id, &mut self.out, &mut self.buffer)
                 {
                     self.commands.remove(&id);
                     self.fault(id, &fault);
                 }
             }
             Source::Drain(fd) => {
+                let buffer = &mut self.buffer;
                 self.drains
-                    .retain(|drain| drain.as_raw_fd() != fd || commands::discard(drain));
+                    .retain(|drain| drain.as_raw_fd() != fd || commands::discard(drain, buffer));
             }
         }
     }
