@@ -28,11 +28,26 @@ pub async fn soon<T>(future: impl Future<Output = T>) -> T {
         .expect("it took too long")
 }
 
+/// The launcher's name where test program and launcher were copied to together.
+pub const LAUNCHER_BESIDE: &str = "sandcaster-launcher";
+
+/// The program that launches sandboxes.
+pub fn launcher() -> PathBuf {
+    let beside = std::env::current_exe()
+        .unwrap()
+        .with_file_name(LAUNCHER_BESIDE);
+    if beside.exists() {
+        beside
+    } else {
+        PathBuf::from(env!("CARGO_BIN_EXE_sandcaster"))
+    }
+}
+
 pub fn config(local: LocalLimits) -> BackendConfig {
     BackendConfig {
         http: sandcaster::net::build().unwrap(),
         keys: Vec::new(),
-        launcher: PathBuf::from(env!("CARGO_BIN_EXE_sandcaster")),
+        launcher: launcher(),
         local,
     }
 }

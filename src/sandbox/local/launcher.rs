@@ -100,7 +100,14 @@ fn serve(queue: &Receiver<Job>) {
             }
             Ok(Job::Reap(child)) => orphans.push(child),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Disconnected) => {
+                // Each has been told to end, or its socket is closed. What still lives when this thread
+                // ends is told once more, by the kernel.
+                for mut child in orphans {
+                    child.wait().ok();
+                }
+                return;
+            }
         }
         orphans.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     }

@@ -97,6 +97,7 @@ macro_rules! stands {
         }
         #[cfg(not(debug_assertions))]
         {
+            let _: &$crate::sandbox::local::settings::Settings = $settings;
             true
         }
     }};
