@@ -5,6 +5,8 @@ mod conformance;
 mod local_escape;
 #[cfg(target_os = "linux")]
 mod local_life;
+#[cfg(target_os = "linux")]
+mod local_limits;
 
 use std::path::PathBuf;
 use std::sync::Arc;
