@@ -1,1 +1,3 @@
 //! The agent: one run of an LLM with its tools.
+
+pub mod files;

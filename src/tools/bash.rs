@@ -20,6 +20,7 @@ use crate::sandbox::{ExecOutput, ExecStream, SandboxError};
 use super::facts::Facts;
 use super::quote::quote;
 use super::schema::{bool_arg, int_arg, str_arg};
+use super::script::Failure;
 use super::text::{Excerpt, Limits, TextKeeper, one_line};
 use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
 use super::wrapper::{EndRecord, RecordScanner, Wrapped, sweep, trim};
@@ -90,10 +91,7 @@ impl Tool for Bash {
         };
         match call.run(command).await {
             Ok(ended) => call.outcome(ended).await,
-            Err(SandboxError::NotStarted(why)) => ToolOutcome::Complaint(format!(
-                "this sandbox has no usable shell, so only file_write works: {why}"
-            )),
-            Err(error) => error.into(),
+            Err(error) => Failure::from(error).into(),
         }
     }
 }
@@ -102,12 +100,21 @@ impl Tool for Bash {
 fn unusable(command: &str) -> Option<String> {
     let trimmed = command.trim();
     if trimmed.is_empty() {
-        return Some("the command is empty; give a shell command, as in {\"command\": \"ls -la\"}".to_owned());
+        return Some(
+            "the command is empty; give a shell command, as in {\"command\": \"ls -la\"}"
+                .to_owned(),
+        );
     }
     if command.contains('\0') {
-        return Some("the command has a NUL character, which no shell can take; write it as \\0 to printf".to_owned());
+        return Some(
+            "the command has a NUL character, which no shell can take; write it as \\0 to printf"
+                .to_owned(),
+        );
     }
-    let literal = matches!(trimmed.as_bytes(), [b'[', b'{' | b'"' | b'\'', ..] | [b'{', b'"' | b'\'', ..]);
+    let literal = matches!(
+        trimmed.as_bytes(),
+        [b'[', b'{' | b'"' | b'\'', ..] | [b'{', b'"' | b'\'', ..]
+    );
     literal.then(|| {
         "the command is a JSON or Python literal, not shell; give the command itself as a string, \
          as in {\"command\": \"ls -la\"}"
@@ -305,7 +312,10 @@ impl Call<'_> {
     }
 
     async fn outcome(&self, ended: Ended) -> ToolOutcome {
-        if self.background && ended.stopped.is_none() && let Some(record) = &ended.record {
+        if self.background
+            && ended.stopped.is_none()
+            && let Some(record) = &ended.record
+        {
             return self.started(record, &ended);
         }
         let mut notes: Vec<String> = Vec::new();
@@ -338,14 +348,20 @@ impl Call<'_> {
         let truncated = ended.excerpt.is_cut();
         if truncated && ended.record.is_some() && ended.bytes < OUTPUT_FILE {
             let sandbox = self.context.sandbox.as_ref();
-            trim(sandbox, &self.output_path, ended.bytes, &self.context.cancel).await;
+            trim(
+                sandbox,
+                &self.output_path,
+                ended.bytes,
+                &self.context.cancel,
+            )
+            .await;
         }
         let mut text = self.output_text(&ended);
         for note in notes.iter().chain(&status) {
             if !text.is_empty() && !text.ends_with('\n') {
                 text.push('\n');
             }
-            let _ = write!(text, "[{note}]");
+            write!(text, "[{note}]").ok();
         }
         if text.trim().is_empty() {
             "(no output)".clone_into(&mut text);
@@ -393,17 +409,25 @@ impl Call<'_> {
                 .to_owned(),
         }));
         if ended.record.is_none() && ended.stopped.is_none() {
-            lines.push("the command ended the shell that ran it; the working directory is unchanged".to_owned());
+            lines.push(
+                "the command ended the shell that ran it; the working directory is unchanged"
+                    .to_owned(),
+            );
         }
         let mut parts = Vec::new();
         if let Some(code) = code.filter(|code| *code != 0) {
             parts.push(match code {
                 126 => "exit 126: found, but it can't be executed".to_owned(),
                 127 if self.facts.known => {
-                    format!("exit 127: command not found. {}", self.facts.programs_in_words())
+                    format!(
+                        "exit 127: command not found. {}",
+                        self.facts.programs_in_words()
+                    )
                 }
                 127 => "exit 127: command not found".to_owned(),
-                137 if ended.stopped.is_none() => "exit 137: killed, perhaps out of memory".to_owned(),
+                137 if ended.stopped.is_none() => {
+                    "exit 137: killed, perhaps out of memory".to_owned()
+                }
                 code => format!("exit {code}"),
             });
         }
@@ -448,10 +472,12 @@ impl Call<'_> {
 /// Waits a moment for the end of a stream whose record has come; one that goes on, because a program in
 /// the background holds it, is drained. Gives it back where there is no place for that.
 async fn leave(mut stream: ExecStream, context: &ToolContext) -> Result<(), ExecStream> {
-    let ending = async {
-        while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {}
-    };
-    if tokio::time::timeout(Duration::from_millis(30), ending).await.is_ok() {
+    let ending =
+        async { while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {} };
+    if tokio::time::timeout(Duration::from_millis(30), ending)
+        .await
+        .is_ok()
+    {
         return Ok(());
     }
     context.session.drain(stream)
@@ -481,10 +507,23 @@ mod tests {
 
     #[test]
     fn literals_are_told_from_commands() {
-        for bad in ["", "  \n", "[{\"command\": 1}]", "{\"cmd\": \"ls\"}", "['ls', '-l']", "a\0b"] {
+        for bad in [
+            "",
+            "  \n",
+            "[{\"command\": 1}]",
+            "{\"cmd\": \"ls\"}",
+            "['ls', '-l']",
+            "a\0b",
+        ] {
             assert!(unusable(bad).is_some(), "{bad:?}");
         }
-        for good in ["ls", "[ -f x ] && echo y", "{ echo a; }", "[[ a == b ]]", "\"$x\""] {
+        for good in [
+            "ls",
+            "[ -f x ] && echo y",
+            "{ echo a; }",
+            "[[ a == b ]]",
+            "\"$x\"",
+        ] {
             assert_eq!(unusable(good), None, "{good:?}");
         }
     }

@@ -13,6 +13,7 @@ use super::place::Place;
 use super::read::{FETCHED, is_binary};
 use super::replace::{LineIndex, Replaced, replace};
 use super::schema::{bool_arg, str_arg};
+use super::script::Failure;
 use super::text::{first_chars, one_line};
 use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
 
@@ -52,19 +53,16 @@ pub(super) fn spec() -> ToolSpec {
 #[async_trait]
 impl Tool for FileEdit {
     async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
-        edit(args, context).await.unwrap_or_else(|outcome| outcome)
+        edit(args, context).await.unwrap_or_else(Into::into)
     }
 }
 
-async fn edit(
-    args: &Map<String, Value>,
-    context: &ToolContext,
-) -> Result<ToolOutcome, ToolOutcome> {
+async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolOutcome, Failure> {
     let given = str_arg(args, "path");
     let name = one_line(given);
     let complain = |why: &str| {
         let why = format!("{name}: {why}");
-        ToolOutcome::Complaint(context.redactor.clean(&why).into_owned())
+        Failure::Complaint(context.redactor.clean(&why).into_owned())
     };
     let place = Place::look(given, false, context).await?;
     let _held = context.session.lock_path(place.real()).await;
@@ -88,7 +86,13 @@ async fn edit(
     let all = bool_arg(args, "replace_all");
     let (old, new) = (str_arg(args, "old_string"), str_arg(args, "new_string"));
     let replaced = replace(&file, old, new, all).map_err(|why| complain(&why))?;
-    super::store(&place.path, given, Bytes::from(replaced.bytes.clone()), context).await?;
+    super::store(
+        &place.path,
+        given,
+        Bytes::from(replaced.bytes.clone()),
+        context,
+    )
+    .await?;
 
     let count = replaced.places.len();
     let mut text = format!(
@@ -97,12 +101,17 @@ async fn edit(
         if count == 1 { "" } else { "s" }
     );
     if let Some(note) = replaced.note {
-        let _ = write!(text, " ({note})");
+        write!(text, " ({note})").ok();
     }
     let hunks = hunks(&file, &replaced);
     text.push_str(&shown(&hunks, &replaced.bytes));
     Ok(ToolOutcome::Answer(ToolAnswer {
-        diff: Some(context.redactor.clean(&diff(&hunks, &file, &replaced.bytes)).into_owned()),
+        diff: Some(
+            context
+                .redactor
+                .clean(&diff(&hunks, &file, &replaced.bytes))
+                .into_owned(),
+        ),
         ..ToolAnswer::text(context.redactor.clean(&text).into_owned())
     }))
 }
@@ -163,7 +172,7 @@ fn shown(hunks: &[Hunk], bytes: &[u8]) -> String {
                 return out;
             }
             left -= 1;
-            let _ = write!(out, "\n{}\t{}", number + 1, line(text));
+            write!(out, "\n{}\t{}", number + 1, line(text)).ok();
         }
     }
     out
@@ -176,14 +185,14 @@ fn diff(hunks: &[Hunk], old: &[u8], new: &[u8]) -> String {
     let new: Vec<&str> = new.lines().collect();
     let part = |lines: &[&str], range: Range<usize>, sign: char, out: &mut String| {
         for text in lines.iter().take(range.end).skip(range.start) {
-            let _ = write!(out, "\n{sign}{}", line(text));
+            write!(out, "\n{sign}{}", line(text)).ok();
         }
     };
     let mut out = String::new();
     for hunk in hunks {
         let before = hunk.old.start.min(AROUND);
         let after = (hunk.old.end + AROUND).min(old.len()).max(hunk.old.end);
-        let _ = write!(
+        write!(
             out,
             "{}@@ -{},{} +{},{} @@",
             if out.is_empty() { "" } else { "\n" },
@@ -191,7 +200,8 @@ fn diff(hunks: &[Hunk], old: &[u8], new: &[u8]) -> String {
             after + before - hunk.old.start,
             hunk.new.start + 1 - before,
             hunk.new.len() + before + after - hunk.old.end
-        );
+        )
+        .ok();
         part(&old, hunk.old.start - before..hunk.old.start, ' ', &mut out);
         part(&old, hunk.old.clone(), '-', &mut out);
         part(&new, hunk.new.clone(), '+', &mut out);
@@ -227,7 +237,10 @@ mod tests {
 
     #[test]
     fn far_replacements_are_separate_hunks_and_near_ones_join() {
-        let old: String = (1..=40).map(|n| format!("{n} x\n")).collect();
+        let old = (1..=40)
+            .map(|n| format!("{n} x\n"))
+            .collect::<Vec<_>>()
+            .concat();
         let near = replace(b"x\nx\n", "x", "y", true).unwrap();
         assert_eq!(hunks(b"x\nx\n", &near).len(), 1);
         let far = old.replace("3 x", "hit").replace("30 x", "hit");

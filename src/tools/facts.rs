@@ -80,10 +80,11 @@ impl Facts {
         let found = Script {
             text: PROBE,
             args: PROGRAMS.to_vec(),
+            cwd: sandbox.working_dir(),
             keep: 64 * 1024,
             ..Script::default()
         }
-        .run_until(sandbox, sandbox.working_dir(), Deadline::after(LIMIT))
+        .run_until(sandbox, Deadline::after(LIMIT))
         .await;
         for line in String::from_utf8_lossy(&found).lines() {
             if let Some((name, value)) = line.split_once('=') {
@@ -99,9 +100,9 @@ impl Facts {
         }
         let value_owned = || one_line(value);
         match name {
-            "state" if value.starts_with('/') => self.state_dir = value.to_owned(),
-            "shell" if value == "bash" => self.shell = "bash".to_owned(),
-            "home" if value.starts_with('/') => self.home = value.to_owned(),
+            "state" if value.starts_with('/') => value.clone_into(&mut self.state_dir),
+            "shell" if value == "bash" => "bash".clone_into(&mut self.shell),
+            "home" if value.starts_with('/') => value.clone_into(&mut self.home),
             "has" => self
                 .programs
                 .extend(PROGRAMS.iter().filter(|program| **program == value)),
@@ -122,17 +123,17 @@ impl Facts {
         }
         let mut out = String::from("Sandbox:");
         for fact in [&self.os, &self.arch].into_iter().flatten() {
-            let _ = write!(out, " {fact},");
+            write!(out, " {fact},").ok();
         }
-        let _ = write!(out, " shell {}", self.shell);
+        write!(out, " shell {}", self.shell).ok();
         if let Some(uid) = self.uid {
-            let _ = write!(out, ", uid {uid}");
+            write!(out, ", uid {uid}").ok();
         }
-        let _ = write!(out, "; working directory {}", one_line(&self.working_dir));
+        write!(out, "; working directory {}", one_line(&self.working_dir)).ok();
         if let Some(free) = self.disk_free {
-            let _ = write!(out, " ({} free)", size(free));
+            write!(out, " ({} free)", size(free)).ok();
         }
-        let _ = write!(out, ". {}.", self.programs_in_words());
+        write!(out, ". {}.", self.programs_in_words()).ok();
         out
     }
 

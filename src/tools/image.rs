@@ -31,7 +31,21 @@ pub(super) fn kind(bytes: &[u8]) -> Option<Kind> {
         [0x89, b'P', b'N', b'G', b'\r', b'\n', 0x1a, b'\n', ..] => Some(Kind::Png),
         [0xff, 0xd8, 0xff, ..] => Some(Kind::Jpeg),
         [b'G', b'I', b'F', b'8', b'7' | b'9', b'a', ..] => Some(Kind::Gif),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some(Kind::Webp),
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'E',
+            b'B',
+            b'P',
+            ..,
+        ] => Some(Kind::Webp),
         _ => None,
     }
 }
@@ -39,7 +53,8 @@ pub(super) fn kind(bytes: &[u8]) -> Option<Kind> {
 /// Width and height; `None` when the header is cut or odd.
 pub(super) fn dimensions(kind: Kind, bytes: &[u8]) -> Option<(u32, u32)> {
     match kind {
-        Kind::Png => (bytes.get(12..16)? == b"IHDR").then_some(())
+        Kind::Png => (bytes.get(12..16)? == b"IHDR")
+            .then_some(())
             .and_then(|()| Some((be32(bytes, 16)?, be32(bytes, 20)?))),
         Kind::Gif => Some((le16(bytes, 6)?, le16(bytes, 8)?)),
         Kind::Webp => webp(bytes),

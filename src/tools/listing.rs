@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::script::Script;
-use super::types::{ToolContext, ToolOutcome};
+use super::script::{Failure, Script};
+use super::types::ToolContext;
 
 /// Directories that are full of what nobody asked for. Left out unless they are named.
 pub(crate) const SKIPPED: &[&str] = &[
@@ -70,7 +70,7 @@ impl Listing {
         path: &str,
         named: &[&str],
         context: &ToolContext,
-    ) -> Result<Self, ToolOutcome> {
+    ) -> Result<Self, Failure> {
         let mut args = vec![path];
         args.extend(SKIPPED.iter().filter(|skipped| !named.contains(skipped)));
         let found = Script {
@@ -107,12 +107,13 @@ impl Listing {
 
 /// How many directories deep.
 pub(crate) fn depth(path: &[u8]) -> usize {
-    path.iter().filter(|b| **b == b'/').count()
+    path.split(|b| *b == b'/').count()
 }
 
 /// Whether a part of the path begins with a dot.
 pub(super) fn is_hidden(path: &[u8]) -> bool {
-    path.split(|b| *b == b'/').any(|part| part.starts_with(b"."))
+    path.split(|b| *b == b'/')
+        .any(|part| part.starts_with(b"."))
 }
 
 #[cfg(test)]

@@ -61,7 +61,14 @@ fn descriptions_are_short_and_schemas_of_the_common_subset() {
     let first: Vec<&str> = TOOLS.iter().take(6).map(|def| def.name).collect();
     assert_eq!(
         first,
-        ["bash", "file_read", "file_write", "file_edit", "glob", "grep"]
+        [
+            "bash",
+            "file_read",
+            "file_write",
+            "file_edit",
+            "glob",
+            "grep"
+        ]
     );
 }
 

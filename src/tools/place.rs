@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::script::Script;
+use super::script::{Failure, Script};
 use super::text::{one_line, size};
-use super::types::{ToolContext, ToolOutcome};
+use super::types::ToolContext;
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// For reading or writing one file through the backend.
-const FILE_LIMIT: Duration = Duration::from_secs(60);
+const FILE_LIMIT: Duration = Duration::from_mins(1);
 /// Names of a directory that are looked at.
 const LISTING: usize = 256 * 1024;
 const SHOWN_ENTRIES: usize = 200;
@@ -72,12 +72,12 @@ struct Entry {
 }
 
 /// The absolute form of a path that a model gave: against the tracked directory, `~` being the home.
-pub(super) fn absolute(path: &str, cwd: &str, home: &str) -> Result<String, ToolOutcome> {
+pub(super) fn absolute(path: &str, cwd: &str, home: &str) -> Result<String, Failure> {
     if path.trim().is_empty() {
-        return Err(ToolOutcome::Complaint("path is empty".to_owned()));
+        return Err(Failure::Complaint("path is empty".to_owned()));
     }
     if path.contains('\0') {
-        return Err(ToolOutcome::Complaint(
+        return Err(Failure::Complaint(
             "path has a NUL character, which no file name can have".to_owned(),
         ));
     }
@@ -104,7 +104,7 @@ impl Place {
         path: &str,
         count_lines: bool,
         context: &ToolContext,
-    ) -> Result<Self, ToolOutcome> {
+    ) -> Result<Self, Failure> {
         let facts = context.session.probe(context.sandbox.as_ref()).await;
         let path = absolute(path, &context.session.cwd(), &facts.home)?;
         let found = Script {
@@ -156,7 +156,7 @@ impl Place {
     }
 
     /// A complaint for anything but a regular file that can be read.
-    pub(super) fn not_a_file(&self, given: &str, context: &ToolContext) -> Option<ToolOutcome> {
+    pub(super) fn not_a_file(&self, given: &str, context: &ToolContext) -> Option<Failure> {
         let given = one_line(given);
         let what = match self.kind {
             Kind::File if self.readable => return None,
@@ -167,7 +167,7 @@ impl Place {
             ),
             Kind::Missing => self.missing(&given, context),
         };
-        Some(ToolOutcome::Complaint(
+        Some(Failure::Complaint(
             context.redactor.clean(&what).into_owned(),
         ))
     }
@@ -239,7 +239,7 @@ pub(super) async fn fetch(
     place: &Place,
     most: u64,
     context: &ToolContext,
-) -> Result<Bytes, ToolOutcome> {
+) -> Result<Bytes, Failure> {
     let reading = context.sandbox.read(&place.path, most);
     within(reading, context).await?.map_err(Into::into)
 }
@@ -250,23 +250,20 @@ pub(super) async fn store(
     given: &str,
     bytes: Bytes,
     context: &ToolContext,
-) -> Result<(), ToolOutcome> {
+) -> Result<(), Failure> {
     let writing = context.sandbox.write(path, bytes);
     within(writing, context)
         .await?
         .map_err(|error| super::write::failed(given, error))
 }
 
-async fn within<T>(
-    work: impl Future<Output = T>,
-    context: &ToolContext,
-) -> Result<T, ToolOutcome> {
+async fn within<T>(work: impl Future<Output = T>, context: &ToolContext) -> Result<T, Failure> {
     // The token first: nothing is begun for a run that is over.
     tokio::select! {
         biased;
-        () = context.cancel.cancelled() => Err(super::script::cancelled()),
+        () = context.cancel.cancelled() => Err(Failure::Cancelled),
         done = tokio::time::timeout_at(context.deadline.within(FILE_LIMIT).instant(), work) => {
-            done.map_err(|_| ToolOutcome::Complaint("the sandbox took too long over the file".to_owned()))
+            done.map_err(|_| Failure::Complaint("the sandbox took too long over the file".to_owned()))
         }
     }
 }

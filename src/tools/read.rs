@@ -13,7 +13,7 @@ use crate::llm::{ToolContent, ToolSpec};
 use super::image;
 use super::place::{Kind, Place};
 use super::schema::{int_arg, str_arg};
-use super::script::Script;
+use super::script::{Failure, Script};
 use super::text::{grouped, one_line, size};
 use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
 
@@ -65,7 +65,7 @@ impl Tool for FileRead {
         let window = Window::new(int_arg(args, "offset"), int_arg(args, "limit"));
         read(given, window, context)
             .await
-            .unwrap_or_else(|outcome| outcome)
+            .unwrap_or_else(Into::into)
     }
 }
 
@@ -80,7 +80,9 @@ enum Window {
 
 impl Window {
     fn new(offset: Option<i64>, limit: Option<i64>) -> Self {
-        let limit = limit.map_or(MOST_LINES, |limit| limit.unsigned_abs().clamp(1, MOST_LINES));
+        let limit = limit.map_or(MOST_LINES, |limit| {
+            limit.unsigned_abs().clamp(1, MOST_LINES)
+        });
         match offset.unwrap_or(1) {
             offset if offset < 0 => Self::Last(offset.unsigned_abs()),
             offset => Self::From(offset.unsigned_abs().max(1), limit),
@@ -88,14 +90,10 @@ impl Window {
     }
 }
 
-async fn read(
-    given: &str,
-    window: Window,
-    context: &ToolContext,
-) -> Result<ToolOutcome, ToolOutcome> {
+async fn read(given: &str, window: Window, context: &ToolContext) -> Result<ToolOutcome, Failure> {
     let place = Place::look(given, false, context).await?;
     if place.kind == Kind::Directory {
-        return Ok(answer(context, place.listing()));
+        return Ok(answer(context, &place.listing()));
     }
     if let Some(complaint) = place.not_a_file(given, context) {
         return Err(complaint);
@@ -109,14 +107,14 @@ async fn read(
         return picture(&name, kind, &bytes);
     }
     if bytes.is_empty() {
-        return Ok(answer(context, "(empty file)".to_owned()));
+        return Ok(answer(context, "(empty file)"));
     }
     let text = match decode(&bytes) {
         Ok(text) => text,
         Err(kind) => {
             return Ok(answer(
                 context,
-                format!(
+                &format!(
                     "{name}: {kind}, {}. Look at it with bash: {}",
                     size(place.size),
                     advice(kind)
@@ -126,16 +124,16 @@ async fn read(
     };
     let mut shown = lines(&text.text, window, given)?;
     if let Some(target) = &place.target {
-        let _ = write!(shown, "\n[a link to {}]", one_line(target));
+        write!(shown, "\n[a link to {}]", one_line(target)).ok();
     }
     for note in text.notes {
-        let _ = write!(shown, "\n[{note}]");
+        write!(shown, "\n[{note}]").ok();
     }
-    Ok(answer(context, shown))
+    Ok(answer(context, &shown))
 }
 
-fn answer(context: &ToolContext, text: String) -> ToolOutcome {
-    ToolOutcome::Answer(ToolAnswer::text(context.redactor.clean(&text).into_owned()))
+fn answer(context: &ToolContext, text: &str) -> ToolOutcome {
+    ToolOutcome::Answer(ToolAnswer::text(context.redactor.clean(text).into_owned()))
 }
 
 /// A file that isn't fetched: its lines are cut out inside, for at most 20 s.
@@ -144,7 +142,7 @@ async fn large(
     place: &Place,
     window: Window,
     context: &ToolContext,
-) -> Result<ToolOutcome, ToolOutcome> {
+) -> Result<ToolOutcome, Failure> {
     let name = format!("{}{}", one_line(given), place.arrow());
     let limit = Duration::from_secs(20);
     let beginning = Script {
@@ -161,7 +159,7 @@ async fn large(
     if let Err(kind) = decode(&beginning.stdout) {
         return Ok(answer(
             context,
-            format!(
+            &format!(
                 "{name}: {kind}, {}. Look at it with bash: {}",
                 size(place.size),
                 advice(kind)
@@ -185,12 +183,15 @@ async fn large(
     let mut page = Page::default();
     page.fill(text.lines(), first, given);
     if page.count == 0 {
-        return Err(ToolOutcome::Complaint(format!(
+        return Err(Failure::Complaint(format!(
             "{name} has no line {first}, or the 20 s for it were too short"
         )));
     }
     let shown = match window {
-        Window::Last(count) => format!("{}\n[of the last {count} lines; they are numbered from the first one shown]", page.text),
+        Window::Last(count) => format!(
+            "{}\n[of the last {count} lines; they are numbered from the first one shown]",
+            page.text
+        ),
         Window::From(..) => format!(
             "{}\n[lines {first}–{} of a file of {}; go on with offset={}]",
             page.text,
@@ -199,22 +200,19 @@ async fn large(
             first + page.count
         ),
     };
-    Ok(answer(context, shown))
+    Ok(answer(context, &shown))
 }
 
 /// The lines of `window`, numbered, and where to go on.
-fn lines(text: &str, window: Window, given: &str) -> Result<String, ToolOutcome> {
+fn lines(text: &str, window: Window, given: &str) -> Result<String, Failure> {
     let all: Vec<&str> = text.lines().collect();
     let total = u64::try_from(all.len()).unwrap_or(u64::MAX);
     let (from, count) = match window {
         Window::From(from, count) => (from, count),
-        Window::Last(count) => (
-            total.saturating_sub(count) + 1,
-            count.min(MOST_LINES),
-        ),
+        Window::Last(count) => (total.saturating_sub(count) + 1, count.min(MOST_LINES)),
     };
     if from > total {
-        return Err(ToolOutcome::Complaint(format!(
+        return Err(Failure::Complaint(format!(
             "offset {from} is past the end: {} has {} lines",
             one_line(given),
             grouped(total)
@@ -255,14 +253,14 @@ impl Page {
                 None => shown.push_str(line),
                 Some((at, _)) => {
                     let (start, rest) = line.split_at(at);
-                    let _ = write!(
+                    write!(
                         shown,
                         "{start}[… {} more characters in this line; see them with bash: sed -n {number}p {} | cut -b {}-{}]",
                         grouped(u64::try_from(rest.chars().count()).unwrap_or(u64::MAX)),
                         one_line(given),
                         at + 1,
                         at + MOST_IN_LINE
-                    );
+                    ).ok();
                 }
             }
             let chars = shown.chars().count() + 1;
@@ -290,20 +288,27 @@ struct Decoded {
 fn decode(bytes: &[u8]) -> Result<Decoded, &'static str> {
     let mut decoded = Decoded::default();
     let utf16 = |rest: &[u8], unit: fn([u8; 2]) -> u16| {
-        let units = rest
-            .chunks_exact(2)
-            .map(|pair| unit([pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)]));
+        let units = rest.chunks_exact(2).map(|pair| {
+            unit([
+                pair.first().copied().unwrap_or(0),
+                pair.get(1).copied().unwrap_or(0),
+            ])
+        });
         char::decode_utf16(units)
             .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
             .collect::<String>()
     };
     let raw = match bytes {
         [0xff, 0xfe, rest @ ..] => {
-            decoded.notes.push("UTF-16 (little-endian) in the file; file_edit can't change it");
+            decoded
+                .notes
+                .push("UTF-16 (little-endian) in the file; file_edit can't change it");
             utf16(rest, u16::from_le_bytes)
         }
         [0xfe, 0xff, rest @ ..] => {
-            decoded.notes.push("UTF-16 (big-endian) in the file; file_edit can't change it");
+            decoded
+                .notes
+                .push("UTF-16 (big-endian) in the file; file_edit can't change it");
             utf16(rest, u16::from_be_bytes)
         }
         _ => {
@@ -311,13 +316,12 @@ fn decode(bytes: &[u8]) -> Result<Decoded, &'static str> {
                 return Err(binary_kind(bytes));
             }
             let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-            match std::str::from_utf8(text) {
-                Ok(text) => text.to_owned(),
-                Err(_) => {
-                    decoded.notes.push("some bytes are not UTF-8; shown as U+FFFD");
-                    String::from_utf8_lossy(text).into_owned()
-                }
+            if std::str::from_utf8(text).is_err() {
+                decoded
+                    .notes
+                    .push("some bytes are not UTF-8; shown as U+FFFD");
             }
+            String::from_utf8_lossy(text).into_owned()
         }
     };
     if raw.contains("\r\n") {
@@ -342,7 +346,10 @@ pub(super) fn is_binary(bytes: &[u8]) -> bool {
 fn binary_kind(bytes: &[u8]) -> &'static str {
     for (magic, kind) in [
         (&b"%PDF-"[..], "a PDF"),
-        (b"PK\x03\x04", "a ZIP archive (or an office document, jar, wheel)"),
+        (
+            b"PK\x03\x04",
+            "a ZIP archive (or an office document, jar, wheel)",
+        ),
         (b"\x1f\x8b", "gzip data"),
         (b"BZh", "bzip2 data"),
         (b"\xfd7zXZ", "xz data"),
@@ -368,19 +375,19 @@ fn advice(kind: &str) -> &'static str {
     }
 }
 
-fn picture(name: &str, kind: image::Kind, bytes: &[u8]) -> Result<ToolOutcome, ToolOutcome> {
+fn picture(name: &str, kind: image::Kind, bytes: &[u8]) -> Result<ToolOutcome, Failure> {
     let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if length > image::MOST_BYTES {
         return picture_too_large(name, kind, length);
     }
     let Some((width, height)) = image::dimensions(kind, bytes) else {
-        return Err(ToolOutcome::Complaint(format!(
+        return Err(Failure::Complaint(format!(
             "{name} begins like {} but its header can't be read; it may be damaged",
             kind.media_type()
         )));
     };
     if width.max(height) > image::MOST_PIXELS || width.min(height) == 0 {
-        return Err(ToolOutcome::Complaint(format!(
+        return Err(Failure::Complaint(format!(
             "{name} is {width}×{height}; at most {} px a side can be shown. Shrink a copy with bash, as in: \
              python3 -c \"from PIL import Image; i=Image.open('in'); i.thumbnail((1600,1600)); i.save('out.png')\"",
             image::MOST_PIXELS
@@ -395,12 +402,8 @@ fn picture(name: &str, kind: image::Kind, bytes: &[u8]) -> Result<ToolOutcome, T
     }))
 }
 
-fn picture_too_large(
-    name: &str,
-    kind: image::Kind,
-    length: u64,
-) -> Result<ToolOutcome, ToolOutcome> {
-    Err(ToolOutcome::Complaint(format!(
+fn picture_too_large(name: &str, kind: image::Kind, length: u64) -> Result<ToolOutcome, Failure> {
+    Err(Failure::Complaint(format!(
         "{name} is {} of {}; at most 3.7 MB can be shown. Shrink a copy with bash, as in: \
          python3 -c \"from PIL import Image; i=Image.open('in'); i.thumbnail((1600,1600)); i.save('out.jpg')\"",
         size(length),

@@ -12,17 +12,17 @@ fn texts_are_decoded_and_oddities_noted() {
     assert_eq!(notes(b"\xff\xfeh\0i\0"), ("hi".to_owned(), 1));
     assert_eq!(notes(b"\xfe\xff\0h\0i"), ("hi".to_owned(), 1));
     assert_eq!(notes(b"latin \xe4"), ("latin \u{fffd}".to_owned(), 1));
-    assert_eq!(
-        notes(b"esc \x1b[0m"),
-        ("esc \u{fffd}[0m".to_owned(), 1)
-    );
+    assert_eq!(notes(b"esc \x1b[0m"), ("esc \u{fffd}[0m".to_owned(), 1));
     assert_eq!(decode(b"%PDF-1.7\0"), Err("a PDF"));
     assert_eq!(decode(b"\x7fELF\0\0"), Err("an ELF program or library"));
 }
 
 #[test]
 fn pages_join_to_the_file() {
-    let text: String = (1..=10_000).map(|n| format!("line {n}\n")).collect();
+    let text = (1..=10_000)
+        .map(|n| format!("line {n}\n"))
+        .collect::<Vec<_>>()
+        .concat();
     let mut offset = 1;
     let mut joined = String::new();
     loop {
@@ -62,8 +62,7 @@ fn windows_count_from_the_end_and_say_when_they_are_past_it() {
         lines(text, Window::new(Some(2), Some(1)), "f").unwrap(),
         "2\tb\n[lines 2–2 of 3; go on with offset=3]"
     );
-    let ToolOutcome::Complaint(why) = lines(text, Window::new(Some(4), None), "f").unwrap_err()
-    else {
+    let Failure::Complaint(why) = lines(text, Window::new(Some(4), None), "f").unwrap_err() else {
         panic!("a complaint")
     };
     assert!(why.contains("has 3 lines"), "{why}");
@@ -74,5 +73,8 @@ fn a_giant_line_is_cut_and_the_way_on_is_named() {
     let text = "é".repeat(5_000);
     let shown = lines(&text, Window::new(None, None), "f.txt").unwrap();
     assert!(shown.contains("3,000 more characters"), "{shown}");
-    assert!(shown.contains("sed -n 1p f.txt | cut -b 4001-6000"), "{shown}");
+    assert!(
+        shown.contains("sed -n 1p f.txt | cut -b 4001-6000"),
+        "{shown}"
+    );
 }

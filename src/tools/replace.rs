@@ -171,7 +171,11 @@ pub(super) struct LineIndex(Vec<usize>);
 impl LineIndex {
     pub(super) fn new(bytes: &[u8]) -> Self {
         let ends = bytes.iter().enumerate();
-        Self(ends.filter(|(_, b)| **b == b'\n').map(|(at, _)| at).collect())
+        Self(
+            ends.filter(|(_, b)| **b == b'\n')
+                .map(|(at, _)| at)
+                .collect(),
+        )
     }
 
     /// The line, from 0, in which the byte at `at` lies.
@@ -224,9 +228,7 @@ fn not_found(file: &[u8], old: &str, new: &str) -> String {
 fn difference(text: &str, old: &str) -> Option<&'static str> {
     let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let unspaced = |text: &str| text.split_whitespace().collect::<String>();
-    let plain_quotes = |text: &str| {
-        text.replace(['‘', '’', '‛', '`', '"', '“', '”'], "'")
-    };
+    let plain_quotes = |text: &str| text.replace(['‘', '’', '‛', '`', '"', '“', '”'], "'");
     let tabs = |text: &str| text.replace('\t', " ");
     if tabs(text).contains(&tabs(old)) {
         return Some("it differs in tabs against blanks");

@@ -32,7 +32,11 @@ fn line_ends_of_the_file_are_kept() {
 
 #[test]
 fn pasted_numbers_and_a_surplus_line_end_are_helped() {
-    let (text, note) = edited("fn a() {\n\tb\n}\n", "1\tfn a() {\n2\t\tb\n", "1\tfn a() {\n2\t\tc\n");
+    let (text, note) = edited(
+        "fn a() {\n\tb\n}\n",
+        "1\tfn a() {\n2\t\tb\n",
+        "1\tfn a() {\n2\t\tc\n",
+    );
     assert_eq!(text, "fn a() {\n\tc\n}\n");
     assert!(note.unwrap().contains("line numbers"));
     let (text, note) = edited("last line", "last line\n", "new line\n");
@@ -52,7 +56,11 @@ fn what_is_not_found_is_explained() {
         ("DEF add", "x", "case"),
         ("def sub(a, b):", "def add(a, b):", "already"),
         ("def addd(a, b):", "x", "1\tdef add(a, b):"),
-        ("zzzzzzzzzzzzzzzzzzzzzz", "x", "no line of the file is similar"),
+        (
+            "zzzzzzzzzzzzzzzzzzzzzz",
+            "x",
+            "no line of the file is similar",
+        ),
     ] {
         let why = refused(file, old, new);
         assert!(why.contains(words), "{old:?}: {why}");

@@ -63,7 +63,11 @@ impl Prepared {
         (!self.ignored_fields.is_empty()).then(|| {
             format!(
                 "[ignored unknown argument{}: {}]",
-                if self.ignored_fields.len() == 1 { "" } else { "s" },
+                if self.ignored_fields.len() == 1 {
+                    ""
+                } else {
+                    "s"
+                },
                 one_line(&self.ignored_fields.join(", "))
             )
         })
@@ -114,8 +118,9 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs) -> Result<Prepared, String> {
         if properties.contains_key(name) || value.is_null() {
             continue;
         }
-        let meant = meaning(name, value)
-            .filter(|(meant, _)| properties.contains_key(*meant) && !prepared.args.contains_key(*meant));
+        let meant = meaning(name, value).filter(|(meant, _)| {
+            properties.contains_key(*meant) && !prepared.args.contains_key(*meant)
+        });
         let fitting = meant.and_then(|(meant, value)| {
             let value = fitted(properties.get(meant)?, &value).ok()?;
             Some((meant, value))
@@ -225,7 +230,11 @@ fn meaning(name: &str, value: &Value) -> Option<(&'static str, Value)> {
     }
     let ours = of(MILLISECONDS)?;
     let millis = integer(value)?;
-    let secs = if millis < 1 { millis } else { millis.saturating_add(999) / 1000 };
+    let secs = if millis < 1 {
+        millis
+    } else {
+        millis.saturating_add(999) / 1000
+    };
     Some((ours, Value::from(secs.min(999))))
 }
 

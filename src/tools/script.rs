@@ -19,6 +19,8 @@ pub(crate) struct Script<'a> {
     pub(crate) text: &'static str,
     /// `$1`, `$2`, ….
     pub(crate) args: Vec<&'a str>,
+    /// Where it starts; `/` if empty.
+    pub(crate) cwd: &'a str,
     /// Standard input.
     pub(crate) stdin: Bytes,
     /// Added to the environment.
@@ -38,28 +40,54 @@ pub(crate) enum ScriptError {
     Cancelled,
 }
 
-impl From<ScriptError> for ToolOutcome {
+/// Why a call did not come to its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Told to the model.
+    Complaint(String),
+    /// The sandbox is lost.
+    Fatal(SandboxError),
+    /// The run is to stop.
+    Cancelled,
+}
+
+impl From<ScriptError> for Failure {
     fn from(error: ScriptError) -> Self {
         match error {
-            ScriptError::Sandbox(SandboxError::NotStarted(why)) => Self::Complaint(format!(
-                "this sandbox has no usable shell, so only file_write works: {why}"
-            )),
             ScriptError::Sandbox(error) => error.into(),
             ScriptError::TimedOut(after) => Self::Complaint(format!(
                 "gave up after {} s; try a narrower path, or bash",
                 after.as_secs().max(1)
             )),
-            ScriptError::Cancelled => cancelled(),
+            ScriptError::Cancelled => Self::Cancelled,
         }
     }
 }
 
-/// The answer of a call that the end of the run cut short.
-pub(crate) fn cancelled() -> ToolOutcome {
-    ToolOutcome::Answer(ToolAnswer {
-        is_error: true,
-        ..ToolAnswer::text("[cancelled]")
-    })
+impl From<SandboxError> for Failure {
+    fn from(error: SandboxError) -> Self {
+        match error {
+            error if error.is_fatal() => Self::Fatal(error),
+            SandboxError::NotStarted(why) => Self::Complaint(format!(
+                "this sandbox has no usable shell, so only file_write works: {why}"
+            )),
+            error => Self::Complaint(error.to_string()),
+        }
+    }
+}
+
+impl From<Failure> for ToolOutcome {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Complaint(why) => Self::Complaint(why),
+            Failure::Fatal(error) => Self::Fatal(error),
+            // A call without a result would spoil the history, even that of a run that is over.
+            Failure::Cancelled => Self::Answer(ToolAnswer {
+                is_error: true,
+                ..ToolAnswer::text("[cancelled]")
+            }),
+        }
+    }
 }
 
 impl Script<'_> {
@@ -71,7 +99,7 @@ impl Script<'_> {
         cancel: &CancellationToken,
     ) -> Result<ExecCollected, ScriptError> {
         let allowed = limit.remaining();
-        let spec = self.spec("/");
+        let spec = self.spec();
         let mut control = None;
         let work = async {
             let stream = sandbox.exec(spec).await.map_err(ScriptError::Sandbox)?;
@@ -98,17 +126,12 @@ impl Script<'_> {
         ended
     }
 
-    /// Runs it in `cwd` and gives what it printed until `limit`, whatever became of it.
-    pub(crate) async fn run_until(
-        self,
-        sandbox: &dyn Sandbox,
-        cwd: &str,
-        limit: Deadline,
-    ) -> Vec<u8> {
+    /// Runs it and gives what it printed until `limit`, whatever became of it.
+    pub(crate) async fn run_until(self, sandbox: &dyn Sandbox, limit: Deadline) -> Vec<u8> {
         let mut printed = Vec::new();
         let keep = self.keep;
         let work = async {
-            let mut stream = sandbox.exec(self.spec(cwd)).await?;
+            let mut stream = sandbox.exec(self.spec()).await?;
             let control = Arc::clone(&stream.control);
             let reading = async {
                 loop {
@@ -132,7 +155,7 @@ impl Script<'_> {
         printed
     }
 
-    fn spec(&self, cwd: &str) -> ExecSpec {
+    fn spec(&self) -> ExecSpec {
         let fixed = ["sh", "-c", self.text, "sandcaster"];
         ExecSpec {
             argv: fixed
@@ -141,7 +164,7 @@ impl Script<'_> {
                 .map(|arg| (*arg).to_owned())
                 .collect(),
             env: self.env.clone(),
-            cwd: cwd.to_owned(),
+            cwd: if self.cwd.is_empty() { "/" } else { self.cwd }.to_owned(),
             stdin: self.stdin.clone(),
         }
     }

@@ -1,7 +1,7 @@
 //! `glob` and `grep`: the same results in every image.
 //!
 //! The host matches names and translates patterns; the sandbox only lists files and runs a plain `grep`,
-//! with options that GNU and BusyBox share.
+//! with options that GNU and `BusyBox` share.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,7 +20,7 @@ use super::listing::{Listing, Root, SKIPPED, is_hidden};
 use super::place::{Place, absolute};
 use super::regex::translate;
 use super::schema::{bool_arg, int_arg, str_arg};
-use super::script::Script;
+use super::script::{Failure, Script};
 use super::text::{first_chars, grouped, one_line};
 use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
 
@@ -106,14 +106,14 @@ impl Tool for Glob {
     async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
         glob(str_arg(args, "pattern"), str_arg(args, "path"), context)
             .await
-            .unwrap_or_else(|outcome| outcome)
+            .unwrap_or_else(Into::into)
     }
 }
 
 #[async_trait]
 impl Tool for Grep {
     async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
-        grep(args, context).await.unwrap_or_else(|outcome| outcome)
+        grep(args, context).await.unwrap_or_else(Into::into)
     }
 }
 
@@ -127,21 +127,23 @@ struct NamePattern {
 }
 
 impl NamePattern {
-    fn parse(pattern: &str) -> Result<Self, ToolOutcome> {
+    fn parse(pattern: &str) -> Result<Self, Failure> {
         let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
         if pattern.is_empty() || pattern.contains('\0') {
-            return Err(ToolOutcome::Complaint(
+            return Err(Failure::Complaint(
                 "pattern is empty; give one as *.py or src/**/*.rs".to_owned(),
             ));
         }
-        let wild = pattern.find(['*', '?', '[', '{', '\\']).unwrap_or(pattern.len());
+        let wild = pattern
+            .find(['*', '?', '[', '{', '\\'])
+            .unwrap_or(pattern.len());
         let split = pattern
             .get(..wild)
             .and_then(|literal| literal.rfind('/'))
             .map_or(0, |at| at + 1);
         let (base, rest) = pattern.split_at(split);
         if rest.is_empty() {
-            return Err(ToolOutcome::Complaint(format!(
+            return Err(Failure::Complaint(format!(
                 "pattern {} ends in /: only files are found. Use {}**",
                 one_line(pattern),
                 one_line(pattern)
@@ -158,7 +160,7 @@ impl NamePattern {
             .empty_alternates(true)
             .build()
             .map_err(|error| {
-                ToolOutcome::Complaint(format!(
+                Failure::Complaint(format!(
                     "pattern {} can't be read: {}. To match a special character itself write \\ before it",
                     one_line(pattern),
                     error.kind()
@@ -193,11 +195,7 @@ fn named_in(path: &str, pattern: &str) -> Vec<&'static str> {
         .collect()
 }
 
-async fn glob(
-    pattern: &str,
-    path: &str,
-    context: &ToolContext,
-) -> Result<ToolOutcome, ToolOutcome> {
+async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let wanted = NamePattern::parse(pattern)?;
     let cwd = context.session.cwd();
@@ -210,7 +208,11 @@ async fn glob(
     let named = named_in(path, pattern);
     let listing = Listing::take(&base, &named, context).await?;
     if listing.root != Root::Directory {
-        let complaint = not_listed(&listing, if path.is_empty() { &wanted.base } else { path }, context);
+        let complaint = not_listed(
+            &listing,
+            if path.is_empty() { &wanted.base } else { path },
+            context,
+        );
         if wanted.base.is_empty() || listing.root == Root::Closed {
             return Err(complaint.await);
         }
@@ -228,21 +230,23 @@ async fn glob(
     let mut text = String::new();
     for name in found.iter().take(SHOWN_PATHS) {
         let name = String::from_utf8_lossy(name);
-        let _ = writeln!(text, "{}", one_line(&format!("{prefix}{name}")));
+        writeln!(text, "{}", one_line(&format!("{prefix}{name}"))).ok();
     }
     if found.is_empty() {
-        let _ = write!(
+        write!(
             text,
             "(no matches among {} files){}",
             grouped(count(listing.files.len())),
             skipped_note(&named)
-        );
+        )
+        .ok();
     } else if found.len() > SHOWN_PATHS {
-        let _ = write!(
+        write!(
             text,
             "[{SHOWN_PATHS} of {} files, shallow ones first; narrow the pattern or path]",
             grouped(count(found.len()))
-        );
+        )
+        .ok();
     }
     if listing.cut {
         text.push_str("\n[too many files to look at all of them: give a narrower path]");
@@ -277,14 +281,14 @@ fn shown_prefix(path: &str, base: &str) -> String {
 }
 
 /// Why nothing could be listed.
-async fn not_listed(listing: &Listing, given: &str, context: &ToolContext) -> ToolOutcome {
+async fn not_listed(listing: &Listing, given: &str, context: &ToolContext) -> Failure {
     let name = one_line(given);
     match listing.root {
-        Root::Closed => ToolOutcome::Complaint(format!("{name}: permission denied")),
-        Root::File => ToolOutcome::Complaint(format!("{name} is a file, not a directory")),
+        Root::Closed => Failure::Complaint(format!("{name}: permission denied")),
+        Root::File => Failure::Complaint(format!("{name} is a file, not a directory")),
         Root::Directory | Root::Missing => match Place::look(given, false, context).await {
             Ok(place) => place.not_a_file(given, context).unwrap_or_else(|| {
-                ToolOutcome::Complaint(format!("{name} has just appeared; try again"))
+                Failure::Complaint(format!("{name} has just appeared; try again"))
             }),
             Err(outcome) => outcome,
         },
@@ -312,11 +316,8 @@ struct Search<'a> {
     env: BTreeMap<String, String>,
 }
 
-async fn grep(
-    args: &Map<String, Value>,
-    context: &ToolContext,
-) -> Result<ToolOutcome, ToolOutcome> {
-    let pattern = translate(str_arg(args, "pattern")).map_err(ToolOutcome::Complaint)?;
+async fn grep(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+    let pattern = translate(str_arg(args, "pattern")).map_err(Failure::Complaint)?;
     let path = str_arg(args, "path");
     let filter = match str_arg(args, "glob") {
         "" => None,
@@ -342,7 +343,10 @@ async fn grep(
             listing.files.retain(|name| {
                 filter.as_ref().map_or_else(
                     || !is_hidden(name),
-                    |filter| filter.matcher.is_match(OsStr::from_bytes(name)) && (named_dots || !is_hidden(name)),
+                    |filter| {
+                        filter.matcher.is_match(OsStr::from_bytes(name))
+                            && (named_dots || !is_hidden(name))
+                    },
                 )
             });
             (root, shown_prefix(path, ""))
@@ -369,7 +373,11 @@ async fn grep(
         options.push("-i".to_owned());
     }
     // In the C locale a file in another encoding is still text, but letters beyond ASCII are bytes.
-    let locale = if pattern.text.is_ascii() { "C" } else { "C.UTF-8" };
+    let locale = if pattern.text.is_ascii() {
+        "C"
+    } else {
+        "C.UTF-8"
+    };
     let search = Search {
         context,
         base,
@@ -395,7 +403,11 @@ async fn grep(
         );
     }
     if odd_names > 0 {
-        let _ = write!(text, "\n[{odd_names} files with line ends in their names were not searched]");
+        write!(
+            text,
+            "\n[{odd_names} files with line ends in their names were not searched]"
+        )
+        .ok();
     }
     if listing.cut {
         text.push_str("\n[too many files to search all of them: give a narrower path]");
@@ -413,7 +425,7 @@ fn anywhere(glob: &str) -> String {
 }
 
 impl Search<'_> {
-    async fn run(&self, form: &[&str]) -> Result<Vec<u8>, ToolOutcome> {
+    async fn run(&self, form: &[&str]) -> Result<Vec<u8>, Failure> {
         if self.files.is_empty() {
             return Ok(Vec::new());
         }
@@ -427,8 +439,16 @@ impl Search<'_> {
         let mut list = String::new();
         let mut stdin = Bytes::from(names);
         if stdin.len() > STDIN {
-            let facts = self.context.session.probe(self.context.sandbox.as_ref()).await;
-            list = format!("{}/search-{}", facts.state_dir, self.context.session.output_name());
+            let facts = self
+                .context
+                .session
+                .probe(self.context.sandbox.as_ref())
+                .await;
+            list = format!(
+                "{}/search-{}",
+                facts.state_dir,
+                self.context.session.output_name()
+            );
             let bytes = std::mem::take(&mut stdin);
             super::store(&list, &list, bytes, self.context).await?;
         }
@@ -441,6 +461,7 @@ impl Search<'_> {
             stdin,
             env: self.env.clone(),
             keep: KEEP,
+            ..Script::default()
         }
         .run_for(self.context, LIMIT)
         .await?;
@@ -448,7 +469,7 @@ impl Search<'_> {
     }
 
     /// Lines with their places, or counts if they are too many.
-    async fn content(&self, around: i64) -> Result<String, ToolOutcome> {
+    async fn content(&self, around: i64) -> Result<String, Failure> {
         let around = around.to_string();
         let mut form = vec!["-nHI"];
         if around != "0" {
@@ -458,11 +479,20 @@ impl Search<'_> {
         let whole = output.len() < KEEP;
         let mut shown = String::new();
         let (mut lines, mut chars, mut binary, mut over) = (0, 0, 0_u64, !whole);
-        for line in output.split(|b| *b == b'\n') {
-            if line.is_empty() {
-                continue;
+        let mut rest = output
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.is_empty())
+            .peekable();
+        while let Some(line) = rest.next() {
+            // BusyBox shows a NUL as a line end: what follows a line and names no file is still that line.
+            let mut junk = is_junk(line);
+            while rest
+                .next_if(|next| !next.starts_with(b"./") && *next != b"--")
+                .is_some()
+            {
+                junk = true;
             }
-            if is_junk(line) {
+            if junk {
                 binary += 1;
                 continue;
             }
@@ -470,7 +500,11 @@ impl Search<'_> {
             let text = String::from_utf8_lossy(line);
             let tabs: Vec<String> = text.split('\t').map(one_line).collect();
             let text = tabs.join("\t");
-            let text = if text == "--" { text } else { format!("{}{text}", self.prefix) };
+            let text = if text == "--" {
+                text
+            } else {
+                format!("{}{text}", self.prefix)
+            };
             let cut = first_chars(&text, SHOWN_IN_LINE);
             let more = if cut.len() < text.len() { " […]" } else { "" };
             let length = cut.chars().count() + 1;
@@ -480,22 +514,27 @@ impl Search<'_> {
             }
             lines += 1;
             chars += length;
-            let _ = writeln!(shown, "{cut}{more}");
+            writeln!(shown, "{cut}{more}").ok();
         }
         let mut shown = shown.trim_end().to_owned();
         if over {
             let counts = self.counts(SHOWN_COUNTS, Some(lines)).await?;
-            let _ = write!(shown, "\n{counts}");
+            write!(shown, "\n{counts}").ok();
         }
         if binary > 0 {
-            let _ = write!(shown, "\n[{} matching lines that are not text were left out]", grouped(binary));
+            write!(
+                shown,
+                "\n[{} matching lines that are not text were left out]",
+                grouped(binary)
+            )
+            .ok();
         }
         Ok(shown.trim_start().to_owned())
     }
 
     /// Files with the number of their matching lines, at most `most` of them, and the totals. `shown` lines
     /// stand before them already.
-    async fn counts(&self, most: usize, shown: Option<usize>) -> Result<String, ToolOutcome> {
+    async fn counts(&self, most: usize, shown: Option<usize>) -> Result<String, Failure> {
         let output = self.run(&["-cHI"]).await?;
         let mut files: Vec<(u64, String)> = Vec::new();
         for line in String::from_utf8_lossy(&output).lines() {
@@ -519,16 +558,21 @@ impl Search<'_> {
             )
         });
         for (n, name) in files.iter().take(most) {
-            let _ = writeln!(text, "{}{name}:{n}", self.prefix);
+            writeln!(text, "{}{name}:{n}", self.prefix).ok();
         }
         if most == 0 || files.len() > most {
-            let _ = write!(
+            write!(
                 text,
                 "[{} matching lines in {} files{}]",
                 grouped(total),
                 grouped(count(files.len())),
-                if most == 0 { String::new() } else { format!("; the first {most} are shown") }
-            );
+                if most == 0 {
+                    String::new()
+                } else {
+                    format!("; the first {most} are shown")
+                }
+            )
+            .ok();
         }
         Ok(text.trim_end().to_owned())
     }
@@ -539,7 +583,10 @@ fn is_junk(line: &[u8]) -> bool {
     if line.contains(&0) {
         return true;
     }
-    let bad = line.utf8_chunks().map(|chunk| chunk.invalid().len()).sum::<usize>();
+    let bad = line
+        .utf8_chunks()
+        .map(|chunk| chunk.invalid().len())
+        .sum::<usize>();
     bad * 2 > line.len()
 }
 

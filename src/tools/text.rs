@@ -19,6 +19,9 @@ const OSC_MOST: usize = 4096;
 pub(crate) struct TextKeeper {
     undecoded: Vec<u8>,
     escape: Escape,
+    /// Lines that are done, given on in larger pieces.
+    done: String,
+    /// The line that may still be rewritten.
     line: String,
     returned: bool,
     redacting: RedactingStream,
@@ -46,6 +49,7 @@ impl TextKeeper {
         Self {
             undecoded: Vec::new(),
             escape: Escape::None,
+            done: String::new(),
             line: String::new(),
             returned: false,
             redacting: redactor.stream(),
@@ -85,7 +89,8 @@ impl TextKeeper {
         if !self.undecoded.is_empty() {
             self.text("\u{fffd}");
         }
-        self.flush_line();
+        self.end_line();
+        self.give_on();
         let last = self.redacting.finish();
         self.kept.push(&last);
         self.kept
@@ -95,19 +100,36 @@ impl TextKeeper {
         let mut rest = text;
         while !rest.is_empty() {
             if self.escape == Escape::None && !self.returned {
-                let plain = rest.find(special).unwrap_or(rest.len());
+                let plain = rest.bytes().position(special).unwrap_or(rest.len());
                 let (before, after) = rest.split_at(plain);
-                self.line.push_str(before);
+                self.plain(before);
                 rest = after;
-                if self.line.len() > LINE_HELD {
-                    self.flush_line();
-                }
             }
             let mut chars = rest.chars();
             if let Some(c) = chars.next() {
                 self.char(c);
                 rest = chars.as_str();
             }
+        }
+    }
+
+    /// Text without anything special but line ends.
+    fn plain(&mut self, text: &str) {
+        match text.rfind('\n') {
+            None => self.line.push_str(text),
+            Some(end) => {
+                let (lines, rest) = text.split_at(end + 1);
+                self.done.push_str(&self.line);
+                self.line.clear();
+                self.done.push_str(lines);
+                self.line.push_str(rest);
+            }
+        }
+        if self.line.len() > LINE_HELD {
+            self.end_line();
+        }
+        if self.done.len() > LINE_HELD {
+            self.give_on();
         }
     }
 
@@ -123,10 +145,9 @@ impl TextKeeper {
                 self.shown('\n');
                 return;
             }
-            (Escape::Start, '[') => Escape::Csi,
             (Escape::Start, ']' | 'P' | 'X' | '^' | '_') => Escape::Text { len: 0, esc: false },
             (Escape::Start, ' '..='/') => Escape::Charset,
-            (Escape::Csi, ' '..='?') => Escape::Csi,
+            (Escape::Start, '[') | (Escape::Csi, ' '..='?') => Escape::Csi,
             (Escape::Text { esc: true, .. }, '\\') | (Escape::Text { .. }, '\u{7}') => Escape::None,
             (Escape::Text { len, .. }, _) if len < OSC_MOST => Escape::Text {
                 len: len + 1,
@@ -147,7 +168,7 @@ impl TextKeeper {
             '\n' => {
                 self.returned = false;
                 self.line.push('\n');
-                self.flush_line();
+                self.end_line();
             }
             '\r' => self.returned = true,
             '\u{1b}' => self.escape = Escape::Start,
@@ -159,15 +180,24 @@ impl TextKeeper {
         }
     }
 
-    fn flush_line(&mut self) {
-        let shown = self.redacting.push(&self.line);
+    fn end_line(&mut self) {
+        self.done.push_str(&self.line);
         self.line.clear();
+        if self.done.len() > LINE_HELD {
+            self.give_on();
+        }
+    }
+
+    fn give_on(&mut self) {
+        let shown = self.redacting.push(&self.done);
+        self.done.clear();
         self.kept.push(&shown);
     }
 }
 
-fn special(c: char) -> bool {
-    c.is_control() && c != '\t'
+/// A byte that begins what is not simply shown: a control character, also one of two bytes.
+const fn special(b: u8) -> bool {
+    (b < b' ' && b != b'\t' && b != b'\n') || b == 0x7f || b == 0xc2
 }
 
 /// The beginning and the end of a text, and how long it is in all.
@@ -293,7 +323,10 @@ impl Excerpt {
 
 /// The first `most` characters, back to a line end if one lies in the second half of them.
 pub(crate) fn first_chars(text: &str, most: usize) -> &str {
-    let end = text.char_indices().nth(most).map_or(text.len(), |(at, _)| at);
+    let end = text
+        .char_indices()
+        .nth(most)
+        .map_or(text.len(), |(at, _)| at);
     let shown = text.get(..end).unwrap_or(text);
     if end == text.len() {
         return shown;
@@ -315,7 +348,11 @@ pub(crate) fn last_chars(text: &str, most: usize) -> &str {
         .nth(most - 1)
         .map_or(0, |(at, _)| at);
     let shown = text.get(start..).unwrap_or(text);
-    if start == 0 || text.get(..start).is_some_and(|before| before.ends_with('\n')) {
+    if start == 0
+        || text
+            .get(..start)
+            .is_some_and(|before| before.ends_with('\n'))
+    {
         return shown;
     }
     match shown.find('\n') {
@@ -328,7 +365,8 @@ pub(crate) fn last_chars(text: &str, most: usize) -> &str {
 pub(crate) fn one_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+        if c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
         {
             out.extend(c.escape_default());
         } else {

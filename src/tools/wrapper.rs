@@ -19,14 +19,15 @@ use super::script::Script;
 ///
 /// The outer shell has no marker, so that a sweep leaves it alive to print the record. The bound on the
 /// output file holds for `tee` alone, which goes on to the pipe when the file is full, and to the file
-/// when nobody reads the pipe any more. What the outer shell itself says goes to its standard error.
+/// when nobody reads the pipe any more. What the outer shell itself says ("Killed") goes to its standard
+/// error: for that the redirection stands within the parentheses, since dash redirects itself otherwise.
 const FOREGROUND: &str = r#"
 mkdir -p "${2%/*}" 2>/dev/null
 { true >"$2"; } 2>/dev/null
 moved=0
 cd "$4" 2>/dev/null || { moved=1; cd "$6" 2>/dev/null || cd /; }
 {
-SANDCASTER_CALL=$3 "$7" -c "$9" "$7" "$5" "$8" </dev/null 2>&1
+( SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$5" "$8" </dev/null 2>&1 )
 code=$?
 dir=$(cat "$5" 2>/dev/null)
 rm -f "$5"
@@ -179,7 +180,12 @@ pub(super) async fn sweep(sandbox: &dyn Sandbox, marker: &str, grace: Duration) 
 }
 
 /// Cuts the end record off `output`, of which `bytes` came before it. For at most a second.
-pub(super) async fn trim(sandbox: &dyn Sandbox, output: &str, bytes: u64, cancel: &CancellationToken) {
+pub(super) async fn trim(
+    sandbox: &dyn Sandbox,
+    output: &str,
+    bytes: u64,
+    cancel: &CancellationToken,
+) {
     let bytes = bytes.to_string();
     // A record that stays in the file is unsightly, not wrong.
     drop(
@@ -269,28 +275,22 @@ impl RecordScanner {
         Some(EndRecord {
             code,
             moved: parts.next() == Some("1"),
-            rest: parts
-                .next()
-                .filter(|_| !cut)
-                .unwrap_or_default()
-                .to_owned(),
+            rest: parts.next().filter(|_| !cut).unwrap_or_default().to_owned(),
         })
     }
 }
 
+/// Where `pattern` begins, whose second byte is the rare one.
 fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {
-    let mut from = 0;
-    while let Some(at) = text
-        .get(from..)?
-        .iter()
-        .position(|b| Some(b) == pattern.first())
-    {
-        if text.get(from + at..)?.starts_with(pattern) {
-            return Some(from + at);
+    let rare = pattern.get(1)?;
+    let mut from = 1;
+    loop {
+        let at = from + text.get(from..)?.iter().position(|b| b == rare)?;
+        if text.get(at - 1..)?.starts_with(pattern) {
+            return Some(at - 1);
         }
-        from += at + 1;
+        from = at + 1;
     }
-    None
 }
 
 #[cfg(test)]

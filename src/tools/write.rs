@@ -9,6 +9,7 @@ use crate::sandbox::{FileErrorKind, SandboxError};
 
 use super::place::{Kind, Place};
 use super::schema::str_arg;
+use super::script::Failure;
 use super::text::{grouped, one_line, size};
 use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
 
@@ -46,18 +47,14 @@ impl Tool for FileWrite {
     async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
         write(str_arg(args, "path"), str_arg(args, "content"), context)
             .await
-            .unwrap_or_else(|outcome| outcome)
+            .unwrap_or_else(Into::into)
     }
 }
 
-async fn write(
-    given: &str,
-    content: &str,
-    context: &ToolContext,
-) -> Result<ToolOutcome, ToolOutcome> {
+async fn write(given: &str, content: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
     let chars = content.chars().count();
     if chars > MOST_CHARS {
-        return Err(ToolOutcome::Complaint(format!(
+        return Err(Failure::Complaint(format!(
             "the content has {} characters, at most {} can be written at once; write a script that makes \
              the file, or write it in parts",
             grouped(u64::try_from(chars).unwrap_or(u64::MAX)),
@@ -66,37 +63,55 @@ async fn write(
     }
     let place = match Place::look(given, true, context).await {
         Ok(place) => place,
-        Err(ToolOutcome::Complaint(why)) if context.session.probe(context.sandbox.as_ref()).await.known => {
-            return Err(ToolOutcome::Complaint(why));
+        Err(Failure::Complaint(why))
+            if context.session.probe(context.sandbox.as_ref()).await.known =>
+        {
+            return Err(Failure::Complaint(why));
         }
         // Without a shell the file can't be looked at, but it can be written.
-        Err(ToolOutcome::Complaint(_)) => return blind(given, content, context).await,
+        Err(Failure::Complaint(_)) => return blind(given, content, context).await,
         Err(outcome) => return Err(outcome),
     };
     let name = one_line(given);
     match place.kind {
         Kind::Directory => {
-            return Err(ToolOutcome::Complaint(format!(
+            return Err(Failure::Complaint(format!(
                 "{name} is a directory; give the path of a file in it"
             )));
         }
         // A dangling link has no other way to be written than through it, which creates its target.
         Kind::Other if place.target.is_none() => {
-            return Err(ToolOutcome::Complaint(format!(
+            return Err(Failure::Complaint(format!(
                 "{name} is no regular file (a pipe, socket or device): use bash"
             )));
         }
         Kind::Other | Kind::File | Kind::Missing => {}
     }
     let _held = context.session.lock_path(place.real()).await;
-    super::store(&place.path, given, Bytes::copy_from_slice(content.as_bytes()), context).await?;
+    super::store(
+        &place.path,
+        given,
+        Bytes::copy_from_slice(content.as_bytes()),
+        context,
+    )
+    .await?;
     let lines = line_count(content);
     let text = if place.kind == Kind::File {
         let was = place.lines.map_or_else(
             || size(place.size),
-            |lines| format!("{} line{}", grouped(lines), if lines == 1 { "" } else { "s" }),
+            |lines| {
+                format!(
+                    "{} line{}",
+                    grouped(lines),
+                    if lines == 1 { "" } else { "s" }
+                )
+            },
         );
-        format!("replaced {name}{} (was {was}, now {})", place.arrow(), grouped(lines))
+        format!(
+            "replaced {name}{} (was {was}, now {})",
+            place.arrow(),
+            grouped(lines)
+        )
     } else {
         format!("created {name}{} ({})", place.arrow(), measured(content))
     };
@@ -105,14 +120,16 @@ async fn write(
     )))
 }
 
-async fn blind(
-    given: &str,
-    content: &str,
-    context: &ToolContext,
-) -> Result<ToolOutcome, ToolOutcome> {
+async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
     let cwd = context.session.cwd();
     let path = super::place::absolute(given, &cwd, &cwd)?;
-    super::store(&path, given, Bytes::copy_from_slice(content.as_bytes()), context).await?;
+    super::store(
+        &path,
+        given,
+        Bytes::copy_from_slice(content.as_bytes()),
+        context,
+    )
+    .await?;
     Ok(ToolOutcome::Answer(ToolAnswer::text(format!(
         "wrote {} ({})",
         one_line(given),
@@ -135,20 +152,28 @@ fn line_count(content: &str) -> u64 {
 }
 
 /// Why a write failed, in a sentence that says what to do.
-pub(super) fn failed(given: &str, error: SandboxError) -> ToolOutcome {
+pub(super) fn failed(given: &str, error: SandboxError) -> Failure {
     let SandboxError::File { kind, .. } = &error else {
         return error.into();
     };
     let name = one_line(given);
-    ToolOutcome::Complaint(match kind {
-        FileErrorKind::NotFound => format!("{name}: no such directory, and it could not be created"),
-        FileErrorKind::PermissionDenied => format!(
-            "{name}: permission denied; write below the working directory or /tmp instead"
-        ),
-        FileErrorKind::IsDirectory => format!("{name} is a directory; give the path of a file in it"),
-        FileErrorKind::NotDirectory => format!("{name}: a part of the path is a file, not a directory"),
+    Failure::Complaint(match kind {
+        FileErrorKind::NotFound => {
+            format!("{name}: no such directory, and it could not be created")
+        }
+        FileErrorKind::PermissionDenied => {
+            format!("{name}: permission denied; write below the working directory or /tmp instead")
+        }
+        FileErrorKind::IsDirectory => {
+            format!("{name} is a directory; give the path of a file in it")
+        }
+        FileErrorKind::NotDirectory => {
+            format!("{name}: a part of the path is a file, not a directory")
+        }
         FileErrorKind::NotRegular => format!("{name} is no regular file: use bash"),
-        FileErrorKind::NoSpace => format!("{name}: the disk is full; delete what is no longer needed"),
+        FileErrorKind::NoSpace => {
+            format!("{name}: the disk is full; delete what is no longer needed")
+        }
         FileErrorKind::ReadOnly => format!(
             "{name}: read-only file system; write below the working directory or /tmp instead"
         ),
