@@ -7,6 +7,7 @@
 mod bash;
 mod edit;
 mod facts;
+mod grep;
 mod image;
 pub(crate) mod listing;
 mod place;
@@ -51,8 +52,8 @@ pub static TOOLS: &[ToolDef] = &[
         &write::FileWrite,
     ),
     ToolDef::built("file_edit", &["Edit"], false, edit::spec, &edit::FileEdit),
-    ToolDef::built("glob", &["Glob"], true, search::glob_spec, &search::Glob),
-    ToolDef::built("grep", &["Grep"], true, search::grep_spec, &search::Grep),
+    ToolDef::built("glob", &["Glob"], true, search::spec, &search::Glob),
+    ToolDef::built("grep", &["Grep"], true, grep::spec, &grep::Grep),
     ToolDef::planned("web_search", &["WebSearch"]),
     ToolDef::planned("web_fetch", &["WebFetch"]),
     ToolDef::planned("read_skill", &["Skill"]),

@@ -391,6 +391,9 @@ pub(crate) fn grouped(n: u64) -> String {
 
 /// A size for a person: `812 bytes`, `3.4 kB`, `2.1 GB`.
 pub(crate) fn size(bytes: u64) -> String {
+    if bytes == 1 {
+        return "1 byte".to_owned();
+    }
     if bytes < 1000 {
         return format!("{bytes} bytes");
     }

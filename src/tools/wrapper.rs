@@ -59,16 +59,12 @@ sandcaster_command=$2
 shift 2
 eval "$sandcaster_command""#;
 
-/// `$1` marker, `$2` tenths of a second between TERM and KILL.
+/// `$1` marker, `$2` tenths of a second between TERM and KILL. One `grep` looks at all processes, however
+/// many there are: the marker is random enough to be found anywhere in an environment. (Not with `-F`, which
+/// in `BusyBox` looks no further than the first NUL.) The kill is repeated, since what is being killed may be
+/// starting others.
 const SWEEP: &str = r#"
-marked() {
-for e in /proc/[0-9]*/environ; do
-if { tr '\0' '\n' <"$e" | grep -qxF "SANDCASTER_CALL=$1"; } 2>/dev/null; then
-p=${e#/proc/}
-echo "${p%/environ}"
-fi
-done
-}
+marked() { grep -l "SANDCASTER_CALL=$1" /proc/[0-9]*/environ 2>/dev/null | tr -cd '0-9\n'; }
 n=0
 if [ "$2" -gt 0 ]; then
 p=$(marked "$1")
@@ -79,17 +75,17 @@ sleep 0.1 2>/dev/null || { sleep 1; n=$((n+9)); }
 n=$((n+1))
 done
 fi
+n=0
+while [ "$n" -lt 10 ]; do
 p=$(marked "$1")
 [ -n "$p" ] || exit 0
 kill -KILL $p 2>/dev/null
-p=$(marked "$1")
-[ -n "$p" ] || exit 0
-kill -KILL $p 2>/dev/null
+n=$((n+1))
+done
 "#;
 
-/// Cuts the end record off an output file; `$1` file, `$2` bytes that stay. What a program in the
-/// background appends meanwhile and later is behind the record and is not kept whole: only the part of
-/// before the call's end is promised.
+/// Cuts the end record off an output file; `$1` file, `$2` bytes that stay. `tee` appends, so what a program
+/// in the background prints later follows without a gap.
 const TRIM: &str = r#"dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null"#;
 
 /// Where a command runs and what is kept of it.

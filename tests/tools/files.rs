@@ -41,7 +41,7 @@ in_every_shell! {
         rig.bash("mkfifo fifo; ln -s nowhere dangling").await;
         assert_eq!(
             rig.text("file_read", json!({"path": "dir"})).await,
-            "b.txt (5 bytes)\nline\\nend (1 bytes)\nsub/"
+            "b.txt (5 bytes)\nline\\nend (1 byte)\nsub/"
         );
         assert_eq!(rig.text("file_read", json!({"path": "empty"})).await, "(empty file)");
         let binary = rig.text("file_read", json!({"path": "data.bin"})).await;

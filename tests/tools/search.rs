@@ -55,7 +55,7 @@ in_every_shell! {
         rig.put(".hidden", "foo 5\n");
         rig.put("node_modules/m.txt", "foo 6\n");
         for (pattern, found) in [
-            (r"foo \d+", "-e:1:dash foo 9\na.txt:1:foo 42\nit's \"b\".txt:1:foo 7"),
+            (r"foo \d+", "-e:1:dash foo 9\n.hidden:1:foo 5\na.txt:1:foo 42\nit's \"b\".txt:1:foo 7"),
             (r"^(?:foo|bar)$", "a.txt:2:bar"),
             (r"\bbar\b", "a.txt:2:bar\na.txt:3:Foo-bar"),
             (r"^\s+\w", "a.txt:4:\ttab"),
@@ -65,14 +65,17 @@ in_every_shell! {
             ("-bar", "a.txt:3:Foo-bar"),
             ("üb", "a.txt:7:üben"),
         ] {
-            assert_eq!(rig.text("grep", json!({"pattern": pattern})).await, found, "{pattern}");
+            let text = rig.text("grep", json!({"pattern": pattern})).await;
+            // BusyBox looks into binary files, whose lines are left out; GNU doesn't.
+            let shown = text.split("\n[matching lines that are not text").next();
+            assert_eq!(shown, Some(found), "{pattern}");
         }
         let why = rig.complaint("grep", json!({"pattern": "foo(?=x)"})).await;
         assert!(why.contains("look-ahead"), "{why}");
         let why = rig.complaint("grep", json!({"pattern": "foo("})).await;
         assert!(why.contains("character 4") && why.contains(r"foo\("), "{why}");
         let none = rig.text("grep", json!({"pattern": "nothing like it"})).await;
-        assert!(none.starts_with("(no matches in 4 files)"), "{none}");
+        assert!(none.starts_with("(no matches in 5 files)"), "{none}");
     }
 
     async fn searches_can_be_narrowed_and_summed_up(rig) {

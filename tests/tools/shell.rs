@@ -253,6 +253,17 @@ in_every_shell! {
         assert_eq!(rig.context.session.take_notice(), None);
     }
 
+    async fn programs_left_behind_are_bounded_and_the_crowd_is_told(rig) {
+        for _ in 0..32 {
+            assert_eq!(rig.bash("sleep 607 & true").await.exit_code, Some(0));
+        }
+        let answer = rig.bash("sleep 608 & echo started").await;
+        assert!(answer.text.starts_with("started\n"), "{}", answer.text);
+        assert!(answer.text.contains("too many programs of earlier calls"), "{}", answer.text);
+        let answer = rig.bash("for e in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$e; echo; done 2>/dev/null | grep -c '^sleep 60[78]'").await;
+        assert!(answer.text.starts_with("32"), "{}", answer.text);
+    }
+
     async fn a_killed_shell_is_told(rig) {
         // The outer shell is the parent of the one that runs the command, or that one's.
         let answer = rig.bash("kill -9 0").await;
