@@ -1,9 +1,22 @@
 //! The composition root: settings in, a running system out. Used by `serve`, the command line and tests.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::config::{Config, Usable};
-use crate::runs::Runs;
+use crate::clock::Clock;
+use crate::config::{self, Config, Usable};
+use crate::llm;
+use crate::net;
+use crate::runs::{Runs, RunsConfig, Tasks, recover};
+use crate::sandbox::{self, SandboxBackend};
+use crate::secrets::Redactor;
+use crate::store::{SqliteStore, StoreDurability, StoreError, StoreOptions};
+
+pub use crate::store::Role;
+
+/// How long runs may take to end when the process stops.
+const STOP_LIMIT: Duration = Duration::from_secs(8);
 
 /// Everything that a request needs. Cheap to clone.
 #[derive(Clone)]
@@ -14,4 +27,148 @@ pub struct App {
     pub usable: Arc<Usable>,
     /// The runs.
     pub runs: Runs,
+    /// Every task of the process.
+    pub tasks: Tasks,
+    /// Cleans what is shown and logged.
+    pub redactor: Redactor,
+    /// Wall time.
+    pub clock: Clock,
+}
+
+/// Why the system can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store can't be opened or read.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The HTTP client can't be built.
+    #[error("failed to set up TLS for outgoing requests: {0}")]
+    Http(String),
+}
+
+impl App {
+    /// Opens the store, closes the logs of runs whose process died, builds what is configured, and probes
+    /// the sandbox backends.
+    ///
+    /// # Errors
+    /// When the store or the HTTP client can't be had.
+    pub async fn build(config: Config, role: Role) -> Result<Self, StartError> {
+        Self::build_at(config, role, Clock::system()).await
+    }
+
+    /// As [`Self::build`], with another clock.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub async fn build_at(config: Config, role: Role, clock: Clock) -> Result<Self, StartError> {
+        let store = SqliteStore::open(StoreOptions {
+            durability: match config.store_durability {
+                config::StoreDurability::Normal => StoreDurability::Normal,
+                config::StoreDurability::Full => StoreDurability::Full,
+            },
+            clock: clock.clone(),
+            ..StoreOptions::new(&config.data_dir, role)
+        })?;
+        recover(
+            store.as_ref(),
+            &|owner| store.owner_alive(owner),
+            clock.now(),
+        )
+        .await?;
+        if role == Role::Serve {
+            store.forget_dead_owners();
+        }
+        let http =
+            net::build().map_err(|error| StartError::Http(error.without_url().to_string()))?;
+        let redactor = config.redactor();
+        let tasks = Tasks::default();
+        let backends = build_backends(&config, &http);
+        let usable = probe(&backends).await;
+        let owner = store.owner().to_owned();
+        let runs = Runs::new(RunsConfig {
+            store,
+            owner,
+            providers: build_providers(&config, &http),
+            backends: backends
+                .into_iter()
+                .map(|(name, backend)| {
+                    (
+                        name,
+                        (backend, config.server.max_sandboxes.get(name).copied()),
+                    )
+                })
+                .collect(),
+            max_concurrent_runs: config.server.max_concurrent_runs,
+            redactor: redactor.clone(),
+            clock: clock.clone(),
+            tasks: tasks.clone(),
+        });
+        runs.start_reaper();
+        Ok(Self {
+            config: Arc::new(config),
+            usable: Arc::new(usable),
+            runs,
+            tasks,
+            redactor,
+            clock,
+        })
+    }
+
+    /// Ends every run with its terminal event, destroys the sandboxes and closes the store, within 8 s.
+    pub async fn shutdown(&self) {
+        self.runs.shutdown(STOP_LIMIT).await;
+        self.runs.store().close().await;
+    }
+}
+
+fn build_providers(
+    config: &Config,
+    http: &net::HttpClient,
+) -> BTreeMap<&'static str, Arc<dyn llm::LlmProvider>> {
+    let mut providers = BTreeMap::new();
+    for def in llm::PROVIDERS {
+        let llm::Build::With(build) = def.build else {
+            continue;
+        };
+        let base_url = config.base_urls.get(def.base_url_var).map(String::as_str);
+        let made_from = def.config(
+            http.clone(),
+            |name| config.keys.get(name).cloned(),
+            base_url,
+        );
+        if made_from.key.is_none() && !def.key_vars.is_empty() {
+            continue;
+        }
+        let provider = build(made_from);
+        providers.insert(def.name, provider);
+    }
+    providers
+}
+
+fn build_backends(
+    config: &Config,
+    http: &net::HttpClient,
+) -> BTreeMap<&'static str, Arc<dyn SandboxBackend>> {
+    let mut backends = BTreeMap::new();
+    for def in sandbox::BACKENDS {
+        let sandbox::Build::With(build) = def.build else {
+            continue;
+        };
+        if def.key_vars.iter().all(|var| config.keys.contains_key(var)) {
+            backends.insert(def.name, build(&config.backend_config(http.clone())));
+        }
+    }
+    backends
+}
+
+async fn probe(backends: &BTreeMap<&'static str, Arc<dyn SandboxBackend>>) -> Usable {
+    let probes = backends
+        .iter()
+        .map(|(name, backend)| async move { (*name, backend.probe().await) });
+    Usable {
+        backends: futures::future::join_all(probes)
+            .await
+            .into_iter()
+            .collect(),
+    }
 }

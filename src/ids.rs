@@ -27,6 +27,24 @@ impl RunId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Where the run's file at `path` can be downloaded: a path on this server.
+    pub fn file_url(&self, path: &str) -> String {
+        let mut url = format!("/runs/{}/files/", self.0);
+        for byte in path.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+                url.push(char::from(byte));
+            } else {
+                url.push('%');
+                url.extend([byte >> 4, byte & 15].map(|nibble| {
+                    char::from_digit(u32::from(nibble), 16)
+                        .unwrap_or('0')
+                        .to_ascii_uppercase()
+                }));
+            }
+        }
+        url
+    }
 }
 
 impl Default for RunId {

@@ -11,4 +11,13 @@
     reason = "tests fail by panicking, and helpers are shared by tests that need different parts of them"
 )]
 
+mod cli;
+mod config;
+mod http;
+mod llm;
+mod runs;
+mod sandbox;
+mod store;
 mod support;
+mod tidy;
+mod tools;

@@ -1,1 +1,22 @@
-//! The agent: one run of an LLM with its tools.
+//! The agent: one run of an LLM with its tools, from the prompt to the answer.
+//!
+//! It is given a spec, an LLM, a workspace that may still be on its way, an event sink and a token; it
+//! knows no HTTP server, no store and no settings. What must hold: every call of a response has a result in
+//! the history, also when the run is stopped; a tool runs only after its intent is durable; no call of a
+//! response that did not end well is run.
+
+mod calls;
+mod context;
+pub mod files;
+mod limits;
+mod loops;
+mod prompt;
+mod run;
+mod tally;
+mod turn;
+mod workspace;
+
+pub use limits::reserve;
+pub use run::{Answer, Halt, RunContext, run_agent};
+pub use tally::Tally;
+pub use workspace::{Workspace, WorkspaceSource};

@@ -4,10 +4,27 @@
 //! merged; [`QueryRequest`] a request's body as sent; [`Config::resolve`] makes a [`crate::spec::RunSpec`]
 //! of both.
 
+mod check;
+mod env;
+mod faults;
+mod fields;
+mod file;
+mod json;
+mod keys;
 mod request;
+mod request_files;
 mod resolve;
 mod settings;
+mod suggest;
+mod usable;
+mod values;
 
+pub use env::{EnvMap, Source, process as process_environment};
+pub(crate) use env::{process_arguments, working_directory};
 pub use request::QueryRequest;
-pub use resolve::Usable;
-pub use settings::{Config, ConfigError, ServerSettings};
+pub use settings::{
+    Config, ConfigError, FILE_NAME, LogSettings, Overrides, ProjectSettings, ServerSettings,
+    StoreDurability,
+};
+pub(crate) use suggest::nearest;
+pub use usable::Usable;

@@ -1,27 +1,45 @@
 //! The process's settings, merged.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::sandbox::LocalLimits;
-use crate::secrets::Secret;
+use super::env::{EnvMap, Layers, Source};
+use super::{env, fields, file, keys, values};
+use crate::net::HttpClient;
+use crate::sandbox::{BackendConfig, LocalLimits};
+use crate::secrets::{Redactor, Secret};
+use crate::spec::{NanoUsd, Network, SandboxStart, SystemPrompt, ThinkingLevel};
+
+/// The file that is looked for in the working directory.
+pub const FILE_NAME: &str = "sandcaster.json";
 
 /// Settings of the process.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where and how the server listens.
     pub server: ServerSettings,
+    /// What the project chose for its runs.
+    pub project: ProjectSettings,
     /// Where the store lies.
     pub data_dir: PathBuf,
+    /// How sure a commit is.
+    pub store_durability: StoreDurability,
     /// Keys by variable name: of LLM providers and sandbox backends, those that are set.
     pub keys: BTreeMap<&'static str, Secret>,
+    /// Where each key and secret comes from, by variable name.
+    pub key_sources: BTreeMap<&'static str, Source>,
     /// Base URLs by variable name, those that are set; checked, without a trailing slash.
     pub base_urls: BTreeMap<&'static str, String>,
     /// Limits of `local` sandboxes.
     pub local: LocalLimits,
     /// The program that `local` re-executes.
     pub launcher: PathBuf,
+    /// What is logged, and how.
+    pub log: LogSettings,
+    /// The `sandcaster.json` that was read.
+    pub file: Option<PathBuf>,
     /// What is odd in the settings but no reason to stop: logged at start.
     pub warnings: Vec<String>,
 }
@@ -35,9 +53,9 @@ pub struct ServerSettings {
     pub port: u16,
     /// Accepted Bearer tokens; empty: no authentication.
     pub api_keys: Vec<Secret>,
-    /// Further `Host` names that are answered.
+    /// Further `Host` names that are answered; lower case.
     pub allowed_hosts: Vec<String>,
-    /// Origins of web pages that may use the API.
+    /// Origins of web pages that may use the API, as browsers send them.
     pub allowed_origins: Vec<String>,
     /// The secret of E2B's webhook signatures.
     pub webhook_secret: Option<Secret>,
@@ -49,7 +67,267 @@ pub struct ServerSettings {
     pub heartbeat: Duration,
 }
 
-/// Settings that can't be used: what, where, and what to do.
+/// What the project chose for its runs: the top level of `sandcaster.json`, and its variables.
+#[derive(Clone, Debug)]
+pub struct ProjectSettings {
+    /// Parts of the system prompt.
+    pub system_prompt: SystemPrompt,
+    /// The model when a request names none.
+    pub model: Option<String>,
+    /// The LLM provider when a request names none; known, not always built.
+    pub provider: Option<&'static str>,
+    /// The sandbox backend when a request names none; known, not always built.
+    pub sandbox_provider: Option<&'static str>,
+    /// Turns when a request says nothing.
+    pub max_turns: u32,
+    /// Time when a request says nothing.
+    pub timeout: Duration,
+    /// Tools that runs may have at most; `None`: all.
+    pub allowed_tools: Option<Vec<&'static str>>,
+    /// Tools that the project names and that are not built yet.
+    pub unavailable_tools: Vec<String>,
+    /// How much the model may think when a request says nothing.
+    pub thinking: ThinkingLevel,
+    /// The sandbox's template or image.
+    pub template: Option<String>,
+    /// What sandboxes may reach; `None`: the backend's default.
+    pub network: Option<Network>,
+    /// The most that a run may cost; a request may only lower it.
+    pub max_budget: Option<NanoUsd>,
+    /// When sandboxes are created.
+    pub sandbox_start: SandboxStart,
+    /// How long nobody may read a run before it is cancelled.
+    pub disconnect_grace: Duration,
+    /// Further short names of models, or other meanings of the known ones.
+    pub model_aliases: BTreeMap<String, String>,
+}
+
+/// How sure a commit is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreDurability {
+    /// Survives the death of the process; the ends of runs survive a power cut too.
+    #[default]
+    Normal,
+    /// Every commit survives a power cut.
+    Full,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Directives as in `info,sandcaster=debug`; `None`: the command's default.
+    pub filter: Option<String>,
+    /// One JSON object per line instead of text.
+    pub json: bool,
+}
+
+/// Settings that can't be used: what, where, and what to do. One line per fault, never a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ConfigError(pub String);
+
+/// What the command line says over everything else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--host`.
+    pub host: Option<String>,
+    /// `--port`.
+    pub port: Option<u16>,
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--config`: must exist, unlike the default file.
+    pub config: Option<PathBuf>,
+    /// `--template`.
+    pub template: Option<String>,
+    /// `--require-auth`: no start without an API key.
+    pub require_auth: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            server: ServerSettings {
+                host: "127.0.0.1".to_owned(),
+                port: 3000,
+                api_keys: Vec::new(),
+                allowed_hosts: Vec::new(),
+                allowed_origins: Vec::new(),
+                webhook_secret: None,
+                max_concurrent_runs: 1000,
+                max_sandboxes: BTreeMap::from([("local", local_sandboxes()), ("docker", 8)]),
+                heartbeat: Duration::from_secs(15),
+            },
+            project: ProjectSettings {
+                system_prompt: SystemPrompt::default(),
+                model: None,
+                provider: None,
+                sandbox_provider: None,
+                max_turns: 100,
+                timeout: Duration::from_mins(5),
+                allowed_tools: None,
+                unavailable_tools: Vec::new(),
+                thinking: ThinkingLevel::Unset,
+                template: None,
+                network: None,
+                max_budget: None,
+                sandbox_start: SandboxStart::Eager,
+                disconnect_grace: Duration::from_secs(10),
+                model_aliases: BTreeMap::new(),
+            },
+            data_dir: PathBuf::from(".sandcaster"),
+            store_durability: StoreDurability::Normal,
+            keys: BTreeMap::new(),
+            key_sources: BTreeMap::new(),
+            base_urls: BTreeMap::new(),
+            local: LocalLimits::default(),
+            launcher: PathBuf::from("/proc/self/exe"),
+            log: LogSettings {
+                filter: None,
+                json: false,
+            },
+            file: None,
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Merges all settings: flags over environment over `.env` over `sandcaster.json` over defaults.
+    /// The files are looked for in `cwd`; `env` is the whole environment.
+    ///
+    /// # Errors
+    /// Every wrong value with its file, line, column and field, or its variable.
+    pub fn load(overrides: &Overrides, env: &EnvMap, cwd: &Path) -> Result<Self, ConfigError> {
+        let Overrides {
+            host,
+            port,
+            data_dir,
+            config: file_flag,
+            template,
+            require_auth,
+        } = overrides;
+        let mut config = Self {
+            data_dir: cwd.join(".sandcaster"),
+            ..Self::default()
+        };
+        let mut errors = Vec::new();
+
+        file::apply(&mut config, file_flag.as_deref(), cwd, &mut errors);
+        let dotenv = env::read_dotenv(cwd, &mut errors);
+        config.warnings.extend(dotenv.warnings);
+        let layers = Layers {
+            process: env,
+            dotenv: &dotenv.values,
+        };
+        config.warnings.extend(layers.differences());
+        config.warnings.extend(layers.misspelt());
+        fields::apply_environment(&mut config, &layers, &mut errors);
+        keys::apply(&mut config, &layers, &mut errors);
+
+        if let Some(host) = host {
+            match values::host(host) {
+                Ok(host) => config.server.host = host,
+                Err(wrong) => errors.push(format!("--host {}", wrong.message)),
+            }
+        }
+        if let Some(port) = port {
+            config.server.port = *port;
+        }
+        if let Some(dir) = data_dir {
+            config.data_dir.clone_from(dir);
+        }
+        if let Some(template) = template {
+            config.project.template = Some(template.clone());
+        }
+        config.data_dir = cwd.join(&config.data_dir);
+        if *require_auth && config.server.api_keys.is_empty() {
+            errors.push(
+                "--require-auth: no API key is set; set SANDCASTER_API_KEY (32 characters or more)"
+                    .to_owned(),
+            );
+        }
+        config.warnings.extend(config.tight_memory());
+        if errors.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError(errors.join("\n")))
+        }
+    }
+
+    /// What it means that the server can be reached from elsewhere without a key, if that is so.
+    pub fn exposure(&self) -> Option<String> {
+        let open = self.server.api_keys.is_empty() && !self.listens_on_loopback();
+        open.then(|| {
+            format!(
+                "NO AUTHENTICATION on {}: everyone who can reach this port can run commands in \
+                 sandboxes here, read every run, and spend your LLM credit. Set SANDCASTER_API_KEY, \
+                 or listen on 127.0.0.1; --require-auth refuses such a start",
+                self.server.host
+            )
+        })
+    }
+
+    /// Whether only this machine can reach the server.
+    pub fn listens_on_loopback(&self) -> bool {
+        let host = self.server.host.as_str();
+        host.eq_ignore_ascii_case("localhost")
+            || host
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    }
+
+    /// Every secret of the process, for the redactor.
+    pub fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        self.keys
+            .values()
+            .chain(&self.server.api_keys)
+            .chain(&self.server.webhook_secret)
+    }
+
+    /// A redactor of [`Self::secrets`].
+    pub fn redactor(&self) -> Redactor {
+        Redactor::new(self.secrets())
+    }
+
+    /// What sandbox backends are made from.
+    pub fn backend_config(&self, http: HttpClient) -> BackendConfig {
+        BackendConfig {
+            http,
+            keys: self
+                .keys
+                .iter()
+                .map(|(name, key)| (*name, key.clone()))
+                .collect(),
+            launcher: self.launcher.clone(),
+            local: self.local.clone(),
+        }
+    }
+
+    /// Home and `/tmp` of a `local` sandbox count as its memory.
+    fn tight_memory(&self) -> Option<String> {
+        const TMP_MB: u64 = 256;
+        let LocalLimits {
+            memory_mb, disk_mb, ..
+        } = self.local;
+        (disk_mb + TMP_MB >= memory_mb).then(|| {
+            format!(
+                "local.diskMb ({disk_mb}) and {TMP_MB} MiB of /tmp count as memory, and local.memoryMb \
+                 is {memory_mb}: a sandbox that fills its disk will run out of memory"
+            )
+        })
+    }
+}
+
+/// Sandboxes that this machine's memory carries: one per GiB, from 4 to 64.
+fn local_sandboxes() -> usize {
+    const KIB_PER_GIB: usize = 1024 * 1024;
+    let kib = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| {
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("MemTotal:"))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
+        });
+    (kib.unwrap_or_default() / KIB_PER_GIB).clamp(4, 64)
+}

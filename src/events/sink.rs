@@ -6,9 +6,15 @@ use super::RunEvent;
 use crate::ids::Seq;
 
 /// The log can't be written any more: the run must end.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("the run's log can't be written: {0}")]
-pub struct LogFailed(pub String);
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LogFailed {
+    /// The store failed, or the run was ended; why. An event may be lost, so nothing may follow.
+    #[error("the run's log can't be written: {0}")]
+    Store(String),
+    /// The log is as large as a log may get (rule AD-4). Its terminal event still fits.
+    #[error("the run's log reached its size limit")]
+    TooLarge,
+}
 
 /// How sure a commit must be before `flush` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

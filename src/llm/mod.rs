@@ -2,6 +2,9 @@
 //!
 //! Knows no sandbox, no HTTP server and no store.
 
+pub mod anthropic;
+pub mod demo;
+mod driver;
 pub mod models;
 pub mod prices;
 mod types;
@@ -11,13 +14,14 @@ use std::sync::Arc;
 use crate::net::HttpClient;
 use crate::secrets::Secret;
 
+pub use driver::StreamLimits;
 pub use types::{
     AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, LlmStream,
     Message, ModelFacts, ToolArgs, ToolCall, ToolChoice, ToolContent, ToolResult, ToolSpec, Usage,
 };
 
 /// Every provider that a request may name, in the order in which keys suggest one.
-pub static PROVIDERS: &[ProviderDef] = &[OPENAI, GOOGLE, OPENROUTER];
+pub static PROVIDERS: &[ProviderDef] = &[anthropic::DEF, OPENAI, GOOGLE, OPENROUTER, demo::DEF];
 
 const OPENAI: ProviderDef = ProviderDef {
     name: "openai",
@@ -98,8 +102,35 @@ pub struct ProviderConfig {
     pub http: HttpClient,
     /// Its key; `None` for a provider that needs none.
     pub key: Option<Secret>,
+    /// The variable that the key was read from: some providers send a token differently from a key.
+    /// Empty without a key.
+    pub key_var: &'static str,
     /// Where it is reached, without a trailing slash.
     pub base_url: String,
+}
+
+impl ProviderDef {
+    /// What to make the provider from, by its variables: the first key variable that is set, and the base
+    /// URL if one is set.
+    pub fn config(
+        &self,
+        http: HttpClient,
+        key: impl Fn(&str) -> Option<Secret>,
+        base_url: Option<&str>,
+    ) -> ProviderConfig {
+        let found = self
+            .key_vars
+            .iter()
+            .find_map(|name| Some((*name, key(name)?)));
+        let (key_var, key) = found.map_or(("", None), |(name, key)| (name, Some(key)));
+        let base_url = base_url.unwrap_or(self.default_base_url);
+        ProviderConfig {
+            http,
+            key,
+            key_var,
+            base_url: base_url.trim_end_matches('/').to_owned(),
+        }
+    }
 }
 
 /// The row named `name`.

@@ -1,1 +1,210 @@
-//! What models cost.
+//! What models cost and can do: a table of facts as data, and exact arithmetic on it.
+//!
+//! `model-prices.json` is collected by hand, with its sources and date inside. Money is integer
+//! femto-dollars per token (10⁻¹⁵ US dollars) while adding up, and is rounded once, to nano-dollars.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Deserializer};
+
+use super::{ModelFacts, Usage};
+use crate::spec::NanoUsd;
+
+/// Prices and facts of one model.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ModelEntry {
+    /// The prices of a request below any tier.
+    #[serde(flatten)]
+    pub price: Price,
+    /// Dearer (or cheaper) prices of requests with much input, ascending by threshold.
+    #[serde(default)]
+    pub above_input_tokens: Vec<Tier>,
+    /// Tokens that fit.
+    pub context_window: Option<u64>,
+    /// The most tokens of an answer.
+    pub max_output_tokens: Option<u32>,
+    /// The model decides how much to think; a budget is not (or no longer) its way.
+    #[serde(default)]
+    pub adaptive_thinking: bool,
+    /// Thinking can't be turned off.
+    #[serde(default)]
+    pub thinking_always_on: bool,
+}
+
+/// Prices per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Price {
+    input: Femto,
+    output: Femto,
+    cache_read: Option<Femto>,
+    cache_write: Option<Femto>,
+    cache_write_5m: Option<Femto>,
+    cache_write_1h: Option<Femto>,
+}
+
+/// Prices of a whole request whose input is over a threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct Tier {
+    /// Total input tokens, cached ones included, above which the tier holds.
+    pub threshold: u64,
+    /// Its prices.
+    #[serde(flatten)]
+    pub price: Price,
+}
+
+/// Femto-dollars per token; written in the table as dollars per million tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Femto(u64);
+
+impl<'de> Deserialize<'de> for Femto {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let per_million = f64::deserialize(deserializer)?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "prices are small and not negative, and casts saturate"
+        )]
+        let femto = (per_million * 1e9).round() as u64;
+        Ok(Self(femto))
+    }
+}
+
+impl Price {
+    /// Femto-dollars of `usage`. Where a tier leaves out the price of an hour's cache write, the base
+    /// price's ratio of an hour to five minutes holds; where nothing is known, a write is plain input.
+    fn of(&self, usage: &Usage, base: &Self) -> u128 {
+        let read = self.cache_read.unwrap_or(self.input);
+        let write_5m = self
+            .cache_write_5m
+            .or(self.cache_write)
+            .unwrap_or(self.input);
+        let ratio = base
+            .cache_write_1h
+            .zip(base.cache_write_5m.or(base.cache_write))
+            .filter(|(_, five)| five.0 > 0);
+        let write_1h = match (self.cache_write_1h, ratio) {
+            (Some(price), _) => u128::from(price.0),
+            (None, Some((hour, five))) => {
+                u128::from(write_5m.0) * u128::from(hour.0) / u128::from(five.0)
+            }
+            (None, None) => u128::from(write_5m.0),
+        };
+        let times = |tokens: u64, price: u128| u128::from(tokens) * price;
+        times(usage.input, u128::from(self.input.0))
+            + times(usage.cache_read, u128::from(read.0))
+            + times(usage.cache_write_5m, u128::from(write_5m.0))
+            + times(usage.cache_write_1h, write_1h)
+            + times(usage.output, u128::from(self.output.0))
+    }
+}
+
+impl ModelEntry {
+    /// What one request costs: dearer tiers count for the whole request.
+    pub fn cost(&self, usage: &Usage) -> NanoUsd {
+        let tier = self
+            .above_input_tokens
+            .iter()
+            .filter(|tier| usage.total_input() > tier.threshold)
+            .max_by_key(|tier| tier.threshold);
+        let price = tier.map_or(&self.price, |tier| &tier.price);
+        let femto = price.of(usage, &self.price);
+        NanoUsd(u64::try_from((femto + 500_000) / 1_000_000).unwrap_or(u64::MAX))
+    }
+
+    /// Its limits.
+    pub const fn facts(&self) -> ModelFacts {
+        ModelFacts {
+            context_window: self.context_window,
+            max_output_tokens: self.max_output_tokens,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct PriceTable {
+    models: BTreeMap<String, BTreeMap<String, ModelEntry>>,
+}
+
+static TABLE: LazyLock<PriceTable> = LazyLock::new(|| {
+    // A table that doesn't parse is caught by the tests; at run time it would mean "no price known".
+    serde_json::from_str(include_str!("model-prices.json")).unwrap_or(PriceTable {
+        models: BTreeMap::new(),
+    })
+});
+
+/// What is known of `model` at `provider`: by its exact id, or by its id without the date at its end.
+pub fn entry(provider: &str, model: &str) -> Option<&'static ModelEntry> {
+    let models = TABLE.models.get(table_name(provider))?;
+    models
+        .get(model)
+        .or_else(|| models.get(without_date(model)?))
+}
+
+/// The known ids of `provider`, in order.
+pub fn known_models(provider: &str) -> impl Iterator<Item = &'static str> {
+    TABLE
+        .models
+        .get(table_name(provider))
+        .into_iter()
+        .flat_map(|models| models.keys().map(String::as_str))
+}
+
+/// What one request costs, or `None` when no price is known. `demo` costs nothing.
+pub fn cost(provider: &str, model: &str, usage: &Usage) -> Option<NanoUsd> {
+    if provider == super::demo::DEF.name {
+        return Some(NanoUsd(0));
+    }
+    entry(provider, model).map(|entry| entry.cost(usage))
+}
+
+/// Whether the price of a model is known.
+pub fn known(provider: &str, model: &str) -> bool {
+    cost(provider, model, &Usage::default()).is_some()
+}
+
+/// What one request costs by the model that was asked for or, if that has no price, by the one that
+/// answered.
+pub fn cost_as_served(
+    provider: &str,
+    requested: &str,
+    served: Option<&str>,
+    usage: &Usage,
+) -> Option<NanoUsd> {
+    cost(provider, requested, usage).or_else(|| cost(provider, served?, usage))
+}
+
+/// The table is keyed by the API's name, which differs from the provider's for Google alone.
+fn table_name(provider: &str) -> &str {
+    if provider == "google" {
+        "gemini"
+    } else {
+        provider
+    }
+}
+
+/// `claude-haiku-4-5-20251001` and `gpt-5.4-2026-03-05` without their dates.
+fn without_date(model: &str) -> Option<&str> {
+    let compact = |text: &str| {
+        let (name, date) = text.rsplit_once('-')?;
+        (date.len() == 8 && date.bytes().all(|byte| byte.is_ascii_digit())).then_some(name.len())
+    };
+    let dashed = |text: &str| {
+        let start = text.len().checked_sub(11)?;
+        let date = text.get(start..)?;
+        let fits = date
+            .bytes()
+            .zip(b"-0000-00-00")
+            .all(|(byte, shape)| match shape {
+                b'-' => byte == b'-',
+                _ => byte.is_ascii_digit(),
+            });
+        fits.then_some(start)
+    };
+    let end = compact(model).or_else(|| dashed(model))?;
+    model.get(..end)
+}
+
+#[cfg(test)]
+#[path = "prices_tests.rs"]
+mod tests;

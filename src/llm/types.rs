@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::clock::Deadline;
 use crate::error::ErrorCode;
+use crate::net::retry::Backoff;
 use crate::spec::ThinkingLevel;
 
 /// One request for one response.
@@ -214,7 +215,8 @@ impl Usage {
     }
 }
 
-/// A response as it streams in. Dropping it closes the connection.
+/// A response as it streams in. Dropping it closes the connection; read to its end, after
+/// [`LlmDelta::Stop`], it leaves the connection for the next request.
 pub type LlmStream = Pin<Box<dyn Stream<Item = Result<LlmDelta, LlmError>> + Send>>;
 
 /// An LLM API.
@@ -307,6 +309,23 @@ impl LlmError {
             LlmErrorKind::BadRequest => ErrorCode::LlmBadRequest,
             LlmErrorKind::ModelNotFound => ErrorCode::LlmModelNotFound,
             LlmErrorKind::ContextTooLong => ErrorCode::ContextTooLong,
+        }
+    }
+
+    /// How long to wait before the request is sent again.
+    pub const fn backoff(&self) -> Backoff {
+        match self.kind {
+            LlmErrorKind::RateLimited | LlmErrorKind::Overloaded => Backoff::Throttled,
+            LlmErrorKind::Auth
+            | LlmErrorKind::Billing
+            | LlmErrorKind::Unavailable
+            | LlmErrorKind::Unreachable
+            | LlmErrorKind::Timeout
+            | LlmErrorKind::Cut
+            | LlmErrorKind::BadResponse
+            | LlmErrorKind::BadRequest
+            | LlmErrorKind::ModelNotFound
+            | LlmErrorKind::ContextTooLong => Backoff::Transport,
         }
     }
 

@@ -1,5 +1,21 @@
 //! Runs: admission, the task of each, its log, its readers, and what is left when something dies.
+//!
+//! Knows neither axum nor clap. Everything that lives longer than a request is spawned here.
 
+mod control;
+mod lease;
+mod log;
+mod reader;
+mod reaper;
+mod recovery;
 mod registry;
+mod sandbox;
+mod tail;
+mod task;
+mod tasks;
 
-pub use registry::{CancelOutcome, Health, RunHandle, RunReader, Runs};
+pub use log::{EndFacts, LogLimits, LogWriter, Logs, RunFacts};
+pub use reader::{CursorError, LogReader};
+pub use recovery::recover;
+pub use registry::{CancelOutcome, Health, RunHandle, RunReader, Runs, RunsConfig};
+pub use tasks::{OnPanic, OnStop, TaskKind, Tasks};

@@ -2,6 +2,7 @@
 //!
 //! Knows no LLM, no run log and no HTTP server of ours.
 
+pub mod local;
 pub mod paths;
 mod types;
 
@@ -18,12 +19,13 @@ pub use types::{
 };
 
 /// Every backend that a request may name, in the order in which one is chosen.
-pub static BACKENDS: &[BackendDef] = &[E2B, VERCEL, CLOUDFLARE, DOCKER];
+pub static BACKENDS: &[BackendDef] = &[E2B, VERCEL, CLOUDFLARE, DOCKER, local::DEF];
 
 const E2B: BackendDef = BackendDef {
     name: "e2b",
     key_vars: &["E2B_API_KEY"],
     default_network: Network::Full,
+    working_dir: "/home/user",
     isolates: "a microVM per run at E2B",
     build: Build::NotYet,
 };
@@ -32,6 +34,7 @@ const VERCEL: BackendDef = BackendDef {
     name: "vercel",
     key_vars: &["VERCEL_TOKEN"],
     default_network: Network::Full,
+    working_dir: "/vercel/sandbox",
     isolates: "a microVM per run at Vercel",
     build: Build::NotYet,
 };
@@ -40,6 +43,7 @@ const CLOUDFLARE: BackendDef = BackendDef {
     name: "cloudflare",
     key_vars: &["CLOUDFLARE_API_TOKEN", "CLOUDFLARE_SANDBOX_WORKER_URL"],
     default_network: Network::Full,
+    working_dir: "/workspace",
     isolates: "a container per run at Cloudflare",
     build: Build::NotYet,
 };
@@ -48,6 +52,7 @@ const DOCKER: BackendDef = BackendDef {
     name: "docker",
     key_vars: &[],
     default_network: Network::None,
+    working_dir: "/workspace",
     isolates: "a container per run on this machine's Docker engine",
     build: Build::NotYet,
 };
@@ -61,6 +66,8 @@ pub struct BackendDef {
     pub key_vars: &'static [&'static str],
     /// What a sandbox may reach unless `network` says otherwise.
     pub default_network: Network,
+    /// Where its sandboxes' relative paths start.
+    pub working_dir: &'static str,
     /// In a few words, for `doctor` and the README.
     pub isolates: &'static str,
     /// Makes it.

@@ -234,7 +234,7 @@ pub enum StoreError {
     /// No such run.
     #[error("there is no run {0}")]
     NotFound(RunId),
-    /// The run has ended, or the sequence would have a gap: a fault of ours.
+    /// The run has ended, or the sequence would have a gap: a fault of ours. Trying again is no use.
     #[error("the run's log refused the write: {0}")]
     Refused(String),
     /// Another process has the data directory.
@@ -243,7 +243,7 @@ pub enum StoreError {
     /// The data directory or the database can't be used: what and why.
     #[error("{0}")]
     Unusable(String),
-    /// A read or write failed (disk full, I/O error).
+    /// A read or write failed (disk full, I/O error). It may succeed later.
     #[error("the run store failed: {0}")]
     Failed(String),
     /// The store has been closed.
@@ -269,10 +269,11 @@ pub trait RunStore: Send + Sync {
     async fn flush(&self, durability: Durability) -> Result<(), StoreError>;
 
     /// Ends a run: the terminal event and the row, in one transaction, synced when it returns. Refused when
-    /// the run has ended already.
+    /// the run has ended already, unless in exactly this event: a retry after a lost answer succeeds.
     async fn finish(&self, finish: Finish) -> Result<(), StoreError>;
 
-    /// Events after `after`, at most `limit`, in order. Empty at the head.
+    /// Events after `after`, in order: at most `limit`, and fewer where they are large, but at least one.
+    /// Empty at the head, whose end a terminal event marks.
     async fn read(
         &self,
         run: &RunId,
@@ -286,7 +287,7 @@ pub trait RunStore: Send + Sync {
     /// The newest runs by start, at most `limit`.
     async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, StoreError>;
 
-    /// The runs that have not ended.
+    /// The runs that have not ended. Their `duration_secs` is from the start to the last event.
     async fn unfinished(&self) -> Result<Vec<RunRecord>, StoreError>;
 
     /// Keeps a file of a run, replacing one with the same path.

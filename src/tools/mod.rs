@@ -1,15 +1,59 @@
 //! The tools that a model can call: one table, one file per group, all written above the sandbox traits.
+//!
+//! A call goes [`resolve_called`] → [`prepare`] → [`Tool::call`]. Commands of ours in the sandbox are fixed
+//! texts for a POSIX shell, with everything variable as an argument; what comes back is cleaned of escapes
+//! and secrets, and bounded, before anyone sees it.
 
+mod bash;
+mod edit;
+mod facts;
+mod grep;
+mod image;
+pub(crate) mod listing;
+mod place;
+mod quote;
+mod read;
+mod regex;
+mod replace;
+mod schema;
+pub(crate) mod script;
+mod search;
 mod session;
+pub(crate) mod text;
 mod types;
+mod wrapper;
+mod write;
 
 use crate::llm::ToolSpec;
 
+pub use facts::Facts;
+pub use quote::quote;
+pub use schema::{Prepared, example, prepare};
 pub use session::ShellSession;
 pub use types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
 
+use place::{fetch, store};
+
 /// Every tool that a request may name, in the order in which the model sees them.
 pub static TOOLS: &[ToolDef] = &[
+    ToolDef::built("bash", &["Bash"], false, bash::spec, &bash::Bash),
+    ToolDef::built(
+        "file_read",
+        &["read_file", "Read"],
+        true,
+        read::spec,
+        &read::FileRead,
+    ),
+    ToolDef::built(
+        "file_write",
+        &["write_file", "Write"],
+        false,
+        write::spec,
+        &write::FileWrite,
+    ),
+    ToolDef::built("file_edit", &["Edit"], false, edit::spec, &edit::FileEdit),
+    ToolDef::built("glob", &["Glob"], true, search::spec, &search::Glob),
+    ToolDef::built("grep", &["Grep"], true, grep::spec, &grep::Grep),
     ToolDef::planned("web_search", &["WebSearch"]),
     ToolDef::planned("web_fetch", &["WebFetch"]),
     ToolDef::planned("read_skill", &["Skill"]),
@@ -51,7 +95,28 @@ impl std::fmt::Debug for ToolDef {
     }
 }
 
+impl std::fmt::Debug for BuiltTool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BuiltTool").finish_non_exhaustive()
+    }
+}
+
 impl ToolDef {
+    const fn built(
+        name: &'static str,
+        aliases: &'static [&'static str],
+        parallel_safe: bool,
+        spec: fn() -> ToolSpec,
+        tool: &'static dyn Tool,
+    ) -> Self {
+        Self {
+            name,
+            aliases,
+            parallel_safe,
+            built: Some(BuiltTool { spec, tool }),
+        }
+    }
+
     const fn planned(name: &'static str, aliases: &'static [&'static str]) -> Self {
         Self {
             name,
@@ -68,3 +133,46 @@ pub fn tool(name: &str) -> Option<&'static ToolDef> {
         .iter()
         .find(|def| def.name == name || def.aliases.contains(&name))
 }
+
+/// What a model meant by the name that it called.
+#[derive(Clone, Copy, Debug)]
+pub enum Called {
+    /// A tool of this run.
+    Tool(&'static ToolDef, &'static BuiltTool),
+    /// A tool that exists, under our name, but not in this run.
+    NotAllowed(&'static str),
+    /// No tool at all.
+    Unknown,
+}
+
+/// Maps the name that a model wrote to a tool of this run, whose tools are `enabled`.
+///
+/// Models drift to the names that they were trained on: case, aliases, a `functions.` prefix and blanks
+/// don't matter here. In configs they do.
+pub fn resolve_called(name: &str, enabled: &[&'static str]) -> Called {
+    let trimmed = name.trim();
+    let bare = trimmed
+        .get(..10)
+        .filter(|prefix| prefix.eq_ignore_ascii_case("functions."))
+        .and_then(|_| trimmed.get(10..))
+        .unwrap_or(trimmed)
+        .trim();
+    let meant = TOOLS.iter().find(|def| {
+        def.name.eq_ignore_ascii_case(bare)
+            || def
+                .aliases
+                .iter()
+                .any(|alias| alias.eq_ignore_ascii_case(bare))
+    });
+    match meant {
+        None => Called::Unknown,
+        Some(def) => match &def.built {
+            Some(built) if enabled.contains(&def.name) => Called::Tool(def, built),
+            _ => Called::NotAllowed(def.name),
+        },
+    }
+}
+
+#[cfg(test)]
+#[path = "mod_tests.rs"]
+mod tests;

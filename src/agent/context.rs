@@ -1,0 +1,197 @@
+//! What fits into the model's context window, and what goes when it no longer does.
+
+use crate::llm::{AssistantBlock, Message, ModelFacts, ToolArgs, ToolContent, Usage};
+
+/// Results of so many newest tool turns stay when old ones are cleared ahead of need.
+pub(super) const KEEP_RECENT: usize = 6;
+/// Results of so many newest tool turns stay when the provider has refused the conversation as too long.
+pub(super) const KEEP_LAST: usize = 2;
+
+/// Quality falls long before a window of a million tokens is full.
+const MOST_TOKENS: u64 = 160_000;
+/// Room kept for the next answer beyond the output limit.
+const MARGIN: u64 = 16_000;
+/// Results shorter than this are not worth clearing.
+const WORTH_CLEARING: usize = 600;
+/// What an image costs, roughly.
+const IMAGE_TOKENS: u64 = 1600;
+
+/// How full the window is.
+#[derive(Debug)]
+pub(super) struct Window {
+    trigger: u64,
+    last: Option<Usage>,
+}
+
+/// What clearing has done.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Cleared {
+    pub(super) results: usize,
+    pub(super) tokens_before: u64,
+    pub(super) tokens_after: u64,
+}
+
+impl Window {
+    pub(super) fn new(facts: Option<ModelFacts>) -> Self {
+        let window = facts
+            .and_then(|facts| facts.context_window)
+            .unwrap_or(200_000);
+        let output = u64::from(
+            facts
+                .and_then(|facts| facts.max_output_tokens)
+                .unwrap_or(8192),
+        )
+        .min(32_000);
+        let trigger = (window * 4 / 5)
+            .min(window.saturating_sub(output + MARGIN))
+            .min(MOST_TOKENS);
+        Self {
+            trigger,
+            last: None,
+        }
+    }
+
+    pub(super) const fn saw(&mut self, usage: &Usage) {
+        self.last = Some(*usage);
+    }
+
+    pub(super) const fn last_usage(&self) -> Option<Usage> {
+        self.last
+    }
+
+    /// Whether the next request is likely to pass the trigger: the last one's tokens, and what came since.
+    pub(super) fn over_trigger(&self, history: &[Message]) -> bool {
+        let estimate = match &self.last {
+            Some(last) => last.total_input() + last.output + history.last().map_or(0, tokens),
+            None => history.iter().map(tokens).sum(),
+        };
+        estimate > self.trigger
+    }
+}
+
+/// Replaces the text of old tool results by a note, in place. The calls stay, so every call keeps its
+/// result. `None` if there was nothing to clear.
+pub(super) fn clear(history: &mut [Message], keep: usize) -> Option<Cleared> {
+    let tokens_before = history.iter().map(tokens).sum();
+    let turns = history
+        .iter()
+        .filter(|message| matches!(message, Message::ToolResults { .. }))
+        .count();
+    let mut results_cleared = 0;
+    let old = history
+        .iter_mut()
+        .filter_map(|message| match message {
+            Message::ToolResults { results, .. } => Some(results),
+            Message::User(_) | Message::Assistant(_) => None,
+        })
+        .take(turns.saturating_sub(keep));
+    for result in old.flatten() {
+        let size: usize = result.content.iter().map(size).sum();
+        if size < WORTH_CLEARING {
+            continue;
+        }
+        result.content = vec![ToolContent::Text(format!(
+            "[cleared to save space: {size} characters; call {} again if you need it]",
+            result.name
+        ))];
+        results_cleared += 1;
+    }
+    (results_cleared > 0).then(|| Cleared {
+        results: results_cleared,
+        tokens_before,
+        tokens_after: history.iter().map(tokens).sum(),
+    })
+}
+
+fn size(content: &ToolContent) -> usize {
+    match content {
+        ToolContent::Text(text) => text.chars().count(),
+        ToolContent::Image { base64, .. } => base64.len(),
+    }
+}
+
+/// About how many tokens a message has: 0.3 per ASCII character, 0.8 per other.
+fn tokens(message: &Message) -> u64 {
+    match message {
+        Message::User(text) => of_text(text),
+        Message::Assistant(blocks) => blocks
+            .iter()
+            .map(|block| match block {
+                AssistantBlock::Text(text) | AssistantBlock::Thinking { text, .. } => of_text(text),
+                AssistantBlock::ToolCall(call) => match &call.args {
+                    ToolArgs::Json(value) => of_text(&value.to_string()),
+                    ToolArgs::Malformed { .. } => 1,
+                },
+                AssistantBlock::Opaque(value) => of_text(&value.to_string()),
+            })
+            .sum(),
+        Message::ToolResults { results, notice } => {
+            let content = results
+                .iter()
+                .flat_map(|result| &result.content)
+                .map(|content| match content {
+                    ToolContent::Text(text) => of_text(text),
+                    ToolContent::Image { .. } => IMAGE_TOKENS,
+                });
+            content.sum::<u64>() + notice.as_deref().map_or(0, of_text)
+        }
+    }
+}
+
+fn of_text(text: &str) -> u64 {
+    let ascii = text.bytes().filter(u8::is_ascii).count() as u64;
+    let other = text.chars().count() as u64 - ascii;
+    (ascii * 3 + other * 8).div_ceil(10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::llm::ToolResult;
+
+    fn results(id: &str, text: &str) -> Message {
+        Message::ToolResults {
+            results: vec![ToolResult {
+                id: id.to_owned(),
+                name: "bash".to_owned(),
+                content: vec![ToolContent::Text(text.to_owned())],
+                is_error: false,
+            }],
+            notice: None,
+        }
+    }
+
+    #[test]
+    fn old_long_results_are_cleared_and_recent_and_short_ones_kept() {
+        let long = "x".repeat(5000);
+        let mut history = vec![Message::User("go".to_owned()), results("0", "short")];
+        history.extend((1..=8).map(|n| results(&n.to_string(), &long)));
+        let cleared = clear(&mut history, KEEP_RECENT).unwrap();
+        assert_eq!(cleared.results, 2);
+        assert!(cleared.tokens_after < cleared.tokens_before);
+        assert_eq!(history.last(), Some(&results("8", &long)));
+        assert_eq!(history[1], results("0", "short"));
+        assert_eq!(
+            clear(&mut history, KEEP_RECENT),
+            None,
+            "nothing is cleared twice"
+        );
+    }
+
+    #[test]
+    fn the_trigger_leaves_room_for_an_answer() {
+        let facts = ModelFacts {
+            context_window: Some(200_000),
+            max_output_tokens: Some(64_000),
+        };
+        let mut window = Window::new(Some(facts));
+        assert_eq!(window.trigger, 152_000);
+        window.saw(&Usage {
+            cache_read: 151_000,
+            output: 500,
+            ..Usage::default()
+        });
+        assert!(!window.over_trigger(&[results("1", "short")]));
+        assert!(window.over_trigger(&[results("1", &"y".repeat(3000))]));
+    }
+}

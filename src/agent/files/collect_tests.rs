@@ -1,0 +1,78 @@
+use super::*;
+
+#[test]
+fn a_name_tells_where_its_line_ends_whatever_is_in_it() {
+    let mut output = b"./b\n81a4|9|9|x|./fake\0./gone\0./a b\0\0".to_vec();
+    output
+        .extend(b"81a4|5|1700000000|2023-11-14 22:13:20.500000000 +0000|./b\n81a4|9|9|x|./fake\n");
+    output.extend(b"a1ff|3|1700000001|2023|./a b\n\0");
+    output.extend(b"./d/c\0\x0081a4|7|1700000002|2023|./d/c\n\0");
+    let listing = parse(&output);
+    assert!(!listing.cut);
+    let paths: Vec<&[u8]> = listing
+        .files
+        .iter()
+        .map(|(path, _)| path.as_slice())
+        .collect();
+    assert_eq!(paths, [&b"a b"[..], b"b\n81a4|9|9|x|./fake", b"d/c"]);
+    assert!(!listing.files[0].1.regular);
+    assert!(listing.files[1].1.is_fine() && listing.files[1].1.size == 5);
+    assert!(!listing.files[2].1.is_fine());
+    assert!(parse(b"./cut").cut && parse(b"./cut\0\x0081a4|").cut);
+    assert!(!parse(b"").cut);
+}
+
+#[test]
+fn names_that_clients_cannot_use_are_left_out_with_a_reason() {
+    assert_eq!(usable_name(b"a/b c'\"$.txt"), Ok("a/b c'\"$.txt"));
+    for (name, word) in [
+        (&b"a\nb"[..], "control"),
+        (b"a\\b", "backslash"),
+        (b"\xff", "UTF-8"),
+        (b"dot.", "dot or blank"),
+    ] {
+        assert!(usable_name(name).unwrap_err().contains(word));
+    }
+}
+
+#[test]
+fn contents_travel_as_text_or_base64_up_to_the_limit() {
+    assert_eq!(
+        inline("é".as_bytes()),
+        (FileEncoding::Utf8, Some("é".to_owned()))
+    );
+    assert_eq!(
+        inline(b"\xff\x00"),
+        (FileEncoding::Base64, Some("/wA=".to_owned()))
+    );
+    assert_eq!(
+        inline(&vec![b'a'; INLINE_MOST + 1]),
+        (FileEncoding::Utf8, None)
+    );
+    assert!(inline(&vec![b'a'; INLINE_MOST]).1.is_some());
+    assert_eq!(
+        sha256_hex(b"abc"),
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
+}
+
+#[test]
+fn types_come_from_bytes_first_and_names_second() {
+    for (name, bytes, mime) in [
+        ("a.txt", &b"\x89PNG\r\n\x1a\n"[..], "image/png"),
+        ("a.md", b"# x", "text/markdown"),
+        ("report.PDF", b"not really", "application/pdf"),
+        ("x.csv", b"\xff\xfe\0", "application/octet-stream"),
+        (
+            "x.xlsx",
+            b"PK\x03\x04",
+            "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+        ),
+        ("x.bin", b"PK\x03\x04", "application/zip"),
+        ("Makefile", b"all:\n", "text/plain"),
+        ("noext", b"\0\x01", "application/octet-stream"),
+        ("a.b/c", b"", "text/plain"),
+    ] {
+        assert_eq!(mime_type(name, bytes), mime, "{name}");
+    }
+}

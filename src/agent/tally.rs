@@ -1,0 +1,193 @@
+//! What a run has used so far, readable at any time and from outside the agent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::events::Totals;
+use crate::llm::{Usage, prices};
+use crate::spec::{ModelChoice, NanoUsd};
+
+/// The running account of a run: survives the agent's end, whatever it was.
+#[derive(Debug)]
+pub struct Tally {
+    model: ModelChoice,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    done: Usage,
+    cost: NanoUsd,
+    price_unknown: bool,
+    in_flight: Option<Usage>,
+    incomplete: bool,
+    served_model: Option<String>,
+    num_turns: u32,
+    tool_calls: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    /// An empty account.
+    pub fn new(model: &ModelChoice) -> Self {
+        Self {
+            model: model.clone(),
+            inner: Mutex::default(),
+        }
+    }
+
+    /// A request is under way; its usage so far (replaces what was said before).
+    pub fn in_flight(&self, usage: Usage) {
+        self.inner.lock().in_flight = Some(usage);
+    }
+
+    /// The request under way ended; `complete` if its usage is final.
+    pub fn settle(&self, complete: bool) {
+        let mut inner = self.inner.lock();
+        let Some(usage) = inner.in_flight.take() else {
+            return;
+        };
+        let cost = self.price(&usage, inner.served_model.as_deref());
+        inner.add(&usage, cost);
+        inner.incomplete |= !complete;
+    }
+
+    /// The model that answers.
+    pub fn served_by(&self, model: &str) {
+        self.inner.lock().served_model = Some(model.to_owned());
+    }
+
+    /// A turn was taken.
+    pub fn turn_taken(&self) {
+        self.inner.lock().num_turns += 1;
+    }
+
+    /// A tool was called.
+    pub fn tool_called(&self, name: &'static str) {
+        *self.inner.lock().tool_calls.entry(name).or_default() += 1;
+    }
+
+    /// What was spent; a lower bound while a price is unknown.
+    pub fn spent(&self) -> NanoUsd {
+        let inner = self.inner.lock();
+        let flying = inner
+            .in_flight
+            .and_then(|usage| self.price(&usage, inner.served_model.as_deref()))
+            .unwrap_or_default();
+        NanoUsd(inner.cost.0.saturating_add(flying.0))
+    }
+
+    /// Whether some request had no known price.
+    pub fn price_unknown(&self) -> bool {
+        self.inner.lock().price_unknown
+    }
+
+    /// The cost, if every price is known.
+    pub fn cost(&self) -> Option<NanoUsd> {
+        (!self.price_unknown()).then(|| self.spent())
+    }
+
+    /// Everything, as a terminal event shows it. A request still under way counts as incomplete.
+    pub fn totals(&self, duration: Duration) -> Totals {
+        let cost = self.cost();
+        let inner = self.inner.lock();
+        let mut usage = inner.done;
+        if let Some(flying) = &inner.in_flight {
+            add(&mut usage, flying);
+        }
+        Totals {
+            cost_usd: cost.map(NanoUsd::to_usd),
+            input_tokens: usage.total_input(),
+            output_tokens: usage.output,
+            cache_read_tokens: usage.cache_read,
+            cache_write_tokens: usage.cache_write_5m + usage.cache_write_1h,
+            usage_complete: !inner.incomplete && inner.in_flight.is_none(),
+            num_turns: inner.num_turns,
+            duration_secs: (duration.as_secs_f64() * 1000.0).round() / 1000.0,
+            model: self.model.id.clone(),
+            served_model: inner
+                .served_model
+                .clone()
+                .filter(|served| *served != self.model.id),
+            tool_calls: inner
+                .tool_calls
+                .iter()
+                .map(|(name, count)| ((*name).to_owned(), (*count).into()))
+                .collect(),
+        }
+    }
+
+    fn price(&self, usage: &Usage, served: Option<&str>) -> Option<NanoUsd> {
+        prices::cost_as_served(self.model.provider, &self.model.id, served, usage)
+    }
+}
+
+impl Inner {
+    fn add(&mut self, usage: &Usage, cost: Option<NanoUsd>) {
+        add(&mut self.done, usage);
+        match cost {
+            Some(cost) => self.cost.0 = self.cost.0.saturating_add(cost.0),
+            None => self.price_unknown = true,
+        }
+    }
+}
+
+const fn add(sum: &mut Usage, usage: &Usage) {
+    sum.input = sum.input.saturating_add(usage.input);
+    sum.cache_read = sum.cache_read.saturating_add(usage.cache_read);
+    sum.cache_write_5m = sum.cache_write_5m.saturating_add(usage.cache_write_5m);
+    sum.cache_write_1h = sum.cache_write_1h.saturating_add(usage.cache_write_1h);
+    sum.output = sum.output.saturating_add(usage.output);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(input: u64, output: u64) -> Usage {
+        Usage {
+            input,
+            output,
+            ..Usage::default()
+        }
+    }
+
+    #[test]
+    fn usage_of_requests_adds_up_and_of_one_request_replaces() {
+        let tally = Tally::new(&ModelChoice {
+            provider: "anthropic",
+            id: "claude-sonnet-4-6".to_owned(),
+        });
+        tally.in_flight(usage(1000, 1));
+        tally.in_flight(usage(1000, 200));
+        tally.settle(true);
+        tally.in_flight(usage(500, 100));
+        let flying = tally.totals(Duration::from_millis(1500));
+        assert_eq!(
+            (
+                flying.input_tokens,
+                flying.output_tokens,
+                flying.usage_complete
+            ),
+            (1500, 300, false)
+        );
+        tally.settle(true);
+        let totals = tally.totals(Duration::from_millis(1500));
+        assert_eq!(totals.cost_usd, Some(0.009));
+        assert!(totals.usage_complete);
+        assert!((totals.duration_secs - 1.5).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn an_unknown_price_gives_no_cost() {
+        let tally = Tally::new(&ModelChoice {
+            provider: "anthropic",
+            id: "claude-unheard-of-9".to_owned(),
+        });
+        tally.in_flight(usage(10, 10));
+        tally.settle(true);
+        assert_eq!(tally.totals(Duration::ZERO).cost_usd, None);
+        assert!(tally.price_unknown());
+    }
+}

@@ -1,0 +1,57 @@
+//! A sandbox made ready for a run: facts probed, inputs uploaded, the files there taken note of.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::files::Baseline;
+use crate::clock::Deadline;
+use crate::error::Problem;
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::spec::InputFile;
+use crate::tools::ShellSession;
+
+/// A sandbox that tools can act in.
+pub struct Workspace {
+    /// The sandbox.
+    pub sandbox: Arc<dyn Sandbox>,
+    /// What the tools remember between calls.
+    pub session: Arc<ShellSession>,
+    /// The files as they were before the first tool call.
+    pub baseline: Baseline,
+}
+
+/// Where the agent gets its workspace from. It may still be on its way.
+#[async_trait]
+pub trait WorkspaceSource: Send + Sync {
+    /// Waits for the workspace; starts making it, if that was put off. The same one every time.
+    ///
+    /// # Errors
+    /// Why there is none.
+    async fn workspace(&self) -> Result<Arc<Workspace>, Problem>;
+
+    /// The workspace, if it is there already.
+    fn ready(&self) -> Option<Arc<Workspace>>;
+}
+
+impl Workspace {
+    /// Makes `sandbox` ready.
+    ///
+    /// # Errors
+    /// When it has no shell, or the inputs can't be written.
+    pub async fn prepare(
+        sandbox: Arc<dyn Sandbox>,
+        inputs: &[InputFile],
+        deadline: Deadline,
+    ) -> Result<Self, SandboxError> {
+        let session = Arc::new(ShellSession::new(sandbox.working_dir()));
+        session.probe(sandbox.as_ref()).await;
+        super::files::upload(sandbox.as_ref(), inputs).await?;
+        let baseline = Baseline::take(sandbox.as_ref(), inputs, deadline).await?;
+        Ok(Self {
+            sandbox,
+            session,
+            baseline,
+        })
+    }
+}

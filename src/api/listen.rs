@@ -1,0 +1,313 @@
+//! Accepting connections: HTTP/1 only, with limits on heads, time, and connections, and an orderly end
+//! (HT-7, CL-2 to CL-6, SD-4).
+//!
+//! `axum::serve` has neither read timeouts nor a connection cap, so the loop is our own.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request::Parts;
+use axum::response::Response;
+use bytes::Bytes;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+
+use super::socket::{Activity, InFlight, Socket};
+
+/// Limits of connections. The defaults are the sheet's; tests choose shorter times.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; further ones get 503.
+    pub max_connections: usize,
+    /// From the first byte of a request's head to its last.
+    pub head_timeout: Duration,
+    /// How long a connection may wait between requests.
+    pub idle_timeout: Duration,
+    /// How long a write may make no progress.
+    pub write_stall: Duration,
+    /// How long a closed connection's last bytes are still taken.
+    pub linger: Duration,
+    /// Header lines in a head.
+    pub max_headers: usize,
+    /// Bytes in a head.
+    pub max_head_bytes: usize,
+    /// What is kept in memory of a response that a peer does not read; a single larger event is kept
+    /// whole.
+    pub buffer: usize,
+    /// The kernel's buffer of what a peer has not read.
+    pub send_buffer: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+            write_stall: Duration::from_mins(1),
+            linger: Duration::from_secs(1),
+            max_headers: 64,
+            max_head_bytes: 16 << 10,
+            buffer: 32 << 10,
+            send_buffer: 256 << 10,
+        }
+    }
+}
+
+/// How serving ends.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    /// Accept no more, let responses end, close idle connections.
+    pub begin: CancellationToken,
+    /// From `begin` until what is left is cut.
+    pub grace: Duration,
+    /// Cuts what is left at once.
+    pub cut: CancellationToken,
+}
+
+impl Shutdown {
+    /// An end that begins when `begin` is cancelled and takes at most `grace`.
+    pub fn within(grace: Duration) -> Self {
+        Self {
+            begin: CancellationToken::new(),
+            grace,
+            cut: CancellationToken::new(),
+        }
+    }
+}
+
+/// The peer of a request's connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Peer(SocketAddr);
+
+impl Peer {
+    /// The address of the peer, if the request came over a connection.
+    pub(super) fn of(request: &Request) -> Option<IpAddr> {
+        request.extensions().get::<Self>().map(|peer| peer.0.ip())
+    }
+}
+
+/// The peer's address, for handlers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller(pub(super) Option<IpAddr>);
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let peer = parts.extensions.get::<Peer>();
+        Ok(Self(peer.map(|peer| peer.0.ip())))
+    }
+}
+
+/// Refusals of connections that are being written at once; beyond it they are just closed.
+const REFUSALS: usize = 64;
+const REFUSED: &str = concat!(
+    r#"{"error":"too many connections","message":"too many connections","#,
+    r#""code":"SERVER_BUSY","retryAfterSecs":5}"#
+);
+
+/// Serves `router` on `listener`. Returns once the last connection is closed after `shutdown`.
+pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown) {
+    let connections = TaskTracker::new();
+    let places = Arc::new(Semaphore::new(limits.max_connections));
+    let refusals = Arc::new(Semaphore::new(REFUSALS));
+    let cut = shutdown.cut.child_token();
+    loop {
+        // The end first: a flood of connections must not put it off.
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.begin.cancelled() => break,
+            () = cut.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                // Out of file descriptors, most likely: they come back when connections close.
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            configure(&stream, limits);
+            let connection = Connection {
+                router: router.clone(),
+                limits,
+                peer,
+                begin: shutdown.begin.clone(),
+                cut: cut.clone(),
+                _place: place,
+            };
+            connections.spawn(connection.run(stream));
+        } else if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
+            connections.spawn(refuse(stream, place));
+        }
+    }
+    drop(listener);
+    connections.close();
+    tokio::select! {
+        biased;
+        () = connections.wait() => {}
+        () = cut.cancelled() => {}
+        () = sleep(shutdown.grace) => {
+            tracing::info!(connections = connections.len(), "cutting the connections that are left");
+        }
+    }
+    cut.cancel();
+    connections.wait().await;
+}
+
+/// One connection; it ends with the peer, with its last response after `begin`, or at `cut`.
+struct Connection {
+    router: Router,
+    limits: Limits,
+    peer: SocketAddr,
+    begin: CancellationToken,
+    cut: CancellationToken,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream) {
+        let Self {
+            router,
+            limits,
+            peer,
+            begin,
+            cut,
+            _place,
+        } = self;
+        let activity = Arc::new(Activity::default());
+        let io = TokioIo::new(Socket::new(stream, limits, Arc::clone(&activity)));
+        let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let in_flight = activity.begin();
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(Peer(peer));
+            let response = router.clone().oneshot(request);
+            async move {
+                let response: Response = response.await?;
+                Ok::<_, Infallible>(response.map(|body| Tracked {
+                    body,
+                    _in_flight: in_flight,
+                }))
+            }
+        });
+        let mut served = pin!(
+            http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits.idle_timeout)
+                .max_headers(limits.max_headers)
+                .max_header_size(limits.max_head_bytes)
+                .max_buf_size(limits.buffer)
+                .serve_connection(io, service)
+        );
+        let mut ending = false;
+        loop {
+            // Cutting first: it must not wait for a connection that is always ready.
+            tokio::select! {
+                biased;
+                () = cut.cancelled() => return,
+                () = begin.cancelled(), if !ending => {
+                    ending = true;
+                    served.as_mut().graceful_shutdown();
+                }
+                result = served.as_mut() => {
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "a connection broke off");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// A response's body that tells when it is done.
+struct Tracked {
+    body: Body,
+    _in_flight: InFlight,
+}
+
+impl HttpBody for Tracked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Retry-After: 5\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n{REFUSED}",
+        REFUSED.len()
+    );
+    let polite = async {
+        stream.write_all(head.as_bytes()).await?;
+        stream.shutdown().await?;
+        // Closing with unread bytes would reset the connection before the peer has read the answer.
+        let mut scratch = [0; 1024];
+        while stream.read(&mut scratch).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    let refused = timeout(Duration::from_secs(1), polite).await;
+    tracing::debug!(
+        answered = refused.is_ok(),
+        "refused a connection: there are too many"
+    );
+}
+
+/// Keepalives and a user timeout close what has vanished; a small send buffer bounds what the kernel
+/// keeps for a peer that does not read.
+///
+/// Linux counts a full window of a live peer against the user timeout too, so a shorter one than the
+/// time for stalled writes would cut slow readers before the watchdog does.
+fn configure(stream: &TcpStream, limits: Limits) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "could not set a socket option");
+    }
+    #[cfg(target_os = "linux")]
+    {
+        use nix::sys::socket::{setsockopt, sockopt};
+        let user_timeout = u32::try_from(limits.write_stall.as_millis()).unwrap_or(u32::MAX);
+        let set = setsockopt(stream, sockopt::KeepAlive, &true)
+            .and_then(|()| setsockopt(stream, sockopt::TcpKeepIdle, &30))
+            .and_then(|()| setsockopt(stream, sockopt::TcpKeepInterval, &10))
+            .and_then(|()| setsockopt(stream, sockopt::TcpKeepCount, &3))
+            .and_then(|()| setsockopt(stream, sockopt::TcpUserTimeout, &user_timeout))
+            .and_then(|()| setsockopt(stream, sockopt::SndBuf, &limits.send_buffer));
+        if let Err(error) = set {
+            tracing::debug!(%error, "could not set a socket option");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Paths and query strings, read strictly: an unknown or repeated parameter is refused, with the nearest name.
+
+use axum::extract::{FromRequestParts, Query};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, Uri};
+
+use serde::de::DeserializeOwned;
+
+use crate::error::{ErrorCode, Problem};
+use crate::ids::Seq;
+
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// The parameters of a path, decoded.
+#[derive(Debug)]
+pub(super) struct PathOf<T>(pub(super) T);
+
+impl<T, S> FromRequestParts<S> for PathOf<T>
+where
+    T: DeserializeOwned + Send,
+    S: Send + Sync,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = axum::extract::Path::<T>::from_request_parts(parts, state).await;
+        path.map(|path| Self(path.0)).map_err(|_| {
+            Problem::new(
+                ErrorCode::ValidationFailed,
+                "the path is not percent-encoded UTF-8",
+            )
+        })
+    }
+}
+
+/// The parameters of a query string.
+#[derive(Debug, Default)]
+pub(super) struct Params(Vec<(String, String)>);
+
+impl Params {
+    /// Reads the query string of `uri`, which may only name what is in `known`.
+    ///
+    /// # Errors
+    /// `VALIDATION_FAILED`, naming the parameter.
+    pub(super) fn read(uri: &Uri, known: &[&str]) -> Result<Self, Problem> {
+        let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(uri).map_err(|_| {
+            Problem::new(
+                ErrorCode::ValidationFailed,
+                "the query string is not a list of name=value",
+            )
+        })?;
+        for (at, (name, _)) in pairs.iter().enumerate() {
+            if !known.contains(&name.as_str()) {
+                return Err(unknown(name, known));
+            }
+            if pairs.iter().take(at).any(|(earlier, _)| earlier == name) {
+                return Err(Problem::field(
+                    ErrorCode::ValidationFailed,
+                    name.as_str(),
+                    format!("the query parameter {name} is given more than once"),
+                ));
+            }
+        }
+        Ok(Self(pairs))
+    }
+
+    /// For routes that take no parameter.
+    ///
+    /// # Errors
+    /// `VALIDATION_FAILED`, if there is one.
+    pub(super) fn none(uri: &Uri) -> Result<(), Problem> {
+        Self::read(uri, &[]).map(|_| ())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// Whether `name` is given.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
+    /// `limit`: an integer from 1 to `most`.
+    ///
+    /// # Errors
+    /// `VALIDATION_FAILED`, naming the bounds.
+    pub(super) fn limit(&self, default: u32, most: u32) -> Result<u32, Problem> {
+        let Some(text) = self.get("limit") else {
+            return Ok(default);
+        };
+        integer(text)
+            .and_then(|n| u32::try_from(n).ok())
+            .filter(|n| (1..=most).contains(n))
+            .ok_or_else(|| {
+                Problem::field(
+                    ErrorCode::ValidationFailed,
+                    "limit",
+                    format!("limit must be an integer from 1 to {most}"),
+                )
+            })
+    }
+
+    /// Where to go on reading a log: the `Last-Event-ID` header, else `after`, else the beginning.
+    ///
+    /// # Errors
+    /// `CURSOR_INVALID`.
+    pub(super) fn cursor(&self, headers: &HeaderMap) -> Result<Seq, Problem> {
+        let header = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty());
+        let (field, text) = match (header, self.get("after")) {
+            (Some(value), _) => ("Last-Event-ID", value.to_str().unwrap_or_default()),
+            (None, Some(after)) => ("after", after),
+            (None, None) => return Ok(Seq::ZERO),
+        };
+        integer(text)
+            .filter(|n| *n <= Seq::MAX.0)
+            .map(Seq)
+            .ok_or_else(|| {
+                Problem::field(
+                    ErrorCode::CursorInvalid,
+                    field,
+                    format!(
+                        "{field} must be the id of an event: an integer from 0 to {}",
+                        Seq::MAX
+                    ),
+                )
+            })
+    }
+}
+
+/// Digits only: no sign, no blank, no leading plus.
+fn integer(text: &str) -> Option<u64> {
+    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
+        .then(|| text.parse().ok())
+        .flatten()
+}
+
+fn unknown(name: &str, known: &[&str]) -> Problem {
+    let shown: String = name.chars().take(64).collect();
+    let nearest = known
+        .iter()
+        .map(|candidate| {
+            (
+                strsim::osa_distance(&name.to_lowercase(), candidate),
+                *candidate,
+            )
+        })
+        .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(2))
+        .min();
+    let problem = Problem::field(
+        ErrorCode::ValidationFailed,
+        shown.as_str(),
+        format!("unknown query parameter {shown:?}"),
+    );
+    match (nearest, known) {
+        (Some((_, nearest)), _) => problem.hint(format!("did you mean {nearest}?")),
+        (None, []) => problem.hint("this route takes no query parameters"),
+        (None, known) => problem.hint(format!("this route takes: {}", known.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(query: &str) -> Result<Params, Problem> {
+        let uri: Uri = format!("/runs?{query}").parse().unwrap();
+        Params::read(&uri, &["limit", "after"])
+    }
+
+    #[test]
+    fn near_misses_are_named() {
+        let problem = read("limt=5").unwrap_err();
+        assert_eq!(problem.details[0].path, "limt");
+        assert_eq!(problem.hint.unwrap(), "did you mean limit?");
+        assert!(
+            read("colour=red")
+                .unwrap_err()
+                .hint
+                .unwrap()
+                .contains("limit, after")
+        );
+        assert!(read("limit=1&limit=2").is_err());
+        assert!(read("").is_ok());
+    }
+
+    #[test]
+    fn limits_are_plain_integers_within_bounds() {
+        for (text, expected) in [("1", 1), ("200", 200), ("007", 7)] {
+            let params = read(&format!("limit={text}")).unwrap();
+            assert_eq!(params.limit(20, 200).unwrap(), expected);
+        }
+        for bad in [
+            "0",
+            "201",
+            "-1",
+            "%2B1",
+            "1.0",
+            "x",
+            "",
+            "99999999999999999999",
+            "%201",
+        ] {
+            let params = read(&format!("limit={bad}")).unwrap();
+            let problem = params.limit(20, 200).unwrap_err();
+            assert!(problem.message.contains("1 to 200"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_header_wins_over_the_parameter() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(read("").unwrap().cursor(&headers).unwrap(), Seq(0));
+        assert_eq!(read("after=7").unwrap().cursor(&headers).unwrap(), Seq(7));
+        headers.insert(LAST_EVENT_ID, "9".parse().unwrap());
+        assert_eq!(read("after=7").unwrap().cursor(&headers).unwrap(), Seq(9));
+        headers.insert(LAST_EVENT_ID, "9007199254740992".parse().unwrap());
+        let problem = read("after=7").unwrap().cursor(&headers).unwrap_err();
+        assert_eq!(problem.code, ErrorCode::CursorInvalid);
+        assert_eq!(problem.details[0].path, "Last-Event-ID");
+    }
+}

@@ -1,0 +1,183 @@
+//! `GET /runs`, `GET /runs/{id}`, its events, and `POST /runs/{id}/cancel`.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse as _, Response};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::ApiState;
+use super::error::{internal, json, run_not_found, store_problem};
+use super::extract::{OTHER_LIMIT, require_json, wants_json};
+use super::params::{Params, PathOf};
+use super::view::{RunDetail, RunView};
+use super::{sse, view};
+use crate::error::{ErrorCode, Problem};
+use crate::ids::{RunId, Seq};
+use crate::store::RunRecord;
+
+/// The run that a path names.
+///
+/// # Errors
+/// `RUN_NOT_FOUND` for anything that is no id of a run.
+pub(super) fn run_id(text: &str) -> Result<RunId, Problem> {
+    RunId::parse(text).ok_or_else(|| run_not_found(text))
+}
+
+async fn record(state: &ApiState, run: &RunId) -> Result<RunRecord, Problem> {
+    let found = state.app.runs.store().get(run).await;
+    found
+        .map_err(|error| store_problem(&error))?
+        .ok_or_else(|| run_not_found(run.as_str()))
+}
+
+/// `GET /runs?limit=`: the newest runs, newest first (API reference, GET /runs).
+pub(super) async fn list(State(state): State<ApiState>, uri: Uri) -> Result<Response, Problem> {
+    let limit = Params::read(&uri, &["limit"])?.limit(20, 200)?;
+    let runs = state.app.runs.store().list(limit).await;
+    let runs = runs.map_err(|error| store_problem(&error))?;
+    let views: Vec<RunView> = runs.into_iter().map(RunView::brief).collect();
+    Ok(json(StatusCode::OK, &views))
+}
+
+/// `GET /runs/{id}`: one run, with its files, sandboxes and what was reported about them.
+pub(super) async fn get(
+    State(state): State<ApiState>,
+    PathOf(id): PathOf<String>,
+    uri: Uri,
+) -> Result<Response, Problem> {
+    Params::none(&uri)?;
+    let run = run_id(&id)?;
+    let record = record(&state, &run).await?;
+    let store = state.app.runs.store();
+    let (files, sandboxes, webhooks) = futures::try_join!(
+        store.list_files(&run),
+        store.sandboxes(&run),
+        store.webhooks(&run)
+    )
+    .map_err(|error| store_problem(&error))?;
+    let detail = RunDetail::new(record, files, sandboxes, webhooks);
+    Ok(json(StatusCode::OK, &detail))
+}
+
+/// `GET /runs/{id}/events`: the log after a cursor, as a stream that goes on live, or as one page of
+/// JSON (EV-6, EV-7).
+pub(super) async fn events(
+    State(state): State<ApiState>,
+    PathOf(id): PathOf<String>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let params = Params::read(&uri, &["after", "limit"])?;
+    let run = run_id(&id)?;
+    let after = params.cursor(&headers)?;
+    if wants_json(&headers) {
+        let limit = params.limit(1000, 1000)?;
+        return page(&state, &run, after, limit).await;
+    }
+    if params.has("limit") {
+        return Err(Problem::field(
+            ErrorCode::ValidationFailed,
+            "limit",
+            "limit is for pages of JSON; a stream sends every event",
+        )
+        .hint("send Accept: application/json for a page"));
+    }
+    let record = record(&state, &run).await?;
+    if record.state.terminal() && after == record.last_seq {
+        // Nothing will ever follow: this status tells an EventSource to stop.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let reader = state.app.runs.reader(&run, after).await?;
+    let heartbeat = state.app.config.server.heartbeat;
+    Ok(sse::response(&run, sse::tail(reader), heartbeat))
+}
+
+/// A page is closed once it has this many bytes, so that large events can't fill the memory.
+const PAGE_BYTES: usize = 4 << 20;
+/// Events read at a time for a page.
+const PAGE_STEP: u32 = 64;
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page {
+    events: Vec<Box<RawValue>>,
+    next_after: u64,
+    terminal: bool,
+}
+
+async fn page(state: &ApiState, run: &RunId, after: Seq, limit: u32) -> Result<Response, Problem> {
+    let record = record(state, run).await?;
+    if after > record.last_seq {
+        return Err(cursor_ahead(run, after, record.last_seq));
+    }
+    let mut page = Page {
+        events: Vec::new(),
+        next_after: after.0,
+        terminal: record.state.terminal() && after == record.last_seq,
+    };
+    let mut bytes = 0;
+    let mut left = limit;
+    while left > 0 && bytes < PAGE_BYTES && !page.terminal {
+        let step = left.min(PAGE_STEP);
+        let read = state.app.runs.store().read(run, Seq(page.next_after), step);
+        let events = read.await.map_err(|error| store_problem(&error))?;
+        if events.is_empty() {
+            break;
+        }
+        for event in events {
+            bytes += event.json.len();
+            page.next_after = event.seq.0;
+            page.terminal = event.kind.terminal();
+            page.events.push(RawValue::from_string(event.json).map_err(|error| {
+                tracing::error!(run.id = %run, seq = %event.seq, %error, "a stored event is no JSON");
+                internal().about(run)
+            })?);
+            left = left.saturating_sub(1);
+            if bytes >= PAGE_BYTES {
+                break;
+            }
+        }
+    }
+    Ok(json(StatusCode::OK, &page))
+}
+
+fn cursor_ahead(run: &RunId, after: Seq, last: Seq) -> Problem {
+    Problem::new(
+        ErrorCode::CursorAhead,
+        format!("the cursor {after} is past the end of the run's log, which is at {last}"),
+    )
+    .about(run)
+}
+
+/// `POST /runs/{id}/cancel`: 202 while the run is being stopped, 200 if it had ended (CN-1).
+pub(super) async fn cancel(
+    State(state): State<ApiState>,
+    PathOf(id): PathOf<String>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    Params::none(&uri)?;
+    let run = run_id(&id)?;
+    let body = state.intake.read(&headers, body, OTHER_LIMIT).await?;
+    if !body.bytes.is_empty() {
+        require_json(&headers)?;
+        if body.bytes.trim_ascii() != b"{}" {
+            return Err(Problem::new(
+                ErrorCode::ValidationFailed,
+                "cancelling a run takes no fields: send no body, or {}",
+            ));
+        }
+    }
+    let outcome = state.app.runs.cancel(&run).await?;
+    let status = if outcome.already_ended {
+        StatusCode::OK
+    } else {
+        StatusCode::ACCEPTED
+    };
+    let mut response = json(status, &RunView::whole(outcome.record));
+    view::about(&mut response, &run);
+    Ok(response)
+}

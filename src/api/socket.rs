@@ -1,0 +1,195 @@
+//! An accepted connection's socket, with the time limits that must sit below HTTP.
+//!
+//! A body whose socket is full is not polled any more, so no timer inside of it can fire: a peer that
+//! stops reading is found here (CL-3). The head's time is counted from its first byte, while an idle
+//! connection may wait longer. A connection that is closed while the peer still sends is drained for a
+//! moment, or the reset would destroy the response that says why.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Limits;
+
+/// What HTTP knows and the socket must: how many requests have begun and ended on the connection.
+#[derive(Debug, Default)]
+pub(super) struct Activity {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Activity {
+    /// A head is complete.
+    pub(super) fn begin(self: &Arc<Self>) -> InFlight {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    fn idle(&self) -> bool {
+        self.begun() == self.ended.load(Ordering::Relaxed)
+    }
+}
+
+/// A request and its response, until the response's body is done or dropped.
+#[derive(Debug)]
+pub(super) struct InFlight(Arc<Activity>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A socket with its watchdogs.
+pub(super) struct Socket<S> {
+    inner: S,
+    limits: Limits,
+    activity: Arc<Activity>,
+    /// Runs while a head is arriving; valid for the request with this number.
+    head: Option<(u64, Timer)>,
+    /// Runs while a write waits.
+    stall: Option<Timer>,
+    /// Runs while the peer's last bytes are thrown away.
+    linger: Option<(usize, Timer)>,
+    ended: bool,
+}
+
+type Timer = Pin<Box<Sleep>>;
+
+/// Bytes thrown away at most after the last response.
+const LINGER_BYTES: usize = 64 << 20;
+
+impl<S> Socket<S> {
+    pub(super) fn new(inner: S, limits: Limits, activity: Arc<Activity>) -> Self {
+        let head = Some((0, timer(limits.head_timeout)));
+        Self {
+            inner,
+            limits,
+            activity,
+            head,
+            stall: None,
+            linger: None,
+            ended: false,
+        }
+    }
+
+    /// Fails once a head takes too long.
+    fn watch_head(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let begun = self.activity.begun();
+        match &mut self.head {
+            Some((number, timer)) if *number == begun => match timer.as_mut().poll(cx) {
+                Poll::Ready(()) => Err(too_slow("the request's head did not arrive in time")),
+                Poll::Pending => Ok(()),
+            },
+            _ => {
+                self.head = None;
+                Ok(())
+            }
+        }
+    }
+
+    fn wrote(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if result.is_ready() {
+            self.stall = None;
+            return result;
+        }
+        let limit = self.limits.write_stall;
+        let stall = self.stall.get_or_insert_with(|| timer(limit));
+        ready!(stall.as_mut().poll(cx));
+        tracing::info!("cut a connection whose peer does not read");
+        Poll::Ready(Err(too_slow("the peer does not read")))
+    }
+}
+
+fn timer(after: std::time::Duration) -> Timer {
+    Box::pin(sleep_until(Instant::now() + after))
+}
+
+fn too_slow(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, why)
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.watch_head(cx)?;
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        if buf.filled().len() == before {
+            self.ended = true;
+        } else if self.head.is_none() && self.activity.idle() {
+            self.head = Some((self.activity.begun(), timer(self.limits.head_timeout)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.wrote(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.wrote(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
+        }
+        let limit = this.limits.linger;
+        let (left, timer) = this
+            .linger
+            .get_or_insert_with(|| (LINGER_BYTES, timer(limit)));
+        let mut scratch = [0; 4096];
+        while !this.ended && *left > 0 {
+            let mut buf = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut this.inner).poll_read(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    *left = left.saturating_sub(buf.filled().len());
+                }
+                Poll::Ready(_) => this.ended = true,
+                Poll::Pending => {
+                    ready!(timer.as_mut().poll(cx));
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}

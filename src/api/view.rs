@@ -1,0 +1,241 @@
+//! Runs as JSON (API reference, GET /runs). What is unknown is absent, never null.
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::clock::rfc3339_seconds;
+use crate::ids::RunId;
+use crate::spec::NanoUsd;
+use crate::store::{FileRecord, RunRecord, SandboxRecord, WebhookDelivery};
+
+const X_RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
+
+/// How much of a prompt a list shows, in characters (SE-6).
+const PROMPT_IN_LIST: usize = 100;
+
+/// A run.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RunView {
+    id: String,
+    prompt: String,
+    model: String,
+    status: &'static str,
+    status_detail: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost_usd: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    output_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    num_turns: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    duration_secs: Option<f64>,
+    started_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completed_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error_code: Option<String>,
+    files_count: u64,
+    provider: String,
+    sandbox_provider: String,
+    background: bool,
+}
+
+impl RunView {
+    /// As a list shows it: with the beginning of its prompt.
+    pub(super) fn brief(record: RunRecord) -> Self {
+        let mut view = Self::whole(record);
+        if let Some((end, _)) = view.prompt.char_indices().nth(PROMPT_IN_LIST) {
+            view.prompt.truncate(end);
+        }
+        view
+    }
+
+    /// With its whole prompt.
+    pub(super) fn whole(record: RunRecord) -> Self {
+        let RunRecord {
+            id,
+            owner: _,
+            prompt,
+            model,
+            provider,
+            sandbox_provider,
+            background,
+            state,
+            started_at,
+            completed_at,
+            last_seq: _,
+            error_code,
+            error,
+            cost_nanos,
+            input_tokens,
+            output_tokens,
+            num_turns,
+            duration_secs,
+            files_count,
+        } = record;
+        Self {
+            id: id.to_string(),
+            prompt,
+            model,
+            status: state.status(),
+            status_detail: state.as_str(),
+            cost_usd: cost_nanos.map(|nanos| NanoUsd(nanos).to_usd()),
+            input_tokens,
+            output_tokens,
+            num_turns,
+            duration_secs,
+            started_at: rfc3339_seconds(started_at),
+            completed_at: completed_at.map(rfc3339_seconds),
+            error,
+            error_code,
+            files_count,
+            provider,
+            sandbox_provider,
+            background,
+        }
+    }
+}
+
+/// A run with what belongs to it: `GET /runs/{id}`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct RunDetail {
+    #[serde(flatten)]
+    run: RunView,
+    last_seq: u64,
+    events_url: String,
+    files: Vec<Value>,
+    sandboxes: Vec<Value>,
+    webhooks: Vec<Value>,
+}
+
+impl RunDetail {
+    pub(super) fn new(
+        record: RunRecord,
+        files: Vec<FileRecord>,
+        sandboxes: Vec<SandboxRecord>,
+        webhooks: Vec<WebhookDelivery>,
+    ) -> Self {
+        let id = record.id.clone();
+        Self {
+            last_seq: record.last_seq.0,
+            events_url: events_url(&id),
+            files: files.into_iter().map(|file| file_view(&id, file)).collect(),
+            sandboxes: sandboxes.into_iter().map(sandbox_view).collect(),
+            webhooks: webhooks.into_iter().map(webhook_view).collect(),
+            run: RunView::whole(record),
+        }
+    }
+}
+
+fn file_view(run: &RunId, file: FileRecord) -> Value {
+    let FileRecord {
+        path,
+        mime_type,
+        size,
+        sha256,
+    } = file;
+    let url = file_url(run, &path);
+    json!({ "path": path, "mimeType": mime_type, "size": size, "sha256": sha256, "url": url })
+}
+
+fn sandbox_view(sandbox: SandboxRecord) -> Value {
+    let SandboxRecord {
+        run: _,
+        backend,
+        attempt,
+        sandbox_id,
+        expires: _,
+        destroyed,
+    } = sandbox;
+    let mut view = json!({ "backend": backend, "attempt": attempt, "destroyed": destroyed });
+    put(&mut view, "id", sandbox_id);
+    view
+}
+
+fn webhook_view(delivery: WebhookDelivery) -> Value {
+    let WebhookDelivery {
+        event_id,
+        event_type,
+        sandbox_id,
+        run: _,
+        signed,
+        received_at,
+        body,
+    } = delivery;
+    let mut view = json!({
+        "id": event_id,
+        "type": event_type,
+        "signed": signed,
+        "receivedAt": rfc3339_seconds(received_at),
+    });
+    put(&mut view, "sandboxId", sandbox_id);
+    let kill_reason = ["event_data", "eventData"]
+        .iter()
+        .find_map(|data| body.get(data)?.get("kill_reason")?.as_str())
+        .map(str::to_owned);
+    put(&mut view, "killReason", kill_reason);
+    view
+}
+
+fn put(view: &mut Value, name: &str, value: Option<String>) {
+    if let (Some(map), Some(value)) = (view.as_object_mut(), value) {
+        map.insert(name.to_owned(), value.into());
+    }
+}
+
+/// Names the run that a response is about in its headers.
+pub(super) fn about(response: &mut Response, run: &RunId) {
+    if let Ok(id) = HeaderValue::from_str(run.as_str()) {
+        response.headers_mut().insert(X_RUN_ID, id);
+    }
+}
+
+/// The path of a run's events.
+pub(super) fn events_url(run: &RunId) -> String {
+    format!("/runs/{run}/events")
+}
+
+/// The path at which a file of a run is downloaded: each part percent-encoded.
+pub(super) fn file_url(run: &RunId, path: &str) -> String {
+    format!("/runs/{run}/files/{}", percent_encoded(path, b"/"))
+}
+
+/// `text` with everything but unreserved characters and `keep` percent-encoded.
+pub(super) fn percent_encoded(text: &str, keep: &[u8]) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let digits = [byte >> 4, byte & 15].map(|nibble| {
+                char::from_digit(u32::from(nibble), 16)
+                    .map_or('0', |digit| digit.to_ascii_uppercase())
+            });
+            out.push('%');
+            out.extend(digits);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_urls_keep_slashes_and_encode_the_rest() {
+        let run = RunId::parse("run_0123456789abcdef0123456789abcdef").unwrap();
+        assert_eq!(
+            file_url(&run, "out dir/é?#%.txt"),
+            "/runs/run_0123456789abcdef0123456789abcdef/files/out%20dir/%C3%A9%3F%23%25.txt"
+        );
+    }
+}

@@ -1,0 +1,67 @@
+//! The only writer to stdout and stderr.
+
+use std::io::{self, IsTerminal, Write};
+
+/// Writes answers and notes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Printer {
+    out_is_terminal: bool,
+    err_is_terminal: bool,
+}
+
+impl Printer {
+    pub(super) fn new() -> Self {
+        Self {
+            out_is_terminal: io::stdout().is_terminal(),
+            err_is_terminal: io::stderr().is_terminal(),
+        }
+    }
+
+    /// Whether notes go to a terminal.
+    pub(super) const fn notes_on_terminal(self) -> bool {
+        self.err_is_terminal
+    }
+
+    /// Text to stdout as it is, at once; on a terminal without control characters, which a model or
+    /// command could use to rewrite the screen.
+    pub(super) fn text(self, text: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        if self.out_is_terminal {
+            out.write_all(visible(text).as_bytes())?;
+        } else {
+            out.write_all(text.as_bytes())?;
+        }
+        out.flush()
+    }
+
+    /// A line to stdout.
+    pub(super) fn line(self, text: &str) -> io::Result<()> {
+        self.text(&format!("{text}\n"))
+    }
+
+    /// A line to stderr. Nobody reading it is no fault.
+    pub(super) fn note(self, text: &str) {
+        let text = if self.err_is_terminal {
+            visible(text)
+        } else {
+            text.to_owned()
+        };
+        drop(writeln!(io::stderr().lock(), "{text}"));
+    }
+}
+
+fn visible(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_do_not_reach_a_terminal() {
+        assert_eq!(visible("a\u{1b}[2Jb\u{9b}1mc\td\n"), "a[2Jb1mc\td\n");
+    }
+}

@@ -1,0 +1,158 @@
+//! `sandcaster serve`.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+
+use super::printer::Printer;
+use super::signals::Signals;
+use super::{FAILED, INTERRUPTED, REFUSED};
+use crate::api;
+use crate::app::{App, Role};
+use crate::config::Config;
+
+/// From the signal to the exit.
+const LONGEST_STOP: Duration = Duration::from_secs(10);
+
+/// Serves until a signal or a fault.
+pub(super) async fn run(config: Config, printer: Printer) -> u8 {
+    for warning in config.warnings.iter().chain(config.exposure().as_ref()) {
+        tracing::warn!("{warning}");
+    }
+    let (host, port) = (config.server.host.clone(), config.server.port);
+    let listener = match TcpListener::bind((host.as_str(), port)).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            printer.note(&format!("error: {}", bind_fault(&host, port, &error)));
+            return REFUSED;
+        }
+    };
+    let started = match Signals::new().and_then(|signals| Ok((signals, listener.local_addr()?))) {
+        Ok((signals, address)) => App::build(config, Role::Serve)
+            .await
+            .map(|app| (signals, address, app))
+            .map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let (mut signals, address, app) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            printer.note(&format!("error: {error}"));
+            return REFUSED;
+        }
+    };
+    let line = format!(
+        "sandcaster listening on http://{address} ({})",
+        choices(&app)
+    );
+    if let Err(error) = printer.line(&line) {
+        tracing::warn!("the start line could not be printed: {error}");
+    }
+
+    let shutdown = api::Shutdown::within(LONGEST_STOP);
+    let state = api::ApiState::new(app.clone(), app.clock.clone());
+    let mut serving = Box::pin(api::serve(listener, state, shutdown.clone()));
+    // Serving first: a server that has failed must not wait for a signal.
+    tokio::select! {
+        biased;
+        () = &mut serving => {
+            printer.note("error: the server stopped serving by itself");
+            stop(std::future::ready(()), app.shutdown(), &mut signals, printer).await;
+            return FAILED;
+        }
+        () = signals.next() => {}
+    }
+    tracing::info!("stopping; a second signal ends the process at once");
+    shutdown.begin.cancel();
+    stop(serving, app.shutdown(), &mut signals, printer).await
+}
+
+/// Ends runs and streams side by side: streams end with their runs.
+async fn stop(
+    serving: impl Future<Output = ()>,
+    runs: impl Future,
+    signals: &mut Signals,
+    printer: Printer,
+) -> u8 {
+    let ending = async { tokio::join!(serving, runs) };
+    // The end first: what is done needs no signal. The other branches leave work undone on purpose.
+    tokio::select! {
+        biased;
+        _ended = ending => 0,
+        () = signals.next() => {
+            printer.note("stopped at once; the next start marks the runs that were live as interrupted");
+            INTERRUPTED
+        }
+        () = tokio::time::sleep(LONGEST_STOP) => {
+            printer.note("error: runs and streams did not end within 10 s");
+            FAILED
+        }
+    }
+}
+
+/// Why the address can't be had, and what to do.
+fn bind_fault(host: &str, port: u16, error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another program listens there: stop it, or choose another --port"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 need privileges: choose another --port"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address: change --host",
+        _ => "check --host and --port",
+    };
+    let host = if host.contains(':') {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    };
+    format!("can't listen on {host}:{port}: {error}; {advice}")
+}
+
+/// What a request that says nothing gets, and where runs are kept.
+fn choices(app: &App) -> String {
+    let provider = app.config.default_model().map_or_else(
+        |_| "none: set ANTHROPIC_API_KEY, or send \"model\": \"demo\"".to_owned(),
+        |model| format!("{} {}", model.provider, model.id),
+    );
+    let sandbox = app
+        .config
+        .default_backend(&app.usable)
+        .map_or("none: see sandcaster doctor", |name| name);
+    let store = app.config.data_dir.display();
+    format!("provider {provider}, sandbox {sandbox}, store {store}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn stopping_never_takes_over_ten_seconds() {
+        let printer = Printer::new();
+        let mut signals = Signals::new().unwrap();
+        assert_eq!(stop(async {}, async {}, &mut signals, printer).await, 0);
+        let begun = tokio::time::Instant::now();
+        let hung = std::future::pending();
+        assert_eq!(stop(hung, async {}, &mut signals, printer).await, FAILED);
+        let runs_hang = std::future::pending::<()>();
+        assert_eq!(
+            stop(async {}, runs_hang, &mut signals, printer).await,
+            FAILED
+        );
+        assert_eq!(begun.elapsed(), LONGEST_STOP * 2);
+    }
+
+    #[test]
+    fn a_bind_fault_names_the_address_and_the_way_out() {
+        let error = io::Error::from(io::ErrorKind::AddrInUse);
+        let text = bind_fault("::1", 3000, &error);
+        assert!(
+            text.contains("[::1]:3000") && text.contains("--port"),
+            "{text}"
+        );
+    }
+}

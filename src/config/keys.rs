@@ -1,0 +1,197 @@
+//! Keys and base URLs: from the environment only (rule SE-3), checked before anything starts.
+
+use std::net::IpAddr;
+
+use super::Config;
+use super::env::Layers;
+use crate::llm::PROVIDERS;
+use crate::sandbox::BACKENDS;
+use crate::secrets::Secret;
+
+const API_KEY: &str = "SANDCASTER_API_KEY";
+const WEBHOOK_SECRET: &str = "SANDCASTER_WEBHOOK_SECRET";
+const ALLOW_INSECURE: &str = "SANDCASTER_ALLOW_INSECURE_BASE_URL";
+/// Keys below this length can be guessed.
+const LONG_ENOUGH: usize = 32;
+/// The old and the new one while a key is changed.
+const MOST_API_KEYS: usize = 2;
+
+/// The variables that hold keys of providers and backends.
+fn key_variables() -> impl Iterator<Item = &'static str> {
+    let llm = PROVIDERS.iter().flat_map(|def| def.key_vars);
+    let sandbox = BACKENDS.iter().flat_map(|def| def.key_vars);
+    llm.chain(sandbox).copied()
+}
+
+fn base_url_variables() -> impl Iterator<Item = &'static str> {
+    PROVIDERS
+        .iter()
+        .map(|def| def.base_url_var)
+        .filter(|name| !name.is_empty())
+}
+
+/// Every variable that is read here.
+pub(super) fn variables() -> impl Iterator<Item = &'static str> {
+    key_variables()
+        .chain(base_url_variables())
+        .chain([API_KEY, WEBHOOK_SECRET, ALLOW_INSECURE])
+}
+
+/// Reads all keys and base URLs.
+pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<String>) {
+    if let Some((value, source)) = layers.get_even_empty(API_KEY) {
+        match api_keys(value) {
+            Ok(keys) => {
+                if keys.iter().any(|key| key.expose().len() < LONG_ENOUGH) {
+                    config.warnings.push(format!(
+                        "{API_KEY} has fewer than {LONG_ENOUGH} characters: it can be guessed"
+                    ));
+                }
+                config.server.api_keys = keys;
+                config.key_sources.insert(API_KEY, source);
+            }
+            Err(fault) => errors.push(format!("{API_KEY} {fault}")),
+        }
+    }
+    if let Some((value, source)) = layers.get(WEBHOOK_SECRET) {
+        config.key_sources.insert(WEBHOOK_SECRET, source);
+        config.server.webhook_secret = Some(Secret::new(value));
+    }
+    for name in key_variables() {
+        let Some((value, source)) = layers.get(name) else {
+            continue;
+        };
+        match value.trim().bytes().position(|byte| !byte.is_ascii_graphic()) {
+            None => {
+                config.keys.insert(name, Secret::new(value));
+                config.key_sources.insert(name, source);
+            }
+            Some(at) => errors.push(format!(
+                "{name} can't be sent in a header: character {} is a blank, a control character or not \
+                 ASCII; copy the key again",
+                at + 1
+            )),
+        }
+    }
+    let insecure = layers
+        .get(ALLOW_INSECURE)
+        .is_some_and(|(value, _)| matches!(value.trim(), "1" | "true"));
+    for name in base_url_variables() {
+        let Some((value, _)) = layers.get(name) else {
+            continue;
+        };
+        match base_url(value.trim(), insecure) {
+            Ok(url) => {
+                config.base_urls.insert(name, url);
+            }
+            Err(fault) => errors.push(format!("{name} {fault}")),
+        }
+    }
+}
+
+/// One key, or two with a comma between.
+fn api_keys(value: &str) -> Result<Vec<Secret>, String> {
+    if value.is_empty() {
+        return Err(
+            "is set but empty; unset it to run without authentication, or give it a key".to_owned(),
+        );
+    }
+    let parts: Vec<&str> = value.split(',').collect();
+    if parts.len() > MOST_API_KEYS {
+        return Err(format!(
+            "has {} keys with commas between (limit {MOST_API_KEYS}: the old and the new one)",
+            parts.len()
+        ));
+    }
+    for part in &parts {
+        if part.is_empty() {
+            return Err("has an empty key beside the comma".to_owned());
+        }
+        if !part.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(
+                "has a blank, a control character or one that is not ASCII: clients could not send it \
+                 in a header (a line end at the end of the value is the usual cause)"
+                    .to_owned(),
+            );
+        }
+    }
+    Ok(parts.into_iter().map(Secret::new).collect())
+}
+
+/// An absolute URL that keys may be sent to, without its trailing slash. The message never shows it:
+/// it may hold a password.
+fn base_url(value: &str, insecure: bool) -> Result<String, String> {
+    let url = reqwest::Url::parse(value)
+        .map_err(|_| "is no absolute URL; it should look like https://host/path".to_owned())?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("must not hold a user name or password".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must not have a ? or # part".to_owned());
+    }
+    let host = url.host_str().unwrap_or_default();
+    let address = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .parse::<IpAddr>();
+    let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    match url.scheme() {
+        "https" => {}
+        "http" if loopback || insecure => {}
+        "http" => {
+            return Err(format!(
+                "is plain http to another machine, which would send the key readable; use https, or \
+                 set {ALLOW_INSECURE}=1"
+            ));
+        }
+        _ => return Err("must begin with https://".to_owned()),
+    }
+    Ok(value.trim_end_matches('/').to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn api_keys_that_clients_can_send_are_taken() {
+        for (value, count) in [("my-secret-token", 1), ("a,b", 2), ("x/+=~!\"", 1)] {
+            assert_eq!(api_keys(value).unwrap().len(), count, "{value}");
+        }
+        for value in [
+            "", " ", ",", "a,", ",b", "a b", "a\n", "a\u{7f}", "ключ", "a,b,c", "a, b",
+        ] {
+            assert!(api_keys(value).is_err(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn base_urls_protect_the_key() {
+        for (value, kept) in [
+            ("https://gateway.example/v1/", "https://gateway.example/v1"),
+            ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+            ("http://[::1]:8080/", "http://[::1]:8080"),
+            ("http://localhost", "http://localhost"),
+        ] {
+            assert_eq!(base_url(value, false).as_deref(), Ok(kept));
+        }
+        for value in [
+            "http://gateway.example",
+            "http://127.0.0.1.evil.example",
+            "https://user:pass@gateway.example",
+            "https://gateway.example/?key=1",
+            "https://gateway.example/#x",
+            "ftp://gateway.example",
+            "gateway.example",
+            "",
+        ] {
+            assert!(base_url(value, false).is_err(), "{value}");
+        }
+        assert!(base_url("http://gateway.example", true).is_ok());
+        assert!(
+            !base_url("https://u:hunter2@x", false)
+                .unwrap_err()
+                .contains("hunter2")
+        );
+    }
+}

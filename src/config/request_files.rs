@@ -1,0 +1,216 @@
+//! The request's `files`, in both forms that clients send: an array of `{name, content}` with base64
+//! (the API reference), and an object from path to text (the older clients).
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use bytes::Bytes;
+
+use super::check::{self, Wrong};
+use super::faults::Faults;
+use super::json::{Items, Node, Path, shown};
+use super::suggest;
+use crate::sandbox::paths::SandboxPath;
+use crate::spec::InputFile;
+
+const MOST_FILES: usize = 20;
+const MOST_BYTES: usize = 10_000_000;
+
+const ANY_PADDING: GeneralPurposeConfig =
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+const STANDARD: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, ANY_PADDING);
+const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PADDING);
+
+/// A file under its name as sent, with the place of that name.
+struct Sent<'n> {
+    place: Path,
+    raw: &'n str,
+    path: SandboxPath,
+    bytes: Option<Bytes>,
+}
+
+/// Reads `files`, noting every fault.
+pub(super) fn take(node: &Node, at: &Path, faults: &mut Faults) -> Vec<InputFile> {
+    let (sent, total) = match node {
+        Node::Array(items) => (from_array(items, at, faults), items.total),
+        Node::Object(items) => (from_object(items, at, faults), items.total),
+        other => {
+            let message = format!(
+                "must be an array of {{name, content}} or an object from path to text, not {}",
+                other.describe()
+            );
+            faults.add(at.clone(), Wrong::new(message));
+            return Vec::new();
+        }
+    };
+    clashes(&sent, faults);
+    if total > MOST_FILES {
+        let message = format!("too many files: {total} (max {MOST_FILES})");
+        faults.add(at.clone(), Wrong::new(message));
+    }
+    let size: usize = sent
+        .iter()
+        .flat_map(|file| &file.bytes)
+        .map(Bytes::len)
+        .sum();
+    if size > MOST_BYTES {
+        let message = format!("has {size} bytes decoded in all (limit {MOST_BYTES}, 10 MB)");
+        faults.add(at.clone(), Wrong::new(message));
+    }
+    sent.into_iter()
+        .filter_map(|file| {
+            Some(InputFile {
+                path: file.path,
+                bytes: file.bytes?,
+            })
+        })
+        .collect()
+}
+
+fn from_object<'n>(
+    items: &'n Items<(String, Node)>,
+    at: &Path,
+    faults: &mut Faults,
+) -> Vec<Sent<'n>> {
+    let mut sent = Vec::new();
+    for (raw, value) in items.kept.iter().take(MOST_FILES) {
+        let place = at.name(raw);
+        let text = faults.note(place.clone(), check::text(value, &(0..=usize::MAX)));
+        let Some(path) = faults.note(place.clone(), parse_path(raw)) else {
+            continue;
+        };
+        let bytes = text.map(|text| Bytes::copy_from_slice(text.as_bytes()));
+        sent.push(Sent {
+            place,
+            raw,
+            path,
+            bytes,
+        });
+    }
+    sent
+}
+
+fn from_array<'n>(items: &'n Items<Node>, at: &Path, faults: &mut Faults) -> Vec<Sent<'n>> {
+    let mut sent = Vec::new();
+    for (index, item) in items.kept.iter().take(MOST_FILES).enumerate() {
+        let at = at.index(index);
+        let Node::Object(fields) = item else {
+            let message = format!(
+                "must be an object with name and content, not {}",
+                item.describe()
+            );
+            faults.add(at, Wrong::new(message));
+            continue;
+        };
+        let mut name = None;
+        let mut content = None;
+        let mut text = false;
+        for (field, value) in &fields.kept {
+            let place = at.name(field);
+            match field.as_str() {
+                "name" => name = Some(value),
+                "content" => content = Some(value),
+                "encoding" => {
+                    let words = [("base64", false), ("utf-8", true)];
+                    text = faults
+                        .note(place, check::word(value, &words))
+                        .unwrap_or_default();
+                }
+                // The object form and other services call it so.
+                "path" | "filename" => {
+                    let hint = Some("did you mean `name`?".to_owned());
+                    faults.add(place, Wrong::new("is unknown").hint(hint));
+                }
+                other => {
+                    let hint = suggest::did_you_mean(other, ["name", "content", "encoding"]);
+                    faults.add(place, Wrong::new("is unknown").hint(hint));
+                }
+            }
+        }
+        let bytes = required(content, at.name("content"), faults).and_then(|node| {
+            let decoded = check::text(node, &(0..=usize::MAX)).and_then(|content| {
+                if text {
+                    return Ok(Bytes::copy_from_slice(content.as_bytes()));
+                }
+                decode(content)
+            });
+            faults.note(at.name("content"), decoded)
+        });
+        let place = at.name("name");
+        let raw = required(name, place.clone(), faults)
+            .and_then(|node| faults.note(place.clone(), check::text(node, &(1..=usize::MAX))));
+        let Some(raw) = raw else { continue };
+        if let Some(path) = faults.note(place.clone(), parse_path(raw)) {
+            sent.push(Sent {
+                place,
+                raw,
+                path,
+                bytes,
+            });
+        }
+    }
+    sent
+}
+
+fn required<'n>(node: Option<&'n Node>, place: Path, faults: &mut Faults) -> Option<&'n Node> {
+    if node.is_none() {
+        faults.add(place, Wrong::new("is required"));
+    }
+    node
+}
+
+fn parse_path(raw: &str) -> Result<SandboxPath, Wrong> {
+    SandboxPath::parse(raw).map_err(|bad| Wrong::new(bad.to_string()))
+}
+
+/// Base64 of either alphabet, padded or not, with nothing else in it.
+fn decode(content: &str) -> Result<Bytes, Wrong> {
+    let engine = if content.contains(['-', '_']) {
+        URL_SAFE
+    } else {
+        STANDARD
+    };
+    engine.decode(content).map(Bytes::from).map_err(|error| {
+        let length = content.len();
+        let message = match error {
+            base64::DecodeError::InvalidByte(at, _) => {
+                format!(
+                    "is not base64: character {} of {length} is none of its alphabet",
+                    at + 1
+                )
+            }
+            base64::DecodeError::InvalidLength(_)
+            | base64::DecodeError::InvalidLastSymbol { .. }
+            | base64::DecodeError::InvalidPadding => {
+                format!("is not base64: it ends wrongly after {length} characters")
+            }
+        };
+        Wrong::new(message).hint(Some(
+            "send base64, or set \"encoding\": \"utf-8\" for plain text".to_owned(),
+        ))
+    })
+}
+
+/// Two names for one file, and a file that is another's directory.
+fn clashes(sent: &[Sent<'_>], faults: &mut Faults) {
+    for (index, file) in sent.iter().enumerate() {
+        for other in sent.iter().take(index) {
+            if file.path == other.path {
+                let message = format!(
+                    "\"{}\" and \"{}\" are the same file: {}",
+                    shown(other.raw),
+                    shown(file.raw),
+                    shown(file.path.as_str())
+                );
+                faults.add(file.place.clone(), Wrong::new(message));
+            } else if file.path.is_parent_of(&other.path) || other.path.is_parent_of(&file.path) {
+                let message = format!(
+                    "\"{}\" and \"{}\": one would be both a file and a directory",
+                    shown(other.raw),
+                    shown(file.raw)
+                );
+                faults.add(file.place.clone(), Wrong::new(message));
+            }
+        }
+    }
+}

@@ -1,0 +1,441 @@
+use std::time::Duration;
+
+use super::*;
+use crate::clock::Deadline;
+use crate::llm::types::ToolCall;
+
+fn request(model: &str, messages: Vec<Message>) -> LlmRequest {
+    LlmRequest {
+        model: model.to_owned(),
+        system: vec!["Role.".to_owned(), String::new(), "Rules.".to_owned()],
+        tools: ["bash", "glob"]
+            .into_iter()
+            .map(|name| ToolSpec {
+                name,
+                description: format!("{name}s"),
+                input_schema: json!({"type": "object", "properties": {}}),
+            })
+            .collect(),
+        tool_choice: ToolChoice::Auto,
+        messages,
+        max_tokens: None,
+        thinking: ThinkingLevel::Unset,
+        deadline: Deadline::after(Duration::from_mins(1)),
+    }
+}
+
+fn user(text: &str) -> Message {
+    Message::User(text.to_owned())
+}
+
+fn call(id: &str, args: ToolArgs) -> AssistantBlock {
+    AssistantBlock::ToolCall(ToolCall {
+        id: id.to_owned(),
+        name: "bash".to_owned(),
+        args,
+    })
+}
+
+fn calls(ids: &[&str]) -> Message {
+    let block = |id: &&str| call(id, ToolArgs::Json(json!({"command": "ls"})));
+    Message::Assistant(ids.iter().map(block).collect())
+}
+
+fn results(ids: &[&str], notice: Option<&str>) -> Message {
+    Message::ToolResults {
+        results: ids
+            .iter()
+            .map(|id| ToolResult {
+                id: (*id).to_owned(),
+                name: "bash".to_owned(),
+                content: vec![ToolContent::Text(format!("out of {id}"))],
+                is_error: false,
+            })
+            .collect(),
+        notice: notice.map(str::to_owned),
+    }
+}
+
+/// Where the cache marks are, as JSON pointers.
+fn marks(body: &Value) -> Vec<String> {
+    fn walk(value: &Value, path: &str, out: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                if fields.contains_key("cache_control") {
+                    out.push(path.to_owned());
+                }
+                for (name, value) in fields {
+                    walk(value, &format!("{path}/{name}"), out);
+                }
+            }
+            Value::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    walk(item, &format!("{path}/{at}"), out);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut out = Vec::new();
+    walk(body, "", &mut out);
+    out
+}
+
+#[test]
+fn a_whole_conversation_looks_like_this() {
+    let thinking = AssistantBlock::Thinking {
+        text: "hm".to_owned(),
+        signature: "sig".to_owned(),
+    };
+    let unsigned = AssistantBlock::Thinking {
+        text: "hm".to_owned(),
+        signature: String::new(),
+    };
+    let redacted = json!({"type": "redacted_thinking", "data": "xyz"});
+    let mut first = results(&["toolu_1", "toolu_2"], Some("Half of the turns are used."));
+    if let Message::ToolResults { results, .. } = &mut first {
+        results[0].content = vec![ToolContent::Text(String::new())];
+        results[1].is_error = true;
+        results[1].content.push(ToolContent::Image {
+            media_type: "image/png",
+            base64: "AAAA".to_owned(),
+        });
+    }
+    let mut request = request(
+        "claude-sonnet-4-6",
+        vec![
+            user("Hi\0"),
+            Message::Assistant(vec![
+                thinking,
+                unsigned,
+                AssistantBlock::Opaque(redacted),
+                AssistantBlock::Text("  \n".to_owned()),
+                AssistantBlock::Text("Looking.".to_owned()),
+                call("toolu_1", ToolArgs::Json(json!({"b": 1, "a": 2}))),
+                call(
+                    "toolu_2",
+                    ToolArgs::Malformed {
+                        raw: "{".to_owned(),
+                        error: "eof".to_owned(),
+                    },
+                ),
+            ]),
+            first,
+        ],
+    );
+    request.tool_choice = ToolChoice::None;
+    let expected = json!({
+        "model": "claude-sonnet-4-6",
+        "max_tokens": 32000,
+        "stream": true,
+        "system": [
+            {"type": "text", "text": "Role."},
+            {"type": "text", "text": "Rules.", "cache_control": {"type": "ephemeral"}},
+        ],
+        "tools": [
+            {"name": "bash", "description": "bashs", "input_schema": {"type": "object", "properties": {}}},
+            {"name": "glob", "description": "globs", "input_schema": {"type": "object", "properties": {}},
+                "cache_control": {"type": "ephemeral"}},
+        ],
+        "tool_choice": {"type": "none"},
+        "messages": [
+            {"role": "user", "content": [
+                {"type": "text", "text": "Hi\u{fffd}", "cache_control": {"type": "ephemeral"}},
+            ]},
+            {"role": "assistant", "content": [
+                {"type": "thinking", "thinking": "hm", "signature": "sig"},
+                {"type": "redacted_thinking", "data": "xyz"},
+                {"type": "text", "text": "Looking."},
+                {"type": "tool_use", "id": "toolu_1", "name": "bash", "input": {"b": 1, "a": 2}},
+                {"type": "tool_use", "id": "toolu_2", "name": "bash", "input": {}},
+            ]},
+            {"role": "user", "content": [
+                {"type": "tool_result", "tool_use_id": "toolu_1"},
+                {"type": "tool_result", "tool_use_id": "toolu_2", "content": [
+                    {"type": "text", "text": "out of toolu_2"},
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}},
+                ], "is_error": true},
+                {"type": "text", "text": "Half of the turns are used.", "cache_control": {"type": "ephemeral"}},
+            ]},
+        ],
+    });
+    assert_eq!(
+        request_body(&request).to_string(),
+        expected.to_string(),
+        "also in the order of keys"
+    );
+}
+
+#[test]
+fn each_request_marks_where_the_one_before_marked_and_never_more_than_four() {
+    let mut history = vec![user("go")];
+    let mut before = String::new();
+    for turn in 0..5 {
+        let body = request_body(&request("claude-sonnet-4-6", history.clone()));
+        let marks = marks(&body);
+        assert!(marks.len() <= 4, "{marks:?}");
+        assert!(turn == 0 || marks.contains(&before), "{marks:?} {before}");
+        let at = body["messages"].as_array().unwrap().len() - 1;
+        let last = body["messages"][at]["content"].as_array().unwrap().len() - 1;
+        before = format!("/messages/{at}/content/{last}");
+        assert!(marks.contains(&before), "{marks:?}");
+        let ids: Vec<String> = (0..30).map(|call| format!("t{turn}_{call}")).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        history.push(calls(&ids));
+        history.push(results(&ids, None));
+    }
+}
+
+#[test]
+fn a_longer_conversation_begins_with_the_same_bytes() {
+    let strip = |body: &Value| {
+        let text = body["messages"].to_string();
+        text.replace(",\"cache_control\":{\"type\":\"ephemeral\"}", "")
+    };
+    let short = vec![user("go"), calls(&["a"]), results(&["a"], None)];
+    let mut long = short.clone();
+    long.extend([calls(&["b"]), results(&["b"], Some("n"))]);
+    let (short, long) = (
+        request_body(&request("claude-opus-5", short)),
+        request_body(&request("claude-opus-5", long)),
+    );
+    for part in ["system", "tools"] {
+        assert_eq!(short[part].to_string(), long[part].to_string());
+    }
+    let short = strip(&short);
+    assert!(strip(&long).starts_with(short.trim_end_matches(']')));
+}
+
+#[test]
+fn neighbours_of_one_role_are_joined_and_empty_messages_left_out() {
+    let body = request_body(&request(
+        "claude-sonnet-4-6",
+        vec![
+            user("go"),
+            Message::Assistant(vec![AssistantBlock::Opaque(
+                json!({"type": "server_tool_use"}),
+            )]),
+            Message::Assistant(vec![AssistantBlock::Text("done".to_owned())]),
+            user("more"),
+            Message::Assistant(vec![AssistantBlock::Text(String::new())]),
+            user("please"),
+        ],
+    ));
+    let shape: Vec<(&str, usize)> = body["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|message| {
+            let blocks = message["content"].as_array().unwrap().len();
+            (message["role"].as_str().unwrap(), blocks)
+        })
+        .collect();
+    assert_eq!(shape, [("user", 1), ("assistant", 2), ("user", 2)]);
+}
+
+#[test]
+fn ids_on_the_wire_are_unique_and_of_permitted_characters() {
+    let body = request_body(&request(
+        "claude-sonnet-4-6",
+        vec![
+            user("go"),
+            calls(&["functions.bash:0", "call_0", "call_0"]),
+            results(&["functions.bash:0", "call_0", "call_0"], None),
+            calls(&["call_0"]),
+            results(&["call_0"], None),
+        ],
+    ));
+    let ids = |at: usize, field: &str| -> Vec<String> {
+        let blocks = body["messages"][at]["content"].as_array().unwrap();
+        let id = |block: &Value| block[field].as_str().unwrap().to_owned();
+        blocks.iter().map(id).collect()
+    };
+    assert_eq!(ids(1, "id"), ["functions_bash_0", "call_0", "call_0_2"]);
+    assert_eq!(ids(1, "id"), ids(2, "tool_use_id"));
+    assert_eq!(ids(3, "id"), ["call_0_3"]);
+    assert_eq!(ids(3, "id"), ids(4, "tool_use_id"));
+}
+
+#[test]
+fn thinking_levels_follow_the_models_ways() {
+    use ThinkingLevel as L;
+    let adaptive = json!({"type": "adaptive", "display": "summarized"});
+    let budget = |tokens: u32| json!({"type": "enabled", "budget_tokens": tokens});
+    let high = json!({"effort": "high"});
+    let none = Value::Null;
+    for (model, level, thinking, effort, max_tokens) in [
+        (
+            "claude-haiku-4-5",
+            L::Unset,
+            none.clone(),
+            none.clone(),
+            32_000,
+        ),
+        (
+            "claude-haiku-4-5",
+            L::None,
+            none.clone(),
+            none.clone(),
+            32_000,
+        ),
+        (
+            "claude-haiku-4-5",
+            L::Low,
+            budget(2048),
+            none.clone(),
+            34_048,
+        ),
+        (
+            "claude-opus-4-5",
+            L::Medium,
+            budget(10_000),
+            none.clone(),
+            42_000,
+        ),
+        (
+            "claude-sonnet-4-5-20250929",
+            L::High,
+            budget(16_384),
+            none.clone(),
+            48_384,
+        ),
+        (
+            "claude-3-haiku-20240307",
+            L::Low,
+            budget(2048),
+            none.clone(),
+            10_240,
+        ),
+        (
+            "claude-sonnet-4-20250514",
+            L::Low,
+            budget(2048),
+            none.clone(),
+            10_240,
+        ),
+        (
+            "claude-sonnet-4-6",
+            L::None,
+            none.clone(),
+            none.clone(),
+            32_000,
+        ),
+        (
+            "claude-sonnet-4-6",
+            L::High,
+            adaptive.clone(),
+            high.clone(),
+            32_000,
+        ),
+        (
+            "claude-opus-4-8",
+            L::High,
+            adaptive.clone(),
+            high.clone(),
+            32_000,
+        ),
+        (
+            "claude-opus-5",
+            L::None,
+            json!({"type": "disabled"}),
+            none.clone(),
+            32_000,
+        ),
+        (
+            "claude-haiku-5-5",
+            L::None,
+            json!({"type": "disabled"}),
+            none.clone(),
+            32_000,
+        ),
+        (
+            "claude-sonnet-5",
+            L::High,
+            adaptive.clone(),
+            high.clone(),
+            32_000,
+        ),
+        (
+            "claude-sonnet-5-5",
+            L::None,
+            json!({"type": "between_tools"}),
+            none.clone(),
+            32_000,
+        ),
+        (
+            "claude-opus-5-5",
+            L::None,
+            none.clone(),
+            json!({"effort": "low"}),
+            32_000,
+        ),
+        (
+            "claude-fable-5-2",
+            L::None,
+            none.clone(),
+            json!({"effort": "low"}),
+            8192,
+        ),
+        (
+            "claude-mythos-5",
+            L::High,
+            adaptive.clone(),
+            high.clone(),
+            32_000,
+        ),
+        (
+            "claude-newest-9",
+            L::High,
+            adaptive.clone(),
+            high.clone(),
+            8192,
+        ),
+    ] {
+        let mut request = request(model, vec![user("go")]);
+        request.thinking = level;
+        let body = request_body(&request);
+        assert_eq!(
+            (
+                &body["thinking"],
+                &body["output_config"],
+                body["max_tokens"].as_u64()
+            ),
+            (&thinking, &effort, Some(max_tokens)),
+            "{model} {level:?}"
+        );
+    }
+}
+
+#[test]
+fn max_tokens_keeps_to_the_models_limit() {
+    for (model, asked, expected) in [
+        ("claude-sonnet-4-6", Some(128_000), 128_000),
+        ("claude-sonnet-4-6", Some(500_000), 128_000),
+        ("claude-haiku-4-5", Some(500_000), 64_000),
+        ("claude-sonnet-4-6", Some(10), 10),
+        ("gateway-model", None, 8192),
+        ("gateway-model", Some(20_000), 20_000),
+    ] {
+        let mut request = request(model, vec![user("go")]);
+        request.max_tokens = asked;
+        assert_eq!(request_body(&request)["max_tokens"], expected, "{model}");
+    }
+}
+
+#[test]
+fn without_tools_and_system_there_is_neither_nor_a_tool_choice() {
+    let mut request = request("claude-sonnet-4-6", vec![user("go")]);
+    request.system.clear();
+    request.tools.clear();
+    request.tool_choice = ToolChoice::None;
+    let body = request_body(&request);
+    for absent in [
+        "system",
+        "tools",
+        "tool_choice",
+        "thinking",
+        "output_config",
+    ] {
+        assert!(body.get(absent).is_none(), "{absent}");
+    }
+}

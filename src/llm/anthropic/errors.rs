@@ -1,0 +1,183 @@
+//! What Anthropic's errors mean: by the error's type, and by the status where there is none.
+
+use serde_json::Value;
+
+use crate::llm::types::LlmErrorKind;
+
+/// The kind of failure and the provider's words, from a status and a body. Inside a stream the status is
+/// 200 and the type alone tells.
+pub fn classify(status: u16, body: &str) -> (LlmErrorKind, String) {
+    let Ok(body) = serde_json::from_str::<Value>(body) else {
+        return (by_status(status), plain(body));
+    };
+    let error = body.get("error").unwrap_or(&body);
+    let kind = error
+        .get("type")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let message = error
+        .get("message")
+        .or_else(|| body.get("message"))
+        .and_then(Value::as_str)
+        .or(error.as_str())
+        .unwrap_or_default();
+    let words = match (kind, message) {
+        ("", message) => message.to_owned(),
+        (kind, "") => kind.to_owned(),
+        (kind, message) => format!("{kind}: {message}"),
+    };
+    let kind = match kind {
+        "invalid_request_error" => by_words(message, LlmErrorKind::BadRequest),
+        "authentication_error" | "permission_error" => LlmErrorKind::Auth,
+        "billing_error" => LlmErrorKind::Billing,
+        "not_found_error" if message.to_ascii_lowercase().contains("model") => {
+            LlmErrorKind::ModelNotFound
+        }
+        "not_found_error" | "request_too_large" => LlmErrorKind::BadRequest,
+        "rate_limit_error" => LlmErrorKind::RateLimited,
+        "overloaded_error" => LlmErrorKind::Overloaded,
+        "api_error" | "timeout_error" => LlmErrorKind::Unavailable,
+        _ => match by_status(status) {
+            LlmErrorKind::BadRequest => by_words(message, LlmErrorKind::BadRequest),
+            kind => kind,
+        },
+    };
+    (kind, words)
+}
+
+fn by_status(status: u16) -> LlmErrorKind {
+    match status {
+        401 | 403 => LlmErrorKind::Auth,
+        402 => LlmErrorKind::Billing,
+        429 => LlmErrorKind::RateLimited,
+        529 => LlmErrorKind::Overloaded,
+        // 200: an error object of an unknown type, in a stream or in place of an answer.
+        200 | 408 | 409 | 500 | 502..=504 | 520..=524 => LlmErrorKind::Unavailable,
+        400..=499 => LlmErrorKind::BadRequest,
+        _ => LlmErrorKind::BadResponse,
+    }
+}
+
+/// Two kinds of refused request that only their words tell apart from the others.
+fn by_words(message: &str, otherwise: LlmErrorKind) -> LlmErrorKind {
+    let message = message.to_ascii_lowercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| message.contains(part));
+    if has(&[
+        "prompt is too long",
+        "exceed context limit",
+        "context window",
+        "context length",
+    ]) {
+        LlmErrorKind::ContextTooLong
+    } else if has(&["credit balance"]) {
+        LlmErrorKind::Billing
+    } else {
+        otherwise
+    }
+}
+
+/// A body that is no JSON, as words: a web page tells nothing, so only that it is one.
+fn plain(body: &str) -> String {
+    let text = body.trim();
+    if text.starts_with('<') {
+        return "a web page instead of an error object".to_owned();
+    }
+    // Shortened only after secrets are out of it, so that no half of one is left.
+    text.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(status: u16, kind: &str, message: &str) -> LlmErrorKind {
+        let body =
+            serde_json::json!({"type": "error", "error": {"type": kind, "message": message}});
+        classify(status, &body.to_string()).0
+    }
+
+    #[test]
+    fn the_type_tells_even_inside_a_stream() {
+        use LlmErrorKind as K;
+        for (status, name, message, expected) in [
+            (
+                400,
+                "invalid_request_error",
+                "max_tokens: required",
+                K::BadRequest,
+            ),
+            (
+                400,
+                "invalid_request_error",
+                "prompt is too long: 200001 tokens > 200000 maximum",
+                K::ContextTooLong,
+            ),
+            (
+                400,
+                "invalid_request_error",
+                "input length and `max_tokens` exceed context limit: 1 + 2 > 3",
+                K::ContextTooLong,
+            ),
+            (
+                400,
+                "invalid_request_error",
+                "Your credit balance is too low to access the Anthropic API.",
+                K::Billing,
+            ),
+            (401, "authentication_error", "invalid x-api-key", K::Auth),
+            (402, "billing_error", "", K::Billing),
+            (403, "permission_error", "", K::Auth),
+            (404, "not_found_error", "model: claude-x", K::ModelNotFound),
+            (404, "not_found_error", "Not Found", K::BadRequest),
+            (413, "request_too_large", "", K::BadRequest),
+            (429, "rate_limit_error", "", K::RateLimited),
+            (200, "rate_limit_error", "", K::RateLimited),
+            (500, "api_error", "", K::Unavailable),
+            (200, "api_error", "", K::Unavailable),
+            (504, "timeout_error", "", K::Unavailable),
+            (529, "overloaded_error", "", K::Overloaded),
+            (200, "overloaded_error", "Overloaded", K::Overloaded),
+            (200, "brand_new_error", "", K::Unavailable),
+        ] {
+            assert_eq!(kind(status, name, message), expected, "{status} {name}");
+        }
+    }
+
+    #[test]
+    fn bodies_that_are_no_error_object_go_by_status() {
+        use LlmErrorKind as K;
+        for (status, body, expected, words) in [
+            (
+                502,
+                "<html>Bad Gateway</html>",
+                K::Unavailable,
+                "a web page instead of an error object",
+            ),
+            (503, "", K::Unavailable, ""),
+            (524, "", K::Unavailable, ""),
+            (529, "busy", K::Overloaded, "busy"),
+            (429, "{\"detail\":\"slow down\"}", K::RateLimited, ""),
+            (401, "{\"error\":\"no key\"}", K::Auth, "no key"),
+            (
+                400,
+                "{\"message\":\"context length exceeded\"}",
+                K::ContextTooLong,
+                "context length exceeded",
+            ),
+            (
+                404,
+                "404 page not found",
+                K::BadRequest,
+                "404 page not found",
+            ),
+            (418, "[1]", K::BadRequest, ""),
+            (501, "", K::BadResponse, ""),
+        ] {
+            assert_eq!(
+                classify(status, body),
+                (expected, words.to_owned()),
+                "{status} {body}"
+            );
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! A run's log: one writer, any number of readers, and no channel between them.
+//!
+//! The writer queues events to the store and never waits for a reader. A commit moves the run's *head* and
+//! puts the events into a small ring of the latest ones. A reader learns only that the head has moved, and
+//! takes what is after its own cursor at its own pace: from the ring if it is near the head, else page by
+//! page from the store. So a slow reader costs one cursor, whatever it lags behind, and there is no moment
+//! of changing over from replay to live at which an event could be lost or come twice.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use super::reader::{CursorError, LogReader};
+use super::tail::Live;
+use crate::error::ErrorCode;
+use crate::events::{Durability, EventSink, EventType, LogFailed, RunEvent, StoredEvent};
+use crate::ids::{RunId, Seq};
+use crate::store::{Append, Finish, NewRun, RunState, RunStore, StoreError};
+
+/// The most that a run's log may hold; its terminal event fits beyond it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLimits {
+    /// Events.
+    pub events: u64,
+    /// Bytes of the events' JSON.
+    pub bytes: u64,
+}
+
+impl Default for LogLimits {
+    /// Rule AD-4: 200,000 events, 64 MiB.
+    fn default() -> Self {
+        Self {
+            events: 200_000,
+            bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// What an event should not exceed, files aside (rule EV-1). Emitters cut; here it is only noticed.
+const LARGE_EVENT: usize = 256 * 1024;
+
+/// Waits between tries to write a terminal event: doubled from the first to the second.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// The logs of the runs of one store. Cheap to clone.
+#[derive(Clone)]
+pub struct Logs(Arc<Shared>);
+
+struct Shared {
+    store: Arc<dyn RunStore>,
+    limits: LogLimits,
+    live: Mutex<HashMap<RunId, Arc<Live>>>,
+}
+
+/// A run to create: [`NewRun`] without its first event.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "named as in NewRun")]
+pub struct RunFacts {
+    pub id: RunId,
+    pub owner: String,
+    pub prompt: String,
+    pub model: String,
+    pub provider: String,
+    pub sandbox_provider: String,
+    pub background: bool,
+    pub started_at: Timestamp,
+}
+
+/// What a run's row says from its end on: [`Finish`] without the event.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "named as in Finish")]
+pub struct EndFacts {
+    pub state: RunState,
+    pub completed_at: Timestamp,
+    pub error_code: Option<ErrorCode>,
+    pub error: Option<String>,
+    pub cost_nanos: Option<u64>,
+    pub input_tokens: u64,
+    pub output_tokens: u64,
+    pub num_turns: u32,
+    pub duration_secs: f64,
+}
+
+impl Logs {
+    /// The logs in `store`, with the usual limits.
+    pub fn new(store: Arc<dyn RunStore>) -> Self {
+        Self::with_limits(store, LogLimits::default())
+    }
+
+    /// The logs in `store`.
+    pub fn with_limits(store: Arc<dyn RunStore>, limits: LogLimits) -> Self {
+        Self(Arc::new(Shared {
+            store,
+            limits,
+            live: Mutex::new(HashMap::new()),
+        }))
+    }
+
+    /// Creates a run with `first` as event 1. It is committed, and can be read, when this returns.
+    ///
+    /// Dropping the future may leave a run that has no writer and stays open until this process is gone: call
+    /// it where it is not dropped, in a task of its own.
+    ///
+    /// # Errors
+    /// When the store refuses or fails; then there is no run.
+    pub async fn create(&self, run: RunFacts, first: RunEvent) -> Result<LogWriter, StoreError> {
+        let first_event = stored(Seq::ZERO.next(), &first)?;
+        let live = Arc::new(Live::new(run.id.clone(), &first_event));
+        let bytes = first_event.json.len() as u64;
+        self.0
+            .store
+            .create(NewRun {
+                id: run.id.clone(),
+                owner: run.owner,
+                prompt: run.prompt,
+                model: run.model,
+                provider: run.provider,
+                sandbox_provider: run.sandbox_provider,
+                background: run.background,
+                started_at: run.started_at,
+                first_event,
+            })
+            .await?;
+        self.0.live.lock().insert(run.id, Arc::clone(&live));
+        Ok(LogWriter {
+            logs: self.clone(),
+            live,
+            last: tokio::sync::Mutex::new(Last {
+                seq: Seq::ZERO.next(),
+                bytes,
+                full: false,
+            }),
+            ending: AtomicBool::new(false),
+        })
+    }
+
+    /// A reader of the events after `after`: those that are there, then those that come.
+    ///
+    /// # Errors
+    /// When there is no such run, the cursor is past its head, or the store fails.
+    pub async fn reader(&self, run: &RunId, after: Seq) -> Result<LogReader, CursorError> {
+        LogReader::open(self, run, after).await
+    }
+
+    /// How many runs have a writer in this process.
+    pub fn live_count(&self) -> usize {
+        self.0.live.lock().len()
+    }
+
+    pub(super) fn store(&self) -> &dyn RunStore {
+        &*self.0.store
+    }
+
+    pub(super) fn live(&self, run: &RunId) -> Option<Arc<Live>> {
+        self.0.live.lock().get(run).cloned()
+    }
+}
+
+fn stored(seq: Seq, event: &RunEvent) -> Result<StoredEvent, StoreError> {
+    StoredEvent::new(seq, event)
+        .map_err(|error| StoreError::Refused(format!("an event can't be written as JSON: {error}")))
+}
+
+/// The writing end of a run's log. Dropped without [`LogWriter::finish`], its readers' streams break off.
+pub struct LogWriter {
+    logs: Logs,
+    live: Arc<Live>,
+    /// An async lock, held while an event waits for its place in the store's queue: the order in the queue
+    /// is the order of the numbers, and that wait is the backpressure.
+    last: tokio::sync::Mutex<Last>,
+    ending: AtomicBool,
+}
+
+struct Last {
+    seq: Seq,
+    bytes: u64,
+    full: bool,
+}
+
+impl LogWriter {
+    /// The run.
+    pub fn run_id(&self) -> &RunId {
+        self.live.run()
+    }
+
+    /// The last committed event.
+    pub fn head(&self) -> Seq {
+        self.live.head().committed
+    }
+
+    /// Ends the run with `event`, a `result` or `error`, and gives its number. Tries again for as long as
+    /// the store fails (rule ST-7), until `give_up` fires. Also works after an event could not be written:
+    /// the terminal event then follows the last one that was. From the call on, nothing more can be emitted.
+    ///
+    /// Dropping the future leaves the run open, or ended if the write was already queued.
+    ///
+    /// # Errors
+    /// `Refused` when the run was ended by someone else; `Closed`; the last failure when `give_up` fired.
+    pub async fn finish(
+        &self,
+        event: RunEvent,
+        end: EndFacts,
+        give_up: &CancellationToken,
+    ) -> Result<Seq, StoreError> {
+        if !event.kind().terminal() {
+            return Err(StoreError::Refused(format!(
+                "{} does not end a run",
+                event.kind()
+            )));
+        }
+        self.ending.store(true, Ordering::Release);
+        let last = self.last.lock().await;
+        let mut wait = RETRY.0;
+        loop {
+            // Every earlier event has its answer, so the number is right even if one of them failed.
+            self.live.settled(last.seq).await;
+            let event = Arc::new(stored(self.head().next(), &event)?);
+            let error = match self.write_end(Arc::clone(&event), &end).await {
+                Ok(()) => {
+                    let seq = event.seq;
+                    self.live.end(event);
+                    self.logs.0.live.lock().remove(self.run_id());
+                    return Ok(seq);
+                }
+                Err(error @ StoreError::Failed(_)) => error,
+                Err(error) => return Err(error),
+            };
+            tracing::warn!(run.id = %self.run_id(), %error, "the end of a run could not be stored yet");
+            tokio::select! {
+                biased;
+                () = give_up.cancelled() => return Err(error),
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
+            }
+        }
+    }
+
+    async fn write_end(&self, event: Arc<StoredEvent>, end: &EndFacts) -> Result<(), StoreError> {
+        let end = end.clone();
+        self.logs
+            .0
+            .store
+            .finish(Finish {
+                run: self.run_id().clone(),
+                event,
+                state: end.state,
+                completed_at: end.completed_at,
+                error_code: end.error_code,
+                error: end.error,
+                cost_nanos: end.cost_nanos,
+                input_tokens: end.input_tokens,
+                output_tokens: end.output_tokens,
+                num_turns: end.num_turns,
+                duration_secs: end.duration_secs,
+            })
+            .await
+    }
+
+    fn check(&self) -> Result<(), LogFailed> {
+        if let Some(error) = self.live.failure() {
+            return Err(LogFailed::Store(error));
+        }
+        if self.ending.load(Ordering::Acquire) {
+            return Err(LogFailed::Store("the run is being ended".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl EventSink for LogWriter {
+    async fn emit(&self, event: RunEvent) -> Result<Seq, LogFailed> {
+        // Before the lock too: `finish` may hold it for as long as the store is down.
+        self.check()?;
+        let mut last = self.last.lock().await;
+        self.check()?;
+        if last.full {
+            return Err(LogFailed::TooLarge);
+        }
+        if event.kind().terminal() {
+            return Err(LogFailed::Store(format!(
+                "{} is for finish to write",
+                event.kind()
+            )));
+        }
+        let event =
+            stored(last.seq.next(), &event).map_err(|error| LogFailed::Store(error.to_string()))?;
+        if event.json.len() > LARGE_EVENT && event.kind != EventType::File {
+            tracing::warn!(run.id = %self.run_id(), kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
+        }
+        let (seq, bytes) = (event.seq, last.bytes + event.json.len() as u64);
+        let limits = self.logs.0.limits;
+        if seq.0 > limits.events || bytes > limits.bytes {
+            last.full = true;
+            return Err(LogFailed::TooLarge);
+        }
+        let append = Append {
+            run: self.run_id().clone(),
+            events: vec![Arc::new(event)],
+            listener: Arc::clone(&self.live) as _,
+        };
+        if let Err(error) = self.logs.0.store.append(append).await {
+            self.live.fail(&error);
+            return Err(LogFailed::Store(error.to_string()));
+        }
+        (last.seq, last.bytes) = (seq, bytes);
+        Ok(seq)
+    }
+
+    async fn flush(&self, durability: Durability) -> Result<Seq, LogFailed> {
+        let seq = self.last.lock().await.seq;
+        match durability {
+            Durability::Committed => self.live.settled(seq).await,
+            Durability::Synced => self
+                .logs
+                .0
+                .store
+                .flush(durability)
+                .await
+                .map_err(|error| LogFailed::Store(error.to_string()))?,
+        }
+        match self.live.failure() {
+            Some(error) => Err(LogFailed::Store(error)),
+            None => Ok(seq),
+        }
+    }
+}
+
+impl Drop for LogWriter {
+    fn drop(&mut self) {
+        if self.live.abandon() {
+            self.logs.0.live.lock().remove(self.run_id());
+        }
+    }
+}

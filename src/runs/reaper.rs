@@ -1,0 +1,88 @@
+//! Finds sandboxes that nobody needs any more, by their labels, and destroys them.
+//!
+//! Decided from the store, never from this process's memory: a sandbox goes when its run has ended or is
+//! unknown to the store whose id it carries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::sandbox::BackendEntry;
+use crate::ids::random_fraction;
+use crate::store::RunStore;
+
+/// Between sweeps, give or take a fifth.
+const EVERY: Duration = Duration::from_mins(1);
+/// For one backend's list or kill call.
+const CALL_LIMIT: Duration = Duration::from_secs(20);
+
+/// Sweeps at once and then every minute, until `stop`.
+pub(super) async fn reap(
+    store: Arc<dyn RunStore>,
+    backends: Vec<BackendEntry>,
+    stop: CancellationToken,
+) {
+    loop {
+        for entry in &backends {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = sweep(store.as_ref(), entry) => {}
+            }
+        }
+        let pause = EVERY.mul_f64(0.8 + 0.4 * random_fraction());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+/// One look at one backend.
+async fn sweep(store: &dyn RunStore, entry: &BackendEntry) {
+    let found = match tokio::time::timeout(CALL_LIMIT, entry.backend.list(store.id())).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            tracing::warn!(backend = entry.name, %error, "failed to list sandboxes; the next sweep tries again");
+            return;
+        }
+        Err(_elapsed) => {
+            tracing::warn!(
+                backend = entry.name,
+                "listing sandboxes took too long; the next sweep tries again"
+            );
+            return;
+        }
+    };
+    for sandbox in found {
+        let needed = match &sandbox.run {
+            // Without an answer of the store nothing is decided.
+            Some(run) => store
+                .get(run)
+                .await
+                .map_or(true, |run| run.is_some_and(|run| !run.state.terminal())),
+            None => false,
+        };
+        if needed {
+            continue;
+        }
+        let killed = tokio::time::timeout(CALL_LIMIT, entry.backend.kill(&sandbox.id)).await;
+        match killed {
+            Ok(Ok(())) => tracing::info!(
+                backend = entry.name,
+                sandbox.id = sandbox.id,
+                "destroyed a sandbox that no run needs"
+            ),
+            Ok(Err(error)) => {
+                tracing::warn!(backend = entry.name, sandbox.id = sandbox.id, %error, "failed to destroy a sandbox");
+            }
+            Err(_elapsed) => tracing::warn!(
+                backend = entry.name,
+                sandbox.id = sandbox.id,
+                "destroying a sandbox took too long"
+            ),
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! A run's sandbox: asked for, made ready, watched, destroyed, whatever happens to the run meanwhile.
+//!
+//! The intent is in the store before the backend is asked, so that no crash can forget a sandbox. The
+//! creation is a task of its own: a run that ends sooner waits a moment for it and then leaves it to itself;
+//! it destroys what it made.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::control::{RunControl, Stop};
+use super::tasks::{TaskKind, Tasks};
+use crate::agent::{Workspace, WorkspaceSource};
+use crate::clock::{Clock, Deadline};
+use crate::error::{ErrorCode, Problem, WarningCode};
+use crate::events::{EventSink, RunEvent, SystemEvent, WarningEvent};
+use crate::ids::RunId;
+use crate::sandbox::{Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec};
+use crate::spec::RunSpec;
+use crate::store::{RunStore, SandboxRecord};
+
+/// Longer than the run: what the backend is asked to keep a sandbox for.
+const LIFETIME_MARGIN: Duration = Duration::from_mins(2);
+/// The longest lifetime asked for.
+const LONGEST_LIFETIME: Duration = Duration::from_hours(1);
+/// One create call.
+const CREATE_LIMIT: Duration = Duration::from_mins(1);
+/// How long a run's end waits for its sandbox to be gone.
+const END_WAIT: Duration = Duration::from_secs(2);
+/// Further tries to destroy a sandbox, in the background.
+const KILL_TRIES: u32 = 3;
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// Between tries to get a place at a backend whose account is full.
+const CAPACITY_PAUSE: Duration = Duration::from_secs(5);
+/// Tries to create in the face of throttling.
+const CREATE_TRIES: u32 = 3;
+
+/// Where sandboxes of one backend come from.
+#[derive(Clone)]
+pub(super) struct BackendEntry {
+    pub(super) name: &'static str,
+    pub(super) backend: Arc<dyn SandboxBackend>,
+    /// Places for sandboxes of ours; `None` for no limit of ours.
+    pub(super) places: Option<Arc<Semaphore>>,
+}
+
+/// What a sandbox needs to know of its run.
+pub(super) struct Owner {
+    pub(super) run: RunId,
+    pub(super) spec: Arc<RunSpec>,
+    pub(super) sink: Arc<dyn EventSink>,
+    pub(super) control: RunControl,
+    pub(super) deadline: Deadline,
+    pub(super) store: Arc<dyn RunStore>,
+    pub(super) tasks: Tasks,
+    pub(super) clock: Clock,
+}
+
+type Made = Option<Result<Arc<Workspace>, Problem>>;
+
+/// A run's sandbox, at whatever stage. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct RunSandbox(Arc<Inner>);
+
+struct Inner {
+    owner: Owner,
+    entry: BackendEntry,
+    started: AtomicBool,
+    made: watch::Sender<Made>,
+    /// The sandbox from the moment that it exists, ready or not, and its place.
+    held: Mutex<Option<Held>>,
+    /// The run has ended: what is still being created is to be destroyed.
+    ended: CancellationToken,
+    /// The creation task has nothing more to do.
+    settled: CancellationToken,
+}
+
+struct Held {
+    sandbox: Arc<dyn Sandbox>,
+    record: SandboxRecord,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+#[async_trait]
+impl WorkspaceSource for RunSandbox {
+    async fn workspace(&self) -> Result<Arc<Workspace>, Problem> {
+        self.start();
+        let mut made = self.0.made.subscribe();
+        // The sender lives as long as `self`.
+        match made.wait_for(Option::is_some).await {
+            Ok(made) => made.clone().unwrap_or_else(|| Err(gone_before())),
+            Err(_closed) => Err(gone_before()),
+        }
+    }
+
+    fn ready(&self) -> Option<Arc<Workspace>> {
+        self.0
+            .made
+            .borrow()
+            .as_ref()
+            .and_then(|made| made.as_ref().ok())
+            .cloned()
+    }
+}
+
+fn gone_before() -> Problem {
+    Problem::new(
+        ErrorCode::SandboxError,
+        "the run ended before its sandbox was ready",
+    )
+}
+
+impl RunSandbox {
+    pub(super) fn new(owner: Owner, entry: BackendEntry) -> Self {
+        Self(Arc::new(Inner {
+            owner,
+            entry,
+            started: AtomicBool::new(false),
+            made: watch::Sender::new(None),
+            held: Mutex::new(None),
+            ended: CancellationToken::new(),
+            settled: CancellationToken::new(),
+        }))
+    }
+
+    /// Starts the creation, once.
+    pub(super) fn start(&self) {
+        if self.0.started.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let this = Arc::clone(&self.0);
+        // Detached on purpose: it ends by itself, and destroys what it made if the run has ended.
+        let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
+            this.create_and_watch().await;
+            this.settled.cancel();
+        });
+    }
+
+    /// Destroys the sandbox; returns once it is gone, or after 2 s, when the rest goes on in the background.
+    pub(super) async fn end(&self) {
+        self.0.ended.cancel();
+        if !self.0.started.load(Ordering::Acquire) {
+            return;
+        }
+        let this = Arc::clone(&self.0);
+        let ending = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
+            this.settled.cancelled().await;
+            this.destroy().await;
+        });
+        if tokio::time::timeout(END_WAIT, ending).await.is_err() {
+            tracing::warn!(run.id = %self.0.owner.run, backend = self.0.entry.name, "the sandbox is not gone yet; trying on in the background");
+        }
+    }
+}
+
+impl Inner {
+    async fn create_and_watch(&self) {
+        let made = self.make().await;
+        let failed = made.as_ref().err().cloned();
+        let sandbox = made
+            .as_ref()
+            .ok()
+            .map(|workspace| Arc::clone(&workspace.sandbox));
+        self.made.send_replace(Some(made));
+        if let Some(problem) = failed {
+            if !self.ended.is_cancelled() {
+                self.owner.control.stop(Stop::Sandbox(problem));
+            }
+            return;
+        }
+        let Some(sandbox) = sandbox else { return };
+        tokio::select! {
+            // The end comes first: a sandbox that we destroy is not lost.
+            biased;
+            () = self.ended.cancelled() => {}
+            error = sandbox.gone() => self.owner.control.stop(Stop::Sandbox(problem_of(&error))),
+        }
+    }
+
+    async fn make(&self) -> Result<Arc<Workspace>, Problem> {
+        let place = self.place().await?;
+        let (sandbox, record) = self.create().await?;
+        *self.held.lock() = Some(Held {
+            sandbox: Arc::clone(&sandbox),
+            record: record.clone(),
+            _place: place,
+        });
+        self.remember(record).await?;
+        let mut event = SystemEvent::new("sandbox_created", "Sandbox created");
+        event.sandbox_id = Some(sandbox.id().to_owned());
+        event
+            .facts
+            .insert("sandboxProvider".to_owned(), self.entry.name.into());
+        // A log that fails ends the run by itself.
+        let _told = self.owner.sink.emit(RunEvent::System(event)).await;
+        let preparing = Workspace::prepare(sandbox, &self.owner.spec.files, self.owner.deadline);
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Err(gone_before()),
+            prepared = tokio::time::timeout_at(self.owner.deadline.instant(), preparing) => match prepared {
+                Ok(Ok(workspace)) => Ok(Arc::new(workspace)),
+                Ok(Err(error)) => Err(problem_of(&error)),
+                Err(_elapsed) => Err(problem_of(&SandboxError::Timeout(
+                    "the sandbox was not ready for commands before the run's deadline".to_owned(),
+                ))),
+            },
+        }
+    }
+
+    /// Waits for a place of ours at the backend.
+    async fn place(&self) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        let Some(places) = &self.entry.places else {
+            return Ok(None);
+        };
+        if let Ok(place) = Arc::clone(places).try_acquire_owned() {
+            return Ok(Some(place));
+        }
+        self.tell_waiting(
+            "all places for sandboxes of this server are taken; the run waits for one",
+        )
+        .await;
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => Err(gone_before()),
+            place = Arc::clone(places).acquire_owned() => Ok(place.ok()),
+        }
+    }
+
+    /// Asks the backend, again where waiting may help. Each attempt is in the store before it is made.
+    async fn create(&self) -> Result<(Arc<dyn Sandbox>, SandboxRecord), Problem> {
+        let owner = &self.owner;
+        let mut attempt = 1;
+        let mut throttled = 0;
+        loop {
+            let lifetime = (owner.deadline.remaining() + LIFETIME_MARGIN).min(LONGEST_LIFETIME);
+            let expires = owner
+                .clock
+                .now()
+                .as_second()
+                .saturating_add_unsigned(lifetime.as_secs());
+            let record = SandboxRecord {
+                run: owner.run.clone(),
+                backend: self.entry.name.to_owned(),
+                attempt,
+                sandbox_id: None,
+                expires,
+                destroyed: false,
+            };
+            self.remember(record.clone()).await?;
+            let spec = SandboxSpec {
+                template: owner.spec.sandbox.template.clone(),
+                network: owner.spec.sandbox.network,
+                lifetime,
+                deadline: owner.deadline.within(CREATE_LIMIT),
+            };
+            let labels = Labels {
+                run: owner.run.clone(),
+                instance: owner.store.id().to_owned(),
+                attempt,
+                expires,
+            };
+            let error = match self.entry.backend.create(&spec, &labels).await {
+                Ok(sandbox) => {
+                    let record = SandboxRecord {
+                        sandbox_id: Some(sandbox.id().to_owned()),
+                        ..record
+                    };
+                    return Ok((sandbox, record));
+                }
+                Err(error) => error,
+            };
+            let SandboxError::RateLimited {
+                retry_after,
+                at_capacity,
+                ..
+            } = &error
+            else {
+                return Err(problem_of(&error));
+            };
+            throttled += 1;
+            if !at_capacity && throttled >= CREATE_TRIES {
+                return Err(problem_of(&error));
+            }
+            let pause = retry_after.unwrap_or(CAPACITY_PAUSE);
+            if pause >= owner.deadline.remaining() {
+                return Err(problem_of(&error));
+            }
+            self.tell_waiting(&format!(
+                "{error}; trying again in {:.0} s",
+                pause.as_secs_f64()
+            ))
+            .await;
+            attempt += 1;
+            tokio::select! {
+                biased;
+                () = self.ended.cancelled() => return Err(gone_before()),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    async fn tell_waiting(&self, message: &str) {
+        let warning = WarningEvent::new(WarningCode::SandboxWait, message)
+            .fact("sandboxProvider", self.entry.name);
+        let _told = self.owner.sink.emit(RunEvent::Warning(warning)).await;
+    }
+
+    async fn remember(&self, record: SandboxRecord) -> Result<(), Problem> {
+        self.owner.store.put_sandbox(record).await.map_err(|error| {
+            Problem::new(
+                ErrorCode::StoreUnavailable,
+                format!("failed to record the sandbox: {error}"),
+            )
+        })
+    }
+
+    async fn destroy(&self) {
+        let Some(held) = self.held.lock().take() else {
+            return;
+        };
+        for attempt in 1..=KILL_TRIES {
+            match tokio::time::timeout(KILL_LIMIT, held.sandbox.kill()).await {
+                Ok(Ok(())) => {
+                    let record = SandboxRecord {
+                        destroyed: true,
+                        ..held.record.clone()
+                    };
+                    if let Err(error) = self.owner.store.put_sandbox(record).await {
+                        tracing::warn!(run.id = %self.owner.run, %error, "failed to record that the sandbox is gone");
+                    }
+                    return;
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), attempt, %error, "failed to destroy the sandbox");
+                }
+                Err(_elapsed) => {
+                    tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), attempt, "destroying the sandbox took too long");
+                }
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+/// What a run's `error` event says of a sandbox's failure.
+pub(super) fn problem_of(error: &SandboxError) -> Problem {
+    let mut problem = Problem::new(error.code(), error.to_string());
+    problem.hint = error.hint();
+    if let SandboxError::RateLimited { retry_after, .. } = error {
+        problem.retry_after = *retry_after;
+    }
+    problem
+}

@@ -1,0 +1,381 @@
+//! One run's task: starts its agent and its sandbox, watches what may stop them, and ends the run, in one
+//! terminal event, whatever happened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::control::{RunControl, Stop};
+use super::lease::Readers;
+use super::log::{EndFacts, LogWriter};
+use super::sandbox::{BackendEntry, Owner, RunSandbox};
+use super::tasks::{TaskKind, Tasks};
+use crate::agent::{Answer, Halt, RunContext, Tally, WorkspaceSource as _, files, run_agent};
+use crate::clock::{Clock, Deadline};
+use crate::error::{ErrorCode, Problem, WarningCode};
+use crate::events::{ErrorEvent, EventSink as _, LogFailed, ResultEvent, RunEvent, WarningEvent};
+use crate::ids::RunId;
+use crate::llm::{LlmError, LlmErrorKind, LlmProvider};
+use crate::secrets::Redactor;
+use crate::spec::{NanoUsd, Presence, RunSpec, SandboxStart};
+use crate::store::{FileRecord, RunState, RunStore, StoredFile};
+
+/// How long a stopped agent may take to answer its open calls.
+const AGENT_GRACE: Duration = Duration::from_secs(5);
+/// For collecting files after the run's time.
+const COLLECT_LIMIT: Duration = Duration::from_secs(10);
+/// For collecting files when somebody waits for the end.
+const COLLECT_LIMIT_STOPPED: Duration = Duration::from_secs(2);
+
+/// What a run's task is given.
+pub(super) struct RunTask {
+    pub(super) id: RunId,
+    pub(super) spec: Arc<RunSpec>,
+    pub(super) writer: Arc<LogWriter>,
+    pub(super) control: RunControl,
+    pub(super) readers: Readers,
+    pub(super) provider: Arc<dyn LlmProvider>,
+    pub(super) backend: BackendEntry,
+    pub(super) working_dir: &'static str,
+    pub(super) store: Arc<dyn RunStore>,
+    pub(super) tasks: Tasks,
+    pub(super) clock: Clock,
+    pub(super) redactor: Redactor,
+    pub(super) started: Instant,
+    /// Given back when the task is over.
+    pub(super) place: OwnedSemaphorePermit,
+}
+
+/// Ends a run whose task panicked, truthfully.
+pub(super) struct AfterPanic {
+    id: RunId,
+    writer: Arc<LogWriter>,
+    spec: Arc<RunSpec>,
+    clock: Clock,
+    started: Instant,
+}
+
+type AgentTask = JoinHandle<Option<Result<Answer, Halt>>>;
+
+impl AfterPanic {
+    /// Writes the terminal event. What the run used is unknown.
+    pub(super) async fn finish(self) {
+        let mut totals = Tally::new(&self.spec.model).totals(self.started.elapsed());
+        totals.cost_usd = None;
+        totals.usage_complete = false;
+        let problem = panicked();
+        let end = EndFacts {
+            state: RunState::Failed,
+            completed_at: self.clock.now(),
+            error_code: Some(problem.code),
+            error: Some(problem.message.clone()),
+            cost_nanos: None,
+            input_tokens: 0,
+            output_tokens: 0,
+            num_turns: 0,
+            duration_secs: totals.duration_secs,
+        };
+        tracing::error!(run.id = %self.id, "the run's task panicked");
+        if let Err(error) = self
+            .writer
+            .finish(
+                RunEvent::Error(ErrorEvent::new(&problem, totals)),
+                end,
+                &never(),
+            )
+            .await
+        {
+            tracing::error!(run.id = %self.id, %error, "failed to write the run's end");
+        }
+    }
+}
+
+impl RunTask {
+    /// What ends the run if its task should panic.
+    pub(super) fn after_panic(&self) -> AfterPanic {
+        AfterPanic {
+            id: self.id.clone(),
+            writer: Arc::clone(&self.writer),
+            spec: Arc::clone(&self.spec),
+            clock: self.clock.clone(),
+            started: self.started,
+        }
+    }
+
+    /// Runs to the terminal event.
+    pub(super) async fn run(self) {
+        let deadline = Deadline::at(self.started + self.spec.timeout);
+        let tally = Arc::new(Tally::new(&self.spec.model));
+        let sandbox = RunSandbox::new(
+            Owner {
+                run: self.id.clone(),
+                spec: Arc::clone(&self.spec),
+                sink: self.writer.clone(),
+                control: self.control.clone(),
+                deadline,
+                store: Arc::clone(&self.store),
+                tasks: self.tasks.clone(),
+                clock: self.clock.clone(),
+            },
+            self.backend.clone(),
+        );
+        if self.spec.sandbox.start == SandboxStart::Eager && !self.spec.tools.is_empty() {
+            sandbox.start();
+        }
+        let context = RunContext {
+            spec: Arc::clone(&self.spec),
+            provider: Arc::clone(&self.provider),
+            sink: self.writer.clone(),
+            workspace: Arc::new(sandbox.clone()),
+            token: self.control.token().clone(),
+            deadline,
+            tally: Arc::clone(&tally),
+            redactor: self.redactor.clone(),
+            working_dir: self.working_dir,
+            today: self.clock.now().strftime("%Y-%m-%d").to_string(),
+        };
+        // A task of its own, so that a panic in it is an error here and not the end of the story.
+        let agent = self
+            .tasks
+            .spawn(TaskKind::Agent, async move { run_agent(&context).await });
+        let ended = self.watch(agent, deadline).await;
+
+        self.collect(&sandbox, &ended).await;
+        sandbox.end().await;
+        self.finish(ended, &tally).await;
+        drop(self.place);
+    }
+
+    /// Waits for the agent, or for a reason to stop it.
+    async fn watch(&self, mut agent: AgentTask, deadline: Deadline) -> Result<Answer, Problem> {
+        let grace = match self.spec.presence {
+            Presence::Attached { grace } => Some(grace),
+            Presence::Background => None,
+        };
+        let abandoned = async {
+            match grace {
+                Some(grace) => self.readers.abandoned(grace).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // The finished result first: a run that has its answer is not cancelled any more. No branch
+            // loses data: the agent goes on as a task.
+            biased;
+            joined = &mut agent => return self.outcome(joined),
+            () = self.control.token().cancelled() => {}
+            () = tokio::time::sleep_until(deadline.instant()) => self.control.stop(Stop::DeadlineReached {
+                timeout_secs: self.spec.timeout.as_secs(),
+            }),
+            () = abandoned => self.control.stop(Stop::ClientGone {
+                grace_secs: grace.unwrap_or_default().as_secs(),
+            }),
+        }
+        if let Ok(joined) = tokio::time::timeout(AGENT_GRACE, &mut agent).await {
+            return self.outcome(joined);
+        }
+        tracing::warn!(run.id = %self.id, "the agent did not stop in time and is aborted");
+        agent.abort();
+        Err(self.stopped())
+    }
+
+    fn outcome(
+        &self,
+        joined: Result<Option<Result<Answer, Halt>>, JoinError>,
+    ) -> Result<Answer, Problem> {
+        match joined {
+            Ok(Some(Ok(answer))) => Ok(answer),
+            Ok(None | Some(Err(Halt::Stopped))) => Err(self.stopped()),
+            // A stop that came first explains what then failed: a killed sandbox, a closed log.
+            Ok(Some(Err(Halt::Problem(problem)))) => {
+                Err(self.control.reason().map_or(problem, |stop| stop.problem()))
+            }
+            Ok(Some(Err(Halt::Llm(error)))) => Err(self.clean(llm_problem(&error))),
+            Ok(Some(Err(Halt::Log(failed)))) => Err(log_problem(&failed)),
+            Err(error) => {
+                tracing::error!(run.id = %self.id, %error, "the run's agent panicked");
+                Err(panicked())
+            }
+        }
+    }
+
+    fn stopped(&self) -> Problem {
+        let reason = self.control.reason().unwrap_or(Stop::Cancelled);
+        self.clean(reason.problem())
+    }
+
+    fn clean(&self, mut problem: Problem) -> Problem {
+        problem.message = self.redactor.clean(&problem.message).into_owned();
+        problem
+    }
+
+    /// Returns the files that the run made, and names those that it leaves out.
+    async fn collect(&self, sandbox: &RunSandbox, ended: &Result<Answer, Problem>) {
+        let Some(workspace) = sandbox.ready() else {
+            return;
+        };
+        let lost = matches!(ended, Err(problem) if problem.code == ErrorCode::SandboxLost);
+        if lost {
+            return;
+        }
+        let limit = match self.control.reason() {
+            None | Some(Stop::DeadlineReached { .. }) => COLLECT_LIMIT,
+            Some(_) => COLLECT_LIMIT_STOPPED,
+        };
+        let collected = files::collect(
+            workspace.sandbox.as_ref(),
+            &workspace.baseline,
+            &files::CollectLimits::default(),
+            Deadline::after(limit),
+        )
+        .await;
+        let mut omitted = collected.omitted;
+        for file in collected.files {
+            let event = files::file_event(&file, self.id.file_url(&file.path));
+            let stored = StoredFile {
+                record: FileRecord {
+                    path: event.path.clone(),
+                    mime_type: event.mime_type.clone(),
+                    size: event.size,
+                    sha256: event.sha256.clone(),
+                },
+                bytes: file.bytes,
+            };
+            if let Err(error) = self.store.put_file(&self.id, stored).await {
+                omitted.push(files::Omitted {
+                    path: file.path,
+                    reason: format!("the store failed: {error}"),
+                });
+                continue;
+            }
+            // A log that fails shows at the terminal event.
+            let _shown = self.writer.emit(RunEvent::File(event)).await;
+        }
+        if !omitted.is_empty() {
+            self.warn_omitted(&omitted).await;
+        }
+    }
+
+    /// Names every file that is not returned.
+    async fn warn_omitted(&self, omitted: &[files::Omitted]) {
+        let shown: Vec<String> = omitted
+            .iter()
+            .take(20)
+            .map(|file| format!("{} ({})", file.path, file.reason))
+            .collect();
+        let more = omitted.len() - shown.len();
+        let tail = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        let facts: Vec<serde_json::Value> = omitted
+            .iter()
+            .map(|file| serde_json::json!({ "path": file.path, "reason": file.reason }))
+            .collect();
+        let message = format!("not returned: {}{tail}", shown.join(", "));
+        let warning = WarningEvent::new(WarningCode::FileOmitted, message).fact("files", facts);
+        let _shown = self.writer.emit(RunEvent::Warning(warning)).await;
+    }
+
+    /// The one terminal event.
+    async fn finish(&self, ended: Result<Answer, Problem>, tally: &Tally) {
+        let totals = tally.totals(self.started.elapsed());
+        let facts = |state: RunState, problem: Option<&Problem>| EndFacts {
+            state,
+            completed_at: self.clock.now(),
+            error_code: problem.map(|problem| problem.code),
+            error: problem.map(|problem| problem.message.clone()),
+            cost_nanos: tally.cost().map(|NanoUsd(nanos)| nanos),
+            input_tokens: totals.input_tokens,
+            output_tokens: totals.output_tokens,
+            num_turns: totals.num_turns,
+            duration_secs: totals.duration_secs,
+        };
+        let (event, end) = match ended {
+            Ok(answer) => {
+                let end = facts(RunState::Completed, None);
+                let event = RunEvent::Result(ResultEvent {
+                    subtype: answer.stop_reason.subtype(),
+                    content: answer.content,
+                    stop_reason: answer.stop_reason,
+                    truncated: answer.truncated,
+                    totals,
+                });
+                (event, end)
+            }
+            Err(problem) => {
+                let end = facts(RunState::of_error(problem.code), Some(&problem));
+                (RunEvent::Error(ErrorEvent::new(&problem, totals)), end)
+            }
+        };
+        let state = end.state;
+        let code = end.error_code;
+        match self.writer.finish(event, end, &never()).await {
+            Ok(_seq) => tracing::info!(
+                run.id = %self.id,
+                state = state.as_str(),
+                code = code.map(ErrorCode::as_str),
+                duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "run ended"
+            ),
+            Err(error) => {
+                tracing::error!(run.id = %self.id, state = state.as_str(), %error, "failed to write the run's end");
+            }
+        }
+    }
+}
+
+/// A run's end is tried for as long as the process lives: the next start closes what is left.
+fn never() -> CancellationToken {
+    CancellationToken::new()
+}
+
+fn panicked() -> Problem {
+    Problem::new(
+        ErrorCode::Internal,
+        "a fault in sandcaster itself ended the run",
+    )
+    .hint("the server's log has the details under this run's id")
+}
+
+fn llm_problem(error: &LlmError) -> Problem {
+    let hint = match error.kind {
+        LlmErrorKind::Auth => {
+            "check the provider's key on the server; `sandcaster doctor` shows which one is used"
+        }
+        LlmErrorKind::Billing => "add credit to the provider's account",
+        LlmErrorKind::RateLimited => {
+            "wait and send the request again, or raise the provider's limits"
+        }
+        LlmErrorKind::Overloaded | LlmErrorKind::Unavailable => {
+            "the provider has trouble; send the request again later"
+        }
+        LlmErrorKind::Unreachable => "check the server's network and the provider's base URL",
+        LlmErrorKind::Timeout | LlmErrorKind::Cut | LlmErrorKind::BadResponse => {
+            "send the request again"
+        }
+        LlmErrorKind::BadRequest => {
+            "the provider refused the request as it was built; see the message"
+        }
+        LlmErrorKind::ModelNotFound => "check the model's id, and that the key may use it",
+        LlmErrorKind::ContextTooLong => {
+            "send a smaller task or smaller files, or use a model with a larger window"
+        }
+    };
+    let mut problem = Problem::new(error.code(), error.message.clone()).hint(hint);
+    problem.retry_after = error.retry_after;
+    problem
+}
+
+fn log_problem(failed: &LogFailed) -> Problem {
+    if *failed == LogFailed::TooLarge {
+        return Problem::new(ErrorCode::LogLimit, failed.to_string()).hint("ask for less output");
+    }
+    Problem::new(ErrorCode::Internal, failed.to_string())
+        .hint("the server's log has the details under this run's id")
+}

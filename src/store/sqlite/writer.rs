@@ -1,0 +1,230 @@
+//! The one thread that writes. Whatever is queued when it is free goes into one transaction, so the cost
+//! of a commit is shared the more, the more there is to write, and nothing is ever held back on purpose.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rusqlite::Connection;
+use tokio::sync::watch;
+
+use super::super::types::StoreError;
+use super::StoreDurability;
+use super::checkpoint::Checkpointer;
+use super::data_dir::Locks;
+use super::ops::{self, Numbers};
+use super::queue::{Job, Next, Outcome, Queue, SyncWish, Work};
+use super::sync::Syncer;
+use crate::clock::Clock;
+
+/// The most that goes into one transaction: under full load about 20 ms of work.
+const BATCH: usize = 4096;
+
+/// How long an idle writer sleeps; also how often it tries whether a store that failed is well again.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether writing works.
+#[derive(Debug)]
+pub(super) struct Healthy {
+    commit: AtomicBool,
+    sync: AtomicBool,
+}
+
+impl Healthy {
+    pub(super) const fn new() -> Self {
+        Self {
+            commit: AtomicBool::new(true),
+            sync: AtomicBool::new(true),
+        }
+    }
+
+    pub(super) fn get(&self) -> bool {
+        self.commit.load(Ordering::Relaxed) && self.sync.load(Ordering::Relaxed)
+    }
+
+    /// Notes how a commit went; logs a change once.
+    pub(super) fn commit(&self, result: Result<(), &StoreError>) {
+        note(&self.commit, result, "commit");
+    }
+
+    /// Notes how a sync went; logs a change once.
+    pub(super) fn sync(&self, result: Result<(), &StoreError>) {
+        note(&self.sync, result, "sync");
+    }
+}
+
+fn note(flag: &AtomicBool, result: Result<(), &StoreError>, what: &str) {
+    let was = flag.swap(result.is_ok(), Ordering::Relaxed);
+    match result {
+        Err(error) if was => tracing::error!(%error, what, "the run store can't be written"),
+        Ok(()) if !was => tracing::info!(what, "the run store can be written again"),
+        _ => {}
+    }
+}
+
+/// The writer, to be moved to its thread.
+pub(super) struct Writer {
+    pub(super) db: Connection,
+    pub(super) queue: Arc<Queue>,
+    pub(super) clock: Clock,
+    pub(super) durability: StoreDurability,
+    pub(super) healthy: Arc<Healthy>,
+    pub(super) syncer: Syncer,
+    pub(super) checkpointer: Checkpointer,
+    /// Held until the last write is done, so that nobody takes the directory before.
+    pub(super) locks: Locks,
+    /// Told when all is closed.
+    pub(super) closed: watch::Sender<bool>,
+}
+
+impl Writer {
+    /// Writes until the queue is closed and empty, then closes the database.
+    pub(super) fn run(self) {
+        // If this thread ever panics, those who wait must hear of it instead of waiting for ever.
+        let abandon = Abandon(Arc::clone(&self.queue));
+        let mut numbers = Numbers::default();
+        loop {
+            match self.queue.take(BATCH, PATIENCE) {
+                Next::Jobs(jobs) => self.write(&mut numbers, jobs),
+                Next::Idle if !self.healthy.get() => self.probe(),
+                Next::Idle => {}
+                Next::Closed => break,
+            }
+            if self.checkpointer.wanted_inline() {
+                self.checkpointer.inline(&self.db);
+            }
+        }
+        let Self {
+            db,
+            syncer,
+            checkpointer,
+            locks,
+            closed,
+            ..
+        } = self;
+        drop(syncer);
+        drop(checkpointer);
+        if let Err((_, error)) = db.close() {
+            tracing::warn!(%error, "the run store did not close cleanly; nothing is lost");
+        }
+        drop(abandon);
+        drop(locks);
+        closed.send_replace(true);
+    }
+
+    /// Has what was written before the writer runs (the schema, the store's id) synced.
+    pub(super) fn sync_soon(&self) {
+        self.syncer.soon();
+    }
+
+    fn write(&self, numbers: &mut Numbers, jobs: Vec<Job>) {
+        let outcomes = self.transact(numbers, &jobs);
+        let failed = outcomes.iter().find_map(|outcome| match outcome {
+            Err(error @ StoreError::Failed(_)) => Some(error.clone()),
+            _ => None,
+        });
+        // A transaction of refusals wrote nothing, and says nothing about the disk.
+        let written = jobs
+            .iter()
+            .zip(&outcomes)
+            .any(|(job, outcome)| outcome.is_ok() && !matches!(job.work, Work::Flush));
+        match &failed {
+            Some(error) => self.healthy.commit(Err(error)),
+            None if written => self.healthy.commit(Ok(())),
+            None => {}
+        }
+        let mut bytes = 0;
+        for (job, outcome) in jobs.into_iter().zip(outcomes) {
+            bytes += job.weight();
+            let outcome = match (&job.work, &failed) {
+                (Work::Flush, Some(error)) => Err(error.clone()),
+                _ => outcome,
+            };
+            let sync = match self.durability {
+                StoreDurability::Full => SyncWish::Whenever,
+                StoreDurability::Normal => job.sync,
+            };
+            match sync {
+                SyncWish::Wait if outcome.is_ok() => self.syncer.wait(job.into_waiter()),
+                SyncWish::Soon => {
+                    job.tell(outcome);
+                    self.syncer.soon();
+                }
+                SyncWish::Wait | SyncWish::Whenever => job.tell(outcome),
+            }
+        }
+        self.checkpointer.written(bytes);
+    }
+
+    /// All of `jobs` in one transaction, or each in its own if that fails as a whole.
+    fn transact(&self, numbers: &mut Numbers, jobs: &[Job]) -> Vec<Outcome> {
+        if jobs.iter().all(|job| matches!(job.work, Work::Flush)) {
+            return jobs.iter().map(|_| Ok(true)).collect();
+        }
+        match self.together(numbers, jobs) {
+            Ok(outcomes) => outcomes,
+            Err(error) if jobs.len() == 1 || is_busy(&error) => {
+                jobs.iter().map(|_| ops::failed_outcome(&error)).collect()
+            }
+            Err(_) => jobs
+                .iter()
+                .map(
+                    |job| match self.together(numbers, std::slice::from_ref(job)) {
+                        Ok(outcomes) => outcomes.into_iter().next().unwrap_or(Ok(true)),
+                        Err(error) => ops::failed_outcome(&error),
+                    },
+                )
+                .collect(),
+        }
+    }
+
+    /// All of `jobs` in one transaction. `Err` means that none of them is in the store.
+    fn together(
+        &self,
+        numbers: &mut Numbers,
+        jobs: &[Job],
+    ) -> Result<Vec<Outcome>, rusqlite::Error> {
+        let db = &self.db;
+        let now = self.clock.now();
+        let undo = |numbers: &mut Numbers, error| {
+            ops::roll_back(db);
+            numbers.forget();
+            error
+        };
+        db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let mut outcomes = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            match ops::apply(db, numbers, &job.work, now) {
+                Ok(fresh) => outcomes.push(Ok(fresh)),
+                // SQLite gave up the transaction, and with it what the other jobs had written.
+                Err(ops::Fault::Theirs(error)) if db.is_autocommit() => {
+                    return Err(undo(numbers, error));
+                }
+                Err(fault) => outcomes.push(Err(fault.into())),
+            }
+        }
+        db.prepare_cached("COMMIT")
+            .and_then(|mut commit| commit.execute([]))
+            .map_err(|error| undo(numbers, error))?;
+        Ok(outcomes)
+    }
+
+    fn probe(&self) {
+        let result = ops::probe(&self.db, self.clock.now()).map_err(|error| ops::failure(&error));
+        ops::roll_back(&self.db);
+        self.healthy.commit(result.as_ref().copied());
+        self.syncer.soon();
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
+}
+
+struct Abandon(Arc<Queue>);
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}

@@ -1,0 +1,112 @@
+use serde_json::json;
+
+use super::*;
+
+fn spec() -> ToolSpec {
+    ToolSpec {
+        name: "demo",
+        description: String::new(),
+        input_schema: json!({
+            "type": "object",
+            "properties": {
+                "path": {"type": "string"},
+                "timeout_seconds": {"type": "integer"},
+                "background": {"type": "boolean"},
+                "mode": {"type": "string", "enum": ["content", "files"]}
+            },
+            "required": ["path"],
+            "additionalProperties": false
+        }),
+    }
+}
+
+fn accepted(args: Value) -> Value {
+    Value::Object(prepare(&spec(), &ToolArgs::Json(args)).unwrap().args)
+}
+
+#[test]
+fn what_can_only_mean_one_thing_is_accepted() {
+    for (given, taken) in [
+        (json!({"path": "a"}), json!({"path": "a"})),
+        (json!({"path": "a", "mode": null}), json!({"path": "a"})),
+        (json!({"file_path": "a"}), json!({"path": "a"})),
+        (json!({"path": "a", "file_path": "b"}), json!({"path": "a"})),
+        (
+            json!({"path": "a", "timeout_seconds": "120", "background": "True"}),
+            json!({"path": "a", "timeout_seconds": 120, "background": true}),
+        ),
+        (
+            json!({"path": "a", "timeout_seconds": 5.0}),
+            json!({"path": "a", "timeout_seconds": 5}),
+        ),
+        (
+            json!({"path": "a", "timeout": 30_000}),
+            json!({"path": "a", "timeout_seconds": 30}),
+        ),
+        (
+            json!({"path": "a", "timeout": 500}),
+            json!({"path": "a", "timeout_seconds": 1}),
+        ),
+        (
+            json!({"path": "a", "timeout_ms": 2_000_000}),
+            json!({"path": "a", "timeout_seconds": 999}),
+        ),
+        (json!("{\"path\": \"a\"}"), json!({"path": "a"})),
+        (json!({"path": 7}), json!({"path": "7"})),
+        (
+            json!({"path": "a", "mode": "Files"}),
+            json!({"path": "a", "mode": "files"}),
+        ),
+    ] {
+        assert_eq!(accepted(given.clone()), taken, "{given}");
+    }
+}
+
+#[test]
+fn unknown_fields_are_ignored_and_named() {
+    let args = ToolArgs::Json(json!({"path": "a", "reason": "x", "description": "y"}));
+    let prepared = prepare(&spec(), &args).unwrap();
+    assert_eq!(
+        prepared.note().as_deref(),
+        Some("[ignored unknown arguments: reason, description]")
+    );
+}
+
+#[test]
+fn complaints_name_the_field_the_schema_and_what_arrived() {
+    for (given, words) in [
+        (json!({}), "path is missing"),
+        (json!({"path": null}), "path is missing"),
+        (json!({"path": ["a"]}), "path must be a string"),
+        (
+            json!({"path": "a", "timeout_seconds": "soon"}),
+            "timeout_seconds must be an integer",
+        ),
+        (
+            json!({"path": "a", "background": 3}),
+            "background must be true or false",
+        ),
+        (
+            json!({"path": "a", "mode": "x"}),
+            "mode must be one of content, files",
+        ),
+        (json!(["a"]), "no JSON object"),
+    ] {
+        let complaint = prepare(&spec(), &ToolArgs::Json(given)).unwrap_err();
+        assert!(complaint.contains(words), "{complaint}");
+        assert!(
+            complaint.contains("\"path\": string, \"timeout_seconds\"?: integer"),
+            "{complaint}"
+        );
+    }
+    let cut = ToolArgs::Malformed {
+        raw: format!("{{\"path\": \"{}", "x".repeat(1000)),
+        error: "EOF while parsing".to_owned(),
+    };
+    let complaint = prepare(&spec(), &cut).unwrap_err();
+    assert!(
+        complaint.contains("EOF while parsing") && complaint.len() < 600,
+        "{complaint}"
+    );
+    assert_eq!(example(&spec()), "{\"path\":\"…\"}");
+}

@@ -1,0 +1,182 @@
+//! `file_write`: a file, whole.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use crate::llm::ToolSpec;
+use crate::sandbox::{FileErrorKind, SandboxError};
+
+use super::place::{Kind, Place};
+use super::schema::str_arg;
+use super::script::Failure;
+use super::text::{grouped, one_line, size};
+use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
+
+/// Longer texts are cut by output limits on their way here more often than not.
+const MOST_CHARS: usize = 200_000;
+
+/// The tool.
+#[derive(Debug)]
+pub(super) struct FileWrite;
+
+pub(super) fn spec() -> ToolSpec {
+    ToolSpec {
+        name: "file_write",
+        description: "Writes a file whole: creates it and its parent directories, or replaces what is there, \
+            keeping its mode. The content is written as given, in UTF-8; no newline is added. The answer says \
+            whether the file was created or replaced and how many lines it has. Up to 200,000 characters; \
+            write a script for larger or computed data. To change a part of an existing file use file_edit, \
+            which is shorter and safer. Files for the user belong into the working directory. Relative paths \
+            start in bash's working directory."
+            .to_owned(),
+        input_schema: json!({
+            "type": "object",
+            "properties": {
+                "path": {"type": "string"},
+                "content": {"type": "string"}
+            },
+            "required": ["path", "content"],
+            "additionalProperties": false
+        }),
+    }
+}
+
+#[async_trait]
+impl Tool for FileWrite {
+    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
+        write(str_arg(args, "path"), str_arg(args, "content"), context)
+            .await
+            .unwrap_or_else(Into::into)
+    }
+}
+
+async fn write(given: &str, content: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+    let chars = content.chars().count();
+    if chars > MOST_CHARS {
+        return Err(Failure::Complaint(format!(
+            "the content has {} characters, at most {} can be written at once; write a script that makes \
+             the file, or write it in parts",
+            grouped(u64::try_from(chars).unwrap_or(u64::MAX)),
+            grouped(200_000)
+        )));
+    }
+    let place = match Place::look(given, true, context).await {
+        Ok(place) => place,
+        Err(Failure::Complaint(why))
+            if context.session.probe(context.sandbox.as_ref()).await.known =>
+        {
+            return Err(Failure::Complaint(why));
+        }
+        // Without a shell the file can't be looked at, but it can be written.
+        Err(Failure::Complaint(_)) => return blind(given, content, context).await,
+        Err(outcome) => return Err(outcome),
+    };
+    let name = one_line(given);
+    match place.kind {
+        Kind::Directory => {
+            return Err(Failure::Complaint(format!(
+                "{name} is a directory; give the path of a file in it"
+            )));
+        }
+        // A dangling link has no other way to be written than through it, which creates its target.
+        Kind::Other if place.target.is_none() => {
+            return Err(Failure::Complaint(format!(
+                "{name} is no regular file (a pipe, socket or device): use bash"
+            )));
+        }
+        Kind::Other | Kind::File | Kind::Missing => {}
+    }
+    let _held = context.session.lock_path(place.real()).await;
+    super::store(
+        &place.path,
+        given,
+        Bytes::copy_from_slice(content.as_bytes()),
+        context,
+    )
+    .await?;
+    let lines = line_count(content);
+    let text = if place.kind == Kind::File {
+        let was = place.lines.map_or_else(
+            || size(place.size),
+            |lines| {
+                format!(
+                    "{} line{}",
+                    grouped(lines),
+                    if lines == 1 { "" } else { "s" }
+                )
+            },
+        );
+        format!(
+            "replaced {name}{} (was {was}, now {})",
+            place.arrow(),
+            grouped(lines)
+        )
+    } else {
+        format!("created {name}{} ({})", place.arrow(), measured(content))
+    };
+    Ok(ToolOutcome::Answer(ToolAnswer::text(
+        context.redactor.clean(&text).into_owned(),
+    )))
+}
+
+async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+    let cwd = context.session.cwd();
+    let path = super::place::absolute(given, &cwd, &cwd)?;
+    super::store(
+        &path,
+        given,
+        Bytes::copy_from_slice(content.as_bytes()),
+        context,
+    )
+    .await?;
+    Ok(ToolOutcome::Answer(ToolAnswer::text(format!(
+        "wrote {} ({})",
+        one_line(given),
+        measured(content)
+    ))))
+}
+
+fn measured(content: &str) -> String {
+    let lines = line_count(content);
+    format!(
+        "{} line{}, {}",
+        grouped(lines),
+        if lines == 1 { "" } else { "s" },
+        size(u64::try_from(content.len()).unwrap_or(u64::MAX))
+    )
+}
+
+fn line_count(content: &str) -> u64 {
+    u64::try_from(content.lines().count()).unwrap_or(u64::MAX)
+}
+
+/// Why a write failed, in a sentence that says what to do.
+pub(super) fn failed(given: &str, error: SandboxError) -> Failure {
+    let SandboxError::File { kind, .. } = &error else {
+        return error.into();
+    };
+    let name = one_line(given);
+    Failure::Complaint(match kind {
+        FileErrorKind::NotFound => {
+            format!("{name}: no such directory, and it could not be created")
+        }
+        FileErrorKind::PermissionDenied => {
+            format!("{name}: permission denied; write below the working directory or /tmp instead")
+        }
+        FileErrorKind::IsDirectory => {
+            format!("{name} is a directory; give the path of a file in it")
+        }
+        FileErrorKind::NotDirectory => {
+            format!("{name}: a part of the path is a file, not a directory")
+        }
+        FileErrorKind::NotRegular => format!("{name} is no regular file: use bash"),
+        FileErrorKind::NoSpace => {
+            format!("{name}: the disk is full; delete what is no longer needed")
+        }
+        FileErrorKind::ReadOnly => format!(
+            "{name}: read-only file system; write below the working directory or /tmp instead"
+        ),
+        FileErrorKind::Other(why) => format!("{name}: {}", one_line(why)),
+    })
+}

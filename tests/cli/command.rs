@@ -1,0 +1,241 @@
+//! The binary itself: exit codes and what it says.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+/// The binary with nothing of this process's environment, in `dir`.
+fn sandcaster(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sandcaster"));
+    command
+        .args(arguments)
+        .current_dir(dir)
+        .env_clear()
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (done, over) = std::sync::mpsc::channel::<()>();
+    let pid = child.id();
+    // A command that hangs is ended, so that the test fails instead of hanging with it.
+    let watchdog = std::thread::spawn(move || {
+        if over.recv_timeout(Duration::from_secs(30)).is_err() {
+            drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
+        }
+    });
+    let stdout = child.stdout.take().unwrap();
+    let stderr = child.stderr.take().unwrap();
+    let read = |mut pipe: Box<dyn std::io::Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            pipe.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let (stdout, stderr) = (read(Box::new(stdout)), read(Box::new(stderr)));
+    let status = child.wait().unwrap();
+    done.send(()).unwrap_or_default();
+    watchdog.join().unwrap();
+    Output {
+        status,
+        stdout: stdout.join().unwrap(),
+        stderr: stderr.join().unwrap(),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn here() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn version_and_help_are_on_stdout_with_examples() {
+    let dir = here();
+    let version = sandcaster(dir.path(), &["--version"], &[]);
+    assert!(version.status.success());
+    assert_eq!(
+        text(&version.stdout),
+        format!("sandcaster {}\n", env!("CARGO_PKG_VERSION"))
+    );
+    for arguments in [&["--help"][..], &["serve", "--help"], &["query", "-h"]] {
+        let help = sandcaster(dir.path(), arguments, &[]);
+        assert!(help.status.success(), "{arguments:?}");
+        assert!(text(&help.stdout).contains("Examples:"), "{arguments:?}");
+        assert!(help.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_why() {
+    let dir = here();
+    for (arguments, says) in [
+        (&["serve", "--port", "x"][..], "--port"),
+        (&["serve", "-h", "0.0.0.0"], "--host has no short form"),
+        (&["serv"], "did you mean `serve`?"),
+        (&["init", "research-brief"], "`init` is not implemented yet"),
+        (&["query", "hi", "-t", "1"], "from 5 to 3600"),
+        (&["query", "hi", "-m", "two words"], "model"),
+        (
+            &["query", "hi", "--sandbox-provider", "lcal"],
+            "did you mean `local`?",
+        ),
+        (
+            &["query", "hi", "-f", "missing.csv"],
+            "missing.csv can't be read",
+        ),
+        (
+            &["serve", "--config", "missing.json"],
+            "missing.json can't be read",
+        ),
+        (&["serve", "--host", "a b"], "--host must be"),
+        (&["serve", "--require-auth"], "SANDCASTER_API_KEY"),
+    ] {
+        let output = sandcaster(dir.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(
+            text(&output.stderr).contains(says),
+            "{arguments:?}: {}",
+            text(&output.stderr)
+        );
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_bad_settings_file_stops_every_command_with_its_position() {
+    let dir = here();
+    std::fs::write(
+        dir.path().join("sandcaster.json"),
+        "{\n  \"maxTurns\": \"many\"\n}",
+    )
+    .unwrap();
+    for arguments in [&["serve", "--port", "0"][..], &["query", "hi"], &["doctor"]] {
+        let output = sandcaster(dir.path(), arguments, &[]);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        let stderr = text(&output.stderr);
+        assert!(
+            stderr.contains("sandcaster.json:2:15: `maxTurns`"),
+            "{arguments:?}: {stderr}"
+        );
+    }
+    assert!(
+        !dir.path().join(".sandcaster").exists(),
+        "nothing was started"
+    );
+}
+
+#[test]
+fn a_bad_key_is_refused_without_being_shown() {
+    let dir = here();
+    for key in ["", "hunter2 hunter2", "hunter2\n"] {
+        let output = sandcaster(
+            dir.path(),
+            &["serve", "--port", "0"],
+            &[("SANDCASTER_API_KEY", key)],
+        );
+        assert_eq!(output.status.code(), Some(2), "{key:?}");
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains("SANDCASTER_API_KEY"), "{stderr}");
+        assert!(!stderr.contains("hunter2"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_port_in_use_names_the_address_and_what_to_do() {
+    let dir = here();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let port = address.port().to_string();
+    let output = sandcaster(dir.path(), &["serve", "--port", &port], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let stderr = text(&output.stderr);
+    assert!(
+        stderr.contains(&address.to_string()) && stderr.contains("another --port"),
+        "{stderr}"
+    );
+    assert!(
+        !dir.path().join(".sandcaster").exists(),
+        "nothing was started"
+    );
+}
+
+#[test]
+fn warnings_go_to_stderr_and_an_open_door_is_told_loudly() {
+    let dir = here();
+    std::fs::write(dir.path().join("sandcaster.json"), r#"{"maxTurn": 3}"#).unwrap();
+    let taken = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = sandcaster(
+        dir.path(),
+        &["serve", "--host", "0.0.0.0", "--port", &port],
+        &[],
+    );
+    let stderr = text(&output.stderr);
+    assert!(stderr.contains("did you mean `maxTurns`?"), "{stderr}");
+    assert!(stderr.contains("NO AUTHENTICATION on 0.0.0.0"), "{stderr}");
+
+    let arguments = ["serve", "--port", &port, "--host", "0.0.0.0"];
+    let output = sandcaster(dir.path(), &arguments, &[("SANDCASTER_LOG_FORMAT", "json")]);
+    let stderr = text(&output.stderr);
+    let line = stderr.lines().find(|line| line.starts_with('{')).unwrap();
+    let first: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(first["level"], "WARN");
+}
+
+#[test]
+fn doctor_says_what_is_set_and_never_shows_a_secret() {
+    let dir = here();
+    std::fs::write(dir.path().join(".env"), "E2B_API_KEY=e2b_hunter2\n").unwrap();
+    let env = [
+        ("ANTHROPIC_API_KEY", "sk-ant-hunter2"),
+        ("SANDCASTER_API_KEY", "hunter2hunter2hunter2hunter2hunter2"),
+        ("SANDCASTER_WEBHOOK_SECRET", "whsec_hunter2"),
+        ("ANTHROPIC_BASE_URL", "https://hunter2.example"),
+        ("PORT", "0"),
+    ];
+    let output = sandcaster(dir.path(), &["doctor"], &env);
+    let stdout = text(&output.stdout);
+    assert!(
+        !stdout.contains("hunter2") && !text(&output.stderr).contains("hunter2"),
+        "{stdout}"
+    );
+    for says in [
+        "ANTHROPIC_API_KEY set (environment)",
+        "E2B_API_KEY set (.env)",
+        "OPENAI_API_KEY not set",
+        "SANDCASTER_API_KEY set (environment)",
+        "SANDCASTER_WEBHOOK_SECRET set (environment)",
+        "claude-sonnet-4-6 (anthropic)",
+        "can be written",
+        "local",
+    ] {
+        assert!(stdout.contains(says), "{says:?} is missing:\n{stdout}");
+    }
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "only .env is there");
+}
+
+#[test]
+fn doctor_explains_what_is_missing() {
+    let dir = here();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").unwrap();
+    let output = sandcaster(
+        dir.path(),
+        &["doctor", "--data-dir", "file/store"],
+        &[("PORT", "0")],
+    );
+    let stdout = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{stdout}");
+    assert!(stdout.contains("not a directory"), "{stdout}");
+    assert!(stdout.contains("ANTHROPIC_API_KEY not set"), "{stdout}");
+    assert!(
+        stdout.contains("\"demo\"") || stdout.contains("demo"),
+        "{stdout}"
+    );
+}

@@ -1,0 +1,3 @@
+//! The command, as users start it.
+
+mod command;

@@ -1,0 +1,525 @@
+//! Where settings come from, which one wins, and what is refused with its place.
+
+use std::time::Duration;
+
+use sandcaster::config::{Config, Overrides, Source, StoreDurability};
+use sandcaster::spec::Network;
+
+use super::{load, load_in};
+
+fn refused(file: &str) -> String {
+    match load(file, &[]) {
+        Err(error) => error,
+        Ok(_) => panic!("accepted {file}"),
+    }
+}
+
+fn warnings(file: &str) -> Vec<String> {
+    load(file, &[])
+        .unwrap_or_else(|error| panic!("{file}: {error}"))
+        .warnings
+}
+
+#[test]
+fn flags_win_over_environment_over_dotenv_over_file_over_defaults() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = |overrides: &Overrides, env: &[(&str, &str)]| {
+        load_in(dir.path(), overrides, env).unwrap().server.port
+    };
+    let none = Overrides::default();
+    assert_eq!(port(&none, &[]), 3000);
+    std::fs::write(
+        dir.path().join("sandcaster.json"),
+        r#"{"server": {"port": 1001}}"#,
+    )
+    .unwrap();
+    assert_eq!(port(&none, &[]), 1001);
+    std::fs::write(dir.path().join(".env"), "SANDCASTER_PORT=1002\n").unwrap();
+    assert_eq!(port(&none, &[]), 1002);
+    assert_eq!(port(&none, &[("SANDCASTER_PORT", "1003")]), 1003);
+    assert_eq!(
+        port(&none, &[("SANDCASTER_PORT", "")]),
+        1002,
+        "an empty variable is not set"
+    );
+    let flag = Overrides {
+        port: Some(1004),
+        ..Overrides::default()
+    };
+    assert_eq!(
+        port(&flag, &[("SANDCASTER_PORT", "1003"), ("PORT", "1005")]),
+        1004
+    );
+}
+
+#[test]
+fn platform_port_counts_below_our_own() {
+    assert_eq!(load("", &[("PORT", "8080")]).unwrap().server.port, 8080);
+    let both = [("PORT", "8080"), ("SANDCASTER_PORT", "9090")];
+    assert_eq!(
+        load(r#"{"server": {"port": 1}}"#, &both)
+            .unwrap()
+            .server
+            .port,
+        9090
+    );
+}
+
+#[test]
+fn a_kubernetes_service_link_is_no_port() {
+    let link = ("SANDCASTER_PORT", "tcp://10.0.0.7:3000");
+    let config = load("", &[link]).unwrap();
+    assert_eq!(config.server.port, 3000);
+    assert!(
+        config.warnings[0].contains("Kubernetes"),
+        "{:?}",
+        config.warnings
+    );
+}
+
+#[test]
+fn every_setting_of_the_file_is_taken() {
+    let config = load(
+        r#"{"$schema": "x", "systemPrompt": "You are a clerk.", "systemPromptAppend": "Bye.", "model": "opus",
+            "maxTurns": 5, "timeout": 30, "allowedTools": ["bash"], "provider": "anthropic",
+            "sandboxProvider": "local", "thinkingLevel": "low", "template": "t", "network": "none",
+            "maxBudgetUsd": 2.5, "sandboxStart": "lazy", "disconnectGraceSecs": 30,
+            "storeDurability": "full", "modelAliases": {"fast": "claude-haiku-4-5"},
+            "server": {"host": "::1", "port": 0, "dataDir": "runs", "allowedHosts": ["Box.lan"],
+              "allowedOrigins": ["https://app.example.com"], "maxConcurrentRuns": 7,
+              "maxSandboxes": {"local": 2, "e2b": 9}, "heartbeatSecs": 5},
+            "local": {"memoryMb": 2048, "diskMb": 100, "maxProcesses": 64, "hostUid": 1000,
+              "readOnlyPaths": ["/opt/tools"]}}"#,
+        &[],
+    )
+    .unwrap();
+    assert_eq!(config.warnings, [""; 0]);
+    let Config {
+        server,
+        project,
+        local,
+        ..
+    } = &config;
+    assert_eq!(
+        project.system_prompt.role.as_deref(),
+        Some("You are a clerk.")
+    );
+    assert_eq!(project.system_prompt.append.as_deref(), Some("Bye."));
+    assert_eq!(project.network, Some(Network::None));
+    assert_eq!(config.store_durability, StoreDurability::Full);
+    assert_eq!(project.model_aliases["fast"], "claude-haiku-4-5");
+    assert_eq!((server.host.as_str(), server.port), ("::1", 0));
+    assert!(config.data_dir.is_absolute() && config.data_dir.ends_with("runs"));
+    assert_eq!(server.allowed_hosts, ["box.lan"]);
+    assert_eq!(server.allowed_origins, ["https://app.example.com"]);
+    assert_eq!(server.max_concurrent_runs, 7);
+    assert_eq!(
+        (server.max_sandboxes["local"], server.max_sandboxes["e2b"]),
+        (2, 9)
+    );
+    assert_eq!(server.heartbeat, Duration::from_secs(5));
+    assert_eq!(
+        (
+            local.memory_mb,
+            local.disk_mb,
+            local.max_processes,
+            local.host_uid
+        ),
+        (2048, 100, 64, 1000)
+    );
+    assert_eq!(
+        local.read_only_paths,
+        [std::path::PathBuf::from("/opt/tools")]
+    );
+}
+
+#[test]
+fn every_setting_has_its_variable() {
+    let config = load(
+        "",
+        &[
+            ("SANDCASTER_MODEL", "opus"),
+            ("SANDCASTER_ALLOWED_TOOLS", "Bash, read_file"),
+            ("SANDCASTER_MAX_BUDGET_USD", "0.5"),
+            ("SANDCASTER_DISCONNECT_GRACE_SECS", "60"),
+            (
+                "SANDCASTER_CORS_ORIGINS",
+                "https://a.example, http://localhost:5173",
+            ),
+            ("SANDCASTER_MAX_SANDBOXES_LOCAL", "3"),
+            ("SANDCASTER_LOCAL_MEMORY_MB", "4096"),
+            ("SANDCASTER_HEARTBEAT_SECS", "1"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.project.model.as_deref(), Some("opus"));
+    assert_eq!(
+        config.project.allowed_tools.as_deref(),
+        Some(&["bash", "file_read"][..])
+    );
+    assert_eq!(config.project.disconnect_grace, Duration::from_mins(1));
+    assert_eq!(config.server.allowed_origins.len(), 2);
+    assert_eq!(config.server.max_sandboxes["local"], 3);
+    assert_eq!(config.local.memory_mb, 4096);
+    let error = load("", &[("SANDCASTER_TIMEOUT", "5 minutes"), ("PORT", "-1")]).unwrap_err();
+    assert!(
+        error.contains("SANDCASTER_TIMEOUT must be an integer from 5 to 3600"),
+        "{error}"
+    );
+    assert!(
+        error.contains("PORT must be an integer from 0 to 65535"),
+        "{error}"
+    );
+}
+
+#[test]
+fn wrong_values_stop_the_start_with_file_position_and_field() {
+    for (file, says) in [
+        (
+            "{\n  \"maxTurns\": 0\n}",
+            "sandcaster.json:2:15: `maxTurns` must be an integer from 1 to 1000",
+        ),
+        (
+            "{\"é\": 1, \"timeout\": \"x\"}",
+            "sandcaster.json:1:22: `timeout`",
+        ),
+        (
+            "{\"server\": {\n\"port\": 70000}}",
+            "sandcaster.json:2:9: `server.port`",
+        ),
+        (
+            r#"{"server": 1}"#,
+            "sandcaster.json:1:12: `server` must be an object",
+        ),
+        (
+            r#"{"allowedTools": ["bash", "raed"]}"#,
+            "sandcaster.json:1:27: `allowedTools[1]`",
+        ),
+        (
+            r#"{"allowedTools": ["bash", "Raed"]}"#,
+            "did you mean `Read`?",
+        ),
+        (r#"{"provider": "anthropics"}"#, "did you mean `anthropic`?"),
+        (r#"{"sandboxProvider": "lokal"}"#, "did you mean `local`?"),
+        (r#"{"sandboxStart": "early"}"#, "one of eager, lazy"),
+        (r#"{"network": "some"}"#, "one of full, none, allow"),
+        (
+            r#"{"systemPrompt": {"apend": "x"}}"#,
+            "`systemPrompt.apend` is unknown; did you mean `append`?",
+        ),
+        (r#"{"systemPrompt": null}"#, "must be a string, not null"),
+        (r#"{"modelAliases": {"a b": "x"}}"#, "modelAliases"),
+        (r#"{"modelAliases": {"a": 1}}"#, "`modelAliases.a`"),
+        (
+            r#"{"server": {"maxSandboxes": {"loacl": 1}}}"#,
+            "did you mean `local`?",
+        ),
+        (
+            r#"{"server": {"maxSandboxes": {"local": 0}}}"#,
+            "`server.maxSandboxes.local`",
+        ),
+        (r#"{"server": {"allowedOrigins": ["*"]}}"#, "exact origin"),
+        (
+            r#"{"server": {"allowedOrigins": ["https://a.example/"]}}"#,
+            "exact origin",
+        ),
+        (
+            r#"{"server": {"allowedHosts": ["http://a.example"]}}"#,
+            "host name",
+        ),
+        (r#"{"server": {"host": "0.0.0.0:80"}}"#, "without a port"),
+        (r#"{"local": {"hostUid": 0}}"#, "`local.hostUid`"),
+        (r#"{"local": {"readOnlyPaths": ["opt"]}}"#, "absolute path"),
+        (
+            r#"{"model": "a", "model": "b"}"#,
+            "sandcaster.json:1:16: `model` is given twice",
+        ),
+        ("[]", "sandcaster.json:1:1: must be an object"),
+        ("", "invalid JSON"),
+        (
+            "{\n  // note\n}",
+            "sandcaster.json:2:3: invalid JSON: key must be a string (comments",
+        ),
+        ("{\"a\": 1,\n}", "sandcaster.json:2:1: invalid JSON"),
+        ("\u{feff}{}", "byte order mark"),
+    ] {
+        if file.is_empty() {
+            continue;
+        }
+        let error = refused(file);
+        assert!(error.contains(says), "{file}: {error}");
+    }
+    let both = refused(r#"{"maxTurns": 0, "timeout": 0}"#);
+    assert_eq!(both.lines().count(), 2, "{both}");
+}
+
+#[test]
+fn unknown_fields_are_warned_about_with_the_nearest_name() {
+    for (file, says) in [
+        (
+            "{\n  \"maxTurn\": 3\n}",
+            "sandcaster.json:2:3: unknown field `maxTurn` is ignored; did you mean `maxTurns`?",
+        ),
+        (r#"{"max_turns": 3}"#, "did you mean `maxTurns`?"),
+        (r#"{"starter": "x"}"#, "a starter's own fields"),
+        (r#"{"sandbox": "e2b"}"#, "did you mean `sandboxProvider`?"),
+        (r#"{"port": 3}"#, "did you mean `server.port`?"),
+        (r#"{"server": {"prot": 3}}"#, "did you mean `server.port`?"),
+        (r#"{"baseUrl": "http://x"}"#, "ANTHROPIC_BASE_URL"),
+        (r#"{"apiKeys": {}}"#, "environment"),
+        (r#"{"zzzzzzzz": 1}"#, "unknown field `zzzzzzzz` is ignored"),
+        (
+            r#"{"outputFormat": {}}"#,
+            "`outputFormat` is not implemented yet",
+        ),
+        (
+            r#"{"skillsDir": "./skills"}"#,
+            "`skillsDir` is not implemented yet",
+        ),
+        (r#"{"chat": {}}"#, "`chat` is not implemented yet"),
+        (r#"{"network": "allow"}"#, "sandboxes get no network"),
+        (
+            r#"{"network": {"allow": ["x"]}}"#,
+            "sandboxes get no network",
+        ),
+        (
+            r#"{"sandboxProvider": "vercel"}"#,
+            "`vercel`, which is not implemented yet",
+        ),
+        (
+            r#"{"allowedTools": ["spawn_sandbox"]}"#,
+            "not implemented yet: spawn_sandbox",
+        ),
+        (r#"{"systemPrompt": {"preset": "x"}}"#, "`preset`"),
+        (r#"{"local": {"memoryMb": 512}}"#, "run out of memory"),
+    ] {
+        let warnings = warnings(file);
+        assert_eq!(warnings.len(), 1, "{file}: {warnings:?}");
+        assert!(warnings[0].contains(says), "{file}: {warnings:?}");
+    }
+}
+
+#[test]
+fn the_file_of_a_flag_must_exist_and_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let flag = |name: &str| Overrides {
+        config: Some(name.into()),
+        ..Overrides::default()
+    };
+    let error = load_in(dir.path(), &flag("other.json"), &[]).unwrap_err();
+    assert!(error.contains("other.json can't be read"), "{error}");
+    std::fs::write(dir.path().join("other.json"), r#"{"maxTurns": 4}"#).unwrap();
+    assert_eq!(
+        load_in(dir.path(), &flag("other.json"), &[])
+            .unwrap()
+            .project
+            .max_turns,
+        4
+    );
+    std::fs::create_dir(dir.path().join("sandcaster.json")).unwrap();
+    let error = load_in(dir.path(), &Overrides::default(), &[]).unwrap_err();
+    assert!(error.contains("sandcaster.json can't be read"), "{error}");
+    std::fs::write(dir.path().join("latin.json"), b"{\n\"model\": \"\xe9\"}").unwrap();
+    let error = load_in(dir.path(), &flag("latin.json"), &[]).unwrap_err();
+    assert!(error.contains("latin.json:2:11: not UTF-8"), "{error}");
+}
+
+#[test]
+fn api_keys_are_checked_before_anything_starts() {
+    let key = "0123456789abcdef0123456789abcdef";
+    let config = load("", &[("SANDCASTER_API_KEY", key)]).unwrap();
+    assert_eq!(config.server.api_keys.len(), 1);
+    assert_eq!(config.warnings, [""; 0]);
+    let rotated = format!("{key},{key}2");
+    assert_eq!(
+        load("", &[("SANDCASTER_API_KEY", &rotated)])
+            .unwrap()
+            .server
+            .api_keys
+            .len(),
+        2
+    );
+
+    let short = load("", &[("SANDCASTER_API_KEY", "my-secret-token")]).unwrap();
+    assert!(
+        short.warnings[0].contains("fewer than 32"),
+        "{:?}",
+        short.warnings
+    );
+    assert!(!short.warnings[0].contains("my-secret-token"));
+
+    for bad in [
+        "",
+        "hunter2 hunter2",
+        "hunter2\n",
+        "hunter2,",
+        "hunter2\u{1}",
+    ] {
+        let error = load("", &[("SANDCASTER_API_KEY", bad)]).unwrap_err();
+        assert!(error.starts_with("SANDCASTER_API_KEY "), "{bad:?}: {error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    let error = load("", &[("ANTHROPIC_API_KEY", "sk-ant\nhunter2")]).unwrap_err();
+    assert!(
+        error.contains("ANTHROPIC_API_KEY") && !error.contains("hunter2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_required_key_and_an_open_door_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let strict = Overrides {
+        require_auth: true,
+        ..Overrides::default()
+    };
+    assert!(
+        load_in(dir.path(), &strict, &[])
+            .unwrap_err()
+            .contains("SANDCASTER_API_KEY")
+    );
+    assert!(load_in(dir.path(), &strict, &[("SANDCASTER_API_KEY", "k")]).is_ok());
+    for (host, open) in [
+        ("0.0.0.0", true),
+        ("[::]", true),
+        ("box.lan", true),
+        ("127.0.0.1", false),
+        ("localhost", false),
+        ("::1", false),
+    ] {
+        let overrides = Overrides {
+            host: Some(host.to_owned()),
+            ..Overrides::default()
+        };
+        let config = load_in(dir.path(), &overrides, &[]).unwrap();
+        assert_eq!(config.exposure().is_some(), open, "{host}");
+        let config = load_in(dir.path(), &overrides, &[("SANDCASTER_API_KEY", "k")]).unwrap();
+        assert_eq!(config.exposure(), None, "{host}");
+    }
+}
+
+#[test]
+fn dotenv_stands_below_the_environment_and_differences_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let text =
+        "# keys\nANTHROPIC_API_KEY=\"sk-from-file\"\nexport SANDCASTER_MAX_TURNS=8\nOTHER=x\n";
+    std::fs::write(dir.path().join(".env"), text).unwrap();
+    let none = Overrides::default();
+    let config = load_in(dir.path(), &none, &[]).unwrap();
+    assert_eq!(config.keys["ANTHROPIC_API_KEY"].expose(), "sk-from-file");
+    assert_eq!(config.key_sources["ANTHROPIC_API_KEY"], Source::DotEnv);
+    assert_eq!(config.project.max_turns, 8);
+
+    let config = load_in(dir.path(), &none, &[("ANTHROPIC_API_KEY", "sk-from-env")]).unwrap();
+    assert_eq!(config.keys["ANTHROPIC_API_KEY"].expose(), "sk-from-env");
+    assert_eq!(config.key_sources["ANTHROPIC_API_KEY"], Source::Environment);
+    assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
+    assert!(
+        config.warnings[0]
+            .starts_with("ANTHROPIC_API_KEY is set in the environment and differently")
+    );
+    assert!(!config.warnings[0].contains("sk-from"));
+}
+
+#[test]
+fn a_broken_dotenv_never_loses_a_key_in_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: &[u8]| std::fs::write(dir.path().join(".env"), text).unwrap();
+    let none = Overrides::default();
+    write(b"GREETING=two words\nSANDCASTER_MAX_TURNS=8\n");
+    let config = load_in(dir.path(), &none, &[]).unwrap();
+    assert_eq!(config.project.max_turns, 8);
+    assert!(
+        config.warnings[0].contains("line 1"),
+        "{:?}",
+        config.warnings
+    );
+    write(b"A=1\nSANDCASTER_API_KEY=hunter2 hunter2\n");
+    let error = load_in(dir.path(), &none, &[]).unwrap_err();
+    assert!(
+        error.contains("line 2") && error.contains("SANDCASTER_API_KEY"),
+        "{error}"
+    );
+    assert!(!error.contains("hunter2"), "{error}");
+    write(b"A=\xff\n");
+    assert!(
+        load_in(dir.path(), &none, &[])
+            .unwrap_err()
+            .contains("UTF-8")
+    );
+}
+
+#[test]
+fn misspelt_variables_are_told() {
+    let config = load(
+        "",
+        &[
+            ("SANDCASTER_APIKEY", "x"),
+            ("SANDCASTER_MAX_TURN", "3"),
+            ("SANDCASTER_SHARED", "/x"),
+            ("SANDCASTER_NOTES", "1"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.warnings.len(), 2, "{:?}", config.warnings);
+    assert!(config.warnings[0].contains("SANDCASTER_API_KEY"));
+    assert!(config.warnings[1].contains("SANDCASTER_MAX_TURNS"));
+}
+
+#[test]
+fn base_urls_come_from_the_environment_and_are_checked() {
+    let config = load("", &[("ANTHROPIC_BASE_URL", "http://127.0.0.1:9/")]).unwrap();
+    assert_eq!(config.base_urls["ANTHROPIC_BASE_URL"], "http://127.0.0.1:9");
+    let error = load("", &[("ANTHROPIC_BASE_URL", "http://user:hunter2@gateway")]).unwrap_err();
+    assert!(
+        error.contains("ANTHROPIC_BASE_URL") && !error.contains("hunter2"),
+        "{error}"
+    );
+    let plain = ("ANTHROPIC_BASE_URL", "http://gateway.internal/v1");
+    assert!(load("", &[plain]).is_err());
+    assert!(load("", &[plain, ("SANDCASTER_ALLOW_INSECURE_BASE_URL", "1")]).is_ok());
+}
+
+#[test]
+fn secrets_do_not_show_in_debug_output() {
+    let config = load(
+        "",
+        &[
+            ("ANTHROPIC_API_KEY", "hunter2-a"),
+            ("SANDCASTER_API_KEY", "hunter2-b"),
+            ("SANDCASTER_WEBHOOK_SECRET", "hunter2-c"),
+        ],
+    )
+    .unwrap();
+    assert_eq!(config.secrets().count(), 3);
+    assert!(!format!("{config:?}").contains("hunter2"));
+    assert_eq!(
+        config.redactor().clean("x hunter2-a y hunter2-c"),
+        "x [redacted] y [redacted]"
+    );
+}
+
+#[test]
+fn the_example_file_is_right() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/sandcaster.json.example");
+    let config = load(&std::fs::read_to_string(path).unwrap(), &[]).unwrap();
+    assert_eq!(config.warnings, [""; 0]);
+    assert_eq!(config.project.model.as_deref(), Some("sonnet"));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn any_file_is_taken_or_refused_with_a_place(
+        file in "\\PC{0,40}|\\{\"(server|local|model|timeout|network|systemPrompt|x)\": ?[\\[\\]{}0-9a-z\",: -]{0,30}\\}?",
+        dotenv in "([A-Z_]{0,8}=?[ \"'$a-z#]{0,8}\n?){0,3}",
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("sandcaster.json"), &file).unwrap();
+        std::fs::write(dir.path().join(".env"), &dotenv).unwrap();
+        if let Err(error) = load_in(dir.path(), &Overrides::default(), &[]) {
+            proptest::prop_assert!(error.starts_with("sandcaster.json:") || error.starts_with(".env"), "{}", error);
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Connections: how many, peers that do not read, and the end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::routing::{get, post};
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use sandcaster::api::Limits;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::support::http::{PATIENCE, Reply, TestServer, first_reply, keyed, keyless};
+
+fn health() -> Router<sandcaster::api::ApiState> {
+    Router::new().route("/health", get(|| async { "fine" }))
+}
+
+#[tokio::test]
+async fn connections_beyond_the_cap_are_told_so_and_places_come_back() {
+    let limits = Limits {
+        max_connections: 2,
+        ..Limits::default()
+    };
+    let server = TestServer::routes(keyless(), health(), limits).await;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    let mut first = server.connect().await;
+    let mut second = server.connect().await;
+    assert_eq!(
+        first_reply(&mut first, request.as_bytes()).await.status,
+        200
+    );
+    assert_eq!(
+        first_reply(&mut second, request.as_bytes()).await.status,
+        200
+    );
+    let refused = server.get("/health").send().await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(refused.code(), "SERVER_BUSY");
+    assert_eq!(refused.header("retry-after"), Some("5"));
+    drop(first);
+    let again = async { while server.get("/health").send().await.status != 200 {} };
+    timeout(PATIENCE, again)
+        .await
+        .expect("the place comes back");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_cut_and_its_source_let_go() {
+    let (dropped, was_dropped) = oneshot::channel::<()>();
+    let held = Arc::new(parking_lot::Mutex::new(Some(dropped)));
+    let routes = health().route(
+        "/runs",
+        get(move || {
+            let held = held.lock().take();
+            async move {
+                let endless = stream::repeat(Bytes::from(vec![b'x'; 64 << 10])).map(move |bytes| {
+                    let _held = &held;
+                    Ok::<_, std::io::Error>(bytes)
+                });
+                Body::from_stream(endless)
+            }
+        }),
+    );
+    let limits = Limits {
+        write_stall: Duration::from_millis(300),
+        ..Limits::default()
+    };
+    let server = TestServer::routes(keyless(), routes, limits).await;
+    let mut stalled = server.connect().await;
+    stalled
+        .write_all(&server.get("/runs").bytes())
+        .await
+        .unwrap();
+    let gone = timeout(PATIENCE, was_dropped).await.expect("it is cut");
+    assert!(gone.is_err());
+    // Others were served meanwhile and are now.
+    assert_eq!(server.get("/health").send().await.status, 200);
+    drop(stalled);
+}
+
+#[tokio::test]
+async fn a_peer_that_reads_slowly_but_steadily_is_not_cut() {
+    let routes = health().route("/runs", get(|| async { vec![b'x'; 8 << 20] }));
+    let limits = Limits {
+        write_stall: Duration::from_millis(1500),
+        ..Limits::default()
+    };
+    let server = TestServer::routes(keyless(), routes, limits).await;
+    let mut slow = server.connect().await;
+    slow.write_all(&server.get("/runs").bytes()).await.unwrap();
+    let mut total = 0;
+    let mut part = vec![0; 512 << 10];
+    let read = async {
+        loop {
+            match slow.read(&mut part).await.unwrap() {
+                0 => break,
+                n => total += n,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, read).await.expect("it is all read");
+    assert!(total > 8 << 20, "{total}");
+}
+
+#[tokio::test]
+async fn at_the_end_responses_finish_and_idle_connections_close() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let routes = health().route(
+        "/runs",
+        get(move || async move {
+            let _permit = opened.acquire().await.unwrap();
+            "late"
+        }),
+    );
+    let mut server = TestServer::routes(keyless(), routes, Limits::default()).await;
+    let mut idle = server.connect().await;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    assert_eq!(first_reply(&mut idle, request.as_bytes()).await.status, 200);
+    let mut silent = server.connect().await;
+    let mut busy = server.connect().await;
+    let request = format!("GET /runs HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    busy.write_all(request.as_bytes()).await.unwrap();
+    // Another request on a later connection: when it is answered, the former are being served.
+    assert_eq!(server.get("/health").send().await.status, 200);
+
+    server.shutdown.begin.cancel();
+    for connection in [&mut idle, &mut silent] {
+        let mut rest = Vec::new();
+        let read = timeout(PATIENCE, connection.read_to_end(&mut rest));
+        read.await.expect("closed").unwrap();
+        assert!(rest.is_empty());
+    }
+    gate.add_permits(1);
+    let reply = first_reply(&mut busy, b"").await;
+    assert_eq!((reply.status, reply.text()), (200, "late"));
+    assert_eq!(reply.header("connection"), Some("close"));
+    server.ended().await;
+    assert!(
+        tokio::net::TcpStream::connect(server.address)
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn what_does_not_end_in_time_is_cut() {
+    let routes = health().route("/runs", get(std::future::pending::<()>));
+    let mut server = TestServer::routes(keyless(), routes, Limits::default()).await;
+    let mut waiting = server.connect().await;
+    waiting
+        .write_all(&server.get("/runs").bytes())
+        .await
+        .unwrap();
+    assert_eq!(server.get("/health").send().await.status, 200);
+    server.shutdown.begin.cancel();
+    server.shutdown.cut.cancel();
+    server.ended().await;
+    let mut rest = Vec::new();
+    let read = timeout(PATIENCE, waiting.read_to_end(&mut rest)).await;
+    read.expect("closed").ok();
+    assert!(rest.is_empty());
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let routes = Router::new().route("/query", post(|| async {}));
+    let server = TestServer::routes(keyed(&["k"]), routes, Limits::default()).await;
+    for _ in 0..5 {
+        let body = vec![b'x'; 8 << 20];
+        let request = server
+            .post("/query")
+            .header("Content-Type", "application/json");
+        let reply = Reply::parse(&server.raw(&request.body(&body).bytes()).await);
+        assert_eq!(reply.status, 401);
+    }
+}

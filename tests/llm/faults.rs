@@ -1,0 +1,451 @@
+//! What goes wrong on the wire, and what the provider makes of it.
+
+use std::time::Duration;
+
+use sandcaster::clock::Deadline;
+use sandcaster::llm::{AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmStop, StreamLimits};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use super::{ask, prompt, provider, provider_with, short, text_of};
+use crate::support::fake_llm::{FakeLlm, Gate, KEY, Outcome, Reply};
+
+/// What is shown to clients holds neither the key nor where the provider is.
+fn assert_clean(error: &LlmError) {
+    let shown = format!("{error} {error:?}");
+    for secret in [KEY, "127.0.0.1", "localhost", "http://"] {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+    assert!(error.message.contains("anthropic"), "{shown}");
+}
+
+/// The error that `reply` ends with, and what was shown before.
+async fn fault(reply: Reply) -> (Vec<LlmDelta>, LlmError) {
+    fault_within(reply, StreamLimits::default()).await
+}
+
+async fn fault_within(reply: Reply, limits: StreamLimits) -> (Vec<LlmDelta>, LlmError) {
+    let llm = FakeLlm::start([reply]).await;
+    let provider = provider_with(&llm.base_url(), limits);
+    let (deltas, error) = ask(&provider, &prompt()).await;
+    let error = error.expect("the answer should have failed");
+    assert_clean(&error);
+    assert!(
+        !deltas
+            .iter()
+            .any(|delta| matches!(delta, LlmDelta::Stop(_)))
+    );
+    (deltas, error)
+}
+
+#[tokio::test]
+async fn statuses_give_the_right_kind_and_the_providers_own_wish() {
+    use LlmErrorKind as K;
+    let limit = || Reply::error(429, "rate_limit_error", "slow down");
+    let secs = |secs| Some(Duration::from_secs(secs));
+    for (reply, kind, retry, after) in [
+        (
+            Reply::error(400, "invalid_request_error", "bad"),
+            K::BadRequest,
+            false,
+            None,
+        ),
+        (
+            Reply::error(401, "authentication_error", "invalid x-api-key"),
+            K::Auth,
+            false,
+            None,
+        ),
+        (
+            Reply::error(404, "not_found_error", "model: claude-x"),
+            K::ModelNotFound,
+            false,
+            None,
+        ),
+        (limit(), K::RateLimited, true, None),
+        (
+            limit().header("retry-after", "7"),
+            K::RateLimited,
+            true,
+            secs(7),
+        ),
+        (
+            limit()
+                .header("retry-after", "Tue, 24 Nov 2026 12:00:30 GMT")
+                .header("date", "Tue, 24 Nov 2026 12:00:00 GMT"),
+            K::RateLimited,
+            true,
+            secs(30),
+        ),
+        (
+            limit().header("retry-after", "99999999999999999999"),
+            K::RateLimited,
+            true,
+            secs(604_800),
+        ),
+        (
+            limit().header("x-should-retry", "false"),
+            K::RateLimited,
+            false,
+            None,
+        ),
+        (
+            Reply::error(500, "api_error", "oops"),
+            K::Unavailable,
+            true,
+            None,
+        ),
+        (
+            Reply::body(503, "text/html", b"<html>"),
+            K::Unavailable,
+            true,
+            None,
+        ),
+        (
+            Reply::error(529, "overloaded_error", "Overloaded"),
+            K::Overloaded,
+            true,
+            None,
+        ),
+        (
+            Reply::error(400, "invalid_request_error", "bad").header("x-should-retry", "true"),
+            K::BadRequest,
+            true,
+            None,
+        ),
+        (
+            Reply::body(301, "text/html", b"").header("location", "/x"),
+            K::BadResponse,
+            false,
+            None,
+        ),
+    ] {
+        let status = reply_status(&reply);
+        let (_, error) = fault(reply).await;
+        assert_eq!(
+            (error.kind, error.retryable(), error.retry_after),
+            (kind, retry, after),
+            "{status}: {error}"
+        );
+        assert!(error.message.contains(&status), "{error}");
+    }
+}
+
+fn reply_status(reply: &Reply) -> String {
+    reply.status().to_string()
+}
+
+#[tokio::test]
+async fn a_provider_that_is_not_there_is_unreachable_and_retryable() {
+    let port = {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let provider = provider(&format!("http://127.0.0.1:{port}"));
+    let error = ask(&provider, &prompt()).await.1.unwrap();
+    assert_eq!(error.kind, LlmErrorKind::Unreachable);
+    assert!(error.retryable());
+    assert_clean(&error);
+    let (_, error) = fault(Reply::hang_up()).await;
+    assert_eq!(error.kind, LlmErrorKind::Unreachable);
+}
+
+#[tokio::test]
+async fn an_echoed_key_is_not_passed_on() {
+    for reply in [
+        Reply::error(401, "authentication_error", &format!("bad key {KEY}")),
+        Reply::body(401, "text/plain", format!("bad key {KEY}").as_bytes()),
+        Reply::body(
+            401,
+            "text/plain",
+            format!("{}{KEY}", "x".repeat(460)).as_bytes(),
+        ),
+        Reply::error(401, "authentication_error", "bad").header("request-id", KEY),
+        Reply::new().breaks("authentication_error", &format!("bad key {KEY}")),
+        Reply::body(
+            200,
+            "application/json",
+            json!({"error": {"type": "authentication_error", "message": KEY}})
+                .to_string()
+                .as_bytes(),
+        ),
+    ] {
+        let (_, error) = fault(reply).await;
+        assert_eq!(error.kind, LlmErrorKind::Auth);
+        assert!(error.message.contains("[redacted]"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn broken_off_streams_are_cut_and_no_half_call_comes_out() {
+    for (reply, shown) in [
+        (Reply::new().text("a").text("b").cut(), "ab"),
+        (
+            Reply::new().text("a").call_so_far("bash", "{\"comm").cut(),
+            "a",
+        ),
+        (
+            Reply::new()
+                .text("a")
+                .call_so_far("bash", "{\"comm")
+                .reset(),
+            "a",
+        ),
+        (
+            Reply::new()
+                .text("a")
+                .bytes(b"event: content_bl".to_vec())
+                .cut(),
+            "a",
+        ),
+        // Ends cleanly for HTTP, but the message never does.
+        (
+            Reply::new().text("a").call("bash", &json!({})).ends_early(),
+            "a",
+        ),
+        (Reply::new().cut(), ""),
+    ] {
+        let (deltas, error) = fault(reply).await;
+        assert_eq!(error.kind, LlmErrorKind::Cut, "{error}");
+        assert!(error.retryable());
+        assert_eq!(text_of(&deltas), shown);
+    }
+}
+
+#[tokio::test]
+async fn an_overload_within_a_stream_is_told_by_its_type() {
+    let reply = Reply::new()
+        .text("a")
+        .call_so_far("bash", "{\"c")
+        .breaks("overloaded_error", "Overloaded");
+    let (deltas, error) = fault(reply).await;
+    assert_eq!(error.kind, LlmErrorKind::Overloaded);
+    assert!(error.retryable());
+    assert_eq!(text_of(&deltas), "a");
+    let calls = deltas
+        .iter()
+        .filter(|delta| matches!(delta, LlmDelta::Block(AssistantBlock::ToolCall(_))));
+    assert_eq!(calls.count(), 0);
+}
+
+#[tokio::test]
+async fn silence_before_and_within_an_answer_times_out() {
+    for (reply, shown) in [
+        (Reply::silence(), ""),
+        (Reply::new().text("a").stall(), "a"),
+    ] {
+        let (deltas, error) = fault_within(reply, short()).await;
+        assert_eq!(error.kind, LlmErrorKind::Timeout, "{error}");
+        assert!(error.retryable());
+        assert_eq!(text_of(&deltas), shown);
+    }
+}
+
+#[tokio::test]
+async fn without_its_limits_the_provider_would_wait_for_ever() {
+    // The twin of the test above: if this one fails, that one can't.
+    for reply in [Reply::silence(), Reply::new().text("a").stall()] {
+        let llm = FakeLlm::start([reply]).await;
+        let provider = provider(&llm.base_url());
+        let waits = short().silence * 3;
+        let request = prompt();
+        let asked = tokio::time::timeout(waits, ask(&provider, &request)).await;
+        assert!(asked.is_err(), "{asked:?}");
+        llm.connection_closed(0).await;
+    }
+}
+
+/// A reply that sends a comment each time the next gate is opened.
+fn trickle(comments: usize) -> (Reply, Vec<Gate>) {
+    let gates: Vec<Gate> = (0..comments).map(|_| Gate::new()).collect();
+    let reply = gates.iter().fold(Reply::new().text("a"), |reply, gate| {
+        reply.wait(gate).bytes(b": still here\n\n".to_vec())
+    });
+    (reply.text("b"), gates)
+}
+
+/// Opens one gate after the other, `pause` apart.
+async fn open_slowly(gates: Vec<Gate>, pause: Duration) {
+    let mut ticks = tokio::time::interval(pause);
+    for gate in gates {
+        ticks.tick().await;
+        gate.open();
+    }
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn comments_are_life_but_the_deadline_holds() {
+    let limits = StreamLimits {
+        silence: Duration::from_secs(1),
+        ..StreamLimits::default()
+    };
+    for (time, survives) in [(30_000, true), (500, false)] {
+        let (reply, gates) = trickle(12);
+        let llm = FakeLlm::start([reply]).await;
+        let provider = provider_with(&llm.base_url(), limits);
+        let mut request = prompt();
+        request.deadline = Deadline::after(Duration::from_millis(time));
+        let (deltas, error) = tokio::select! {
+            asked = ask(&provider, &request) => asked,
+            () = open_slowly(gates, Duration::from_millis(150)) => unreachable!(),
+        };
+        if survives {
+            assert!(error.is_none(), "{error:?}");
+            assert_eq!(text_of(&deltas), "ab");
+        } else {
+            let error = error.unwrap();
+            assert_eq!(error.kind, LlmErrorKind::Timeout);
+            assert!(!error.retryable(), "our own deadline is not retried");
+            assert_clean(&error);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_the_protocol_is_a_bad_response() {
+    let long = [b"data: ".to_vec(), vec![b'x'; 10 << 20]].concat();
+    for (reply, shown) in [
+        (Reply::body(200, "text/html", b"<html>Welcome</html>"), ""),
+        (Reply::body(200, "application/json", b"{not json"), ""),
+        (Reply::body(200, "application/json", b"[]"), ""),
+        (
+            Reply::new().text("a").bytes(b"data: garbage\n\n".to_vec()),
+            "a",
+        ),
+        (
+            Reply::new().text("a").bytes(b"data: \xff\xfe\n\n".to_vec()),
+            "a",
+        ),
+        (Reply::new().text("a").bytes(long), "a"),
+        (Reply::new().header("content-encoding", "gzip"), ""),
+        (Reply::body(200, "text/plain", b"  <!doctype html>"), ""),
+        (Reply::body(200, "text/event-stream", b"{\"id\": 1}"), ""),
+    ] {
+        let (deltas, error) = fault(reply).await;
+        assert_eq!(error.kind, LlmErrorKind::BadResponse, "{error}");
+        assert!(!error.retryable());
+        assert_eq!(text_of(&deltas), shown);
+    }
+}
+
+#[tokio::test]
+async fn an_error_in_place_of_an_answer_is_told_by_its_type_whatever_its_label() {
+    let body = json!({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}});
+    for label in ["application/json", "text/event-stream", "text/plain"] {
+        let (_, error) = fault(Reply::body(200, label, body.to_string().as_bytes())).await;
+        assert_eq!(error.kind, LlmErrorKind::Overloaded, "{label}");
+        assert!(error.retryable());
+    }
+    let (_, error) = fault(Reply::body(200, "text/event-stream", b"")).await;
+    assert_eq!(error.kind, LlmErrorKind::Cut);
+}
+
+#[tokio::test]
+async fn a_failed_tls_handshake_is_unreachable() {
+    use tokio::io::AsyncWriteExt as _;
+
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let provider = provider(&format!("https://127.0.0.1:{port}"));
+    let plain = async {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            socket
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .unwrap();
+        }
+    };
+    let request = prompt();
+    let (_, error) = tokio::select! {
+        asked = ask(&provider, &request) => asked,
+        () = plain => unreachable!(),
+    };
+    let error = error.unwrap();
+    assert_eq!(error.kind, LlmErrorKind::Unreachable, "{error}");
+    assert_clean(&error);
+}
+
+#[tokio::test]
+async fn a_response_over_the_size_limit_is_refused() {
+    let mut limits = StreamLimits::default();
+    limits.sse.response_bytes = 2000;
+    let llm = FakeLlm::start([Reply::new().text("a").text(&"x".repeat(2000))]).await;
+    let provider = provider_with(&llm.base_url(), limits);
+    let (deltas, error) = ask(&provider, &prompt()).await;
+    assert_eq!(error.unwrap().kind, LlmErrorKind::BadResponse);
+    assert_eq!(text_of(&deltas), "a");
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let elsewhere = FakeLlm::start([]).await;
+    let to = format!("{}/v1/messages", elsewhere.base_url());
+    for status in [301, 302, 303, 307, 308] {
+        let reply = Reply::body(status, "text/plain", b"").header("location", &to);
+        let (_, error) = fault(reply).await;
+        assert_eq!(error.kind, LlmErrorKind::BadResponse);
+    }
+    assert!(elsewhere.requests().is_empty());
+}
+
+#[tokio::test]
+async fn unknown_events_duplicates_and_comments_change_nothing() {
+    let llm = FakeLlm::start([Reply::new()
+        .event(json!({"type": "ping"}))
+        .event(json!({"type": "brand_new", "x": 1}))
+        .event(json!({"type": "message_start", "message": {"id": "msg_fake_0"}}))
+        .bytes(b": comment\n\nid: 3\nretry: 5\n\n".to_vec())
+        .text("a")
+        .event(json!({"type": "content_block_delta", "index": 0, "delta": {"type": "new_delta"}}))
+        .whole_block(json!({"type": "new_block", "data": 1}))
+        .text("b")])
+    .await;
+    let (deltas, error) = ask(&provider(&llm.base_url()), &prompt()).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(text_of(&deltas), "ab");
+    assert_eq!(deltas.last(), Some(&LlmDelta::Stop(LlmStop::End)));
+    assert!(!deltas.contains(&LlmDelta::Restarted));
+}
+
+#[tokio::test]
+async fn a_long_error_body_is_shortened() {
+    let body = format!(
+        "{{\"error\": {{\"message\": \"{}\"}}}}",
+        "x".repeat(200_000)
+    );
+    let (_, error) = fault(Reply::body(400, "application/json", body.as_bytes())).await;
+    assert_eq!(error.kind, LlmErrorKind::BadRequest);
+    assert!(error.message.chars().count() < 600);
+}
+
+#[tokio::test]
+async fn dropping_the_stream_closes_the_connection() {
+    use futures::StreamExt as _;
+    use sandcaster::llm::LlmProvider as _;
+
+    let gate = Gate::new();
+    let llm = FakeLlm::start([Reply::new().text("a").wait(&gate)]).await;
+    let provider = provider(&llm.base_url());
+    let mut stream = provider.open(&prompt()).await.unwrap();
+    while let Some(delta) = stream.next().await {
+        if delta.unwrap() == LlmDelta::Text("a".to_owned()) {
+            break;
+        }
+    }
+    drop(stream);
+    llm.connection_closed(0).await;
+}
+
+#[tokio::test]
+async fn a_complete_answer_leaves_its_connection_for_the_next_request() {
+    let llm = FakeLlm::start([Reply::says("1"), Reply::says("2")]).await;
+    let provider = provider(&llm.base_url());
+    for number in 0..2 {
+        let (_, error) = ask(&provider, &prompt()).await;
+        assert!(error.is_none());
+        assert_eq!(llm.outcome(number).await, Outcome::Finished);
+    }
+    assert_eq!(llm.request(1).await.connection, 0);
+}

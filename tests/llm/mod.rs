@@ -1,0 +1,91 @@
+//! LLM providers: recorded traffic, faults on the wire, and the decoder's promises.
+
+mod anthropic_wire;
+mod conversation;
+mod faults;
+mod recorded_answers;
+mod recorded_requests;
+mod recordings;
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use sandcaster::clock::Deadline;
+use sandcaster::llm::anthropic::{self, Anthropic};
+use sandcaster::llm::{
+    LlmDelta, LlmError, LlmProvider as _, LlmRequest, Message, StreamLimits, ToolChoice, ToolSpec,
+};
+use sandcaster::secrets::Secret;
+use sandcaster::spec::ThinkingLevel;
+
+use crate::support::fake_llm::KEY;
+use crate::support::http;
+
+/// Limits short enough to run into, long enough for a busy machine.
+fn short() -> StreamLimits {
+    StreamLimits {
+        first_byte: Duration::from_millis(400),
+        silence: Duration::from_millis(400),
+        ..StreamLimits::default()
+    }
+}
+
+fn provider_with(base_url: &str, limits: StreamLimits) -> Anthropic {
+    let key = |name: &str| (name == "ANTHROPIC_API_KEY").then(|| Secret::new(KEY));
+    let config = anthropic::DEF.config(http(), key, Some(base_url));
+    Anthropic::new(config, limits)
+}
+
+fn provider(base_url: &str) -> Anthropic {
+    provider_with(base_url, StreamLimits::default())
+}
+
+fn request(messages: Vec<Message>) -> LlmRequest {
+    LlmRequest {
+        model: "claude-sonnet-4-6".to_owned(),
+        system: vec!["Be brief.".to_owned()],
+        tools: vec![ToolSpec {
+            name: "bash",
+            description: "Runs a command.".to_owned(),
+            input_schema: serde_json::json!({"type": "object"}),
+        }],
+        tool_choice: ToolChoice::Auto,
+        messages,
+        max_tokens: None,
+        thinking: ThinkingLevel::Unset,
+        deadline: Deadline::after(Duration::from_secs(30)),
+    }
+}
+
+fn prompt() -> LlmRequest {
+    request(vec![Message::User("go".to_owned())])
+}
+
+/// The deltas of an answer and the error that ended it, if one did.
+async fn ask(provider: &Anthropic, request: &LlmRequest) -> (Vec<LlmDelta>, Option<LlmError>) {
+    let mut stream = match provider.open(request).await {
+        Ok(stream) => stream,
+        Err(error) => return (Vec::new(), Some(error)),
+    };
+    let mut deltas = Vec::new();
+    while let Some(item) = stream.next().await {
+        match item {
+            Ok(delta) => deltas.push(delta),
+            Err(error) => {
+                assert!(stream.next().await.is_none(), "a delta after an error");
+                return (deltas, Some(error));
+            }
+        }
+    }
+    (deltas, None)
+}
+
+fn text_of(deltas: &[LlmDelta]) -> String {
+    deltas
+        .iter()
+        .filter_map(|delta| match delta {
+            LlmDelta::Text(piece) => Some(piece.as_str()),
+            _ => None,
+        })
+        .collect()
+}

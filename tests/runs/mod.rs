@@ -1,0 +1,4 @@
+//! Runs: their logs, readers, admission and ends.
+
+mod faulty_store;
+mod log;

@@ -1,0 +1,114 @@
+//! A disk on which nothing more can be written, and then can again.
+//!
+//! The limit on the size of files stands in for the disk: it fails the write into the write-ahead log, at
+//! the commit, as a full disk does. It holds for a whole process, so the test runs in one of its own.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sandcaster::events::Durability;
+use sandcaster::store::{Append, Role, RunStore, SqliteStore, StoreError, StoreOptions};
+
+use super::{Heard, PATIENCE, append, created, delta, end_event, finish, log};
+
+const CHILD: &str = "SANDCASTER_TEST_FULL_DISK_CHILD";
+
+#[test]
+fn a_disk_that_runs_full_under_load_loses_nothing_that_was_told_and_is_used_again_once_it_has_room()
+{
+    let dir = tempfile::tempdir().unwrap();
+    // A shell, because ignoring the signal is inherited, and setting it from Rust would be unsafe code.
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            r#"trap "" XFSZ; ulimit -S -f 600; exec "$0" --exact store::full_disk::child_writes_to_a_full_disk --nocapture"#,
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .env(CHILD, dir.path().join("data"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn child_writes_to_a_full_disk() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "tells the child process from a test"
+    )]
+    let Ok(dir) = std::env::var(CHILD) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, fill(&dir)).await.unwrap() });
+}
+
+async fn fill(dir: &str) {
+    let store = SqliteStore::open(StoreOptions::new(dir, Role::Serve)).unwrap();
+    let mut runs = Vec::new();
+    for _ in 0..6 {
+        runs.push((created(&*store).await, Arc::new(Heard::default())));
+    }
+    let text = "x".repeat(2000);
+    for seq in 2..100 {
+        for (run, heard) in &runs {
+            store
+                .append(Append {
+                    run: run.clone(),
+                    events: vec![delta(seq, &text)],
+                    listener: Arc::clone(heard) as _,
+                })
+                .await
+                .unwrap();
+        }
+    }
+    assert!(matches!(
+        store.flush(Durability::Committed).await,
+        Ok(()) | Err(StoreError::Failed(_))
+    ));
+    assert!(!store.healthy());
+    let failed: usize = runs
+        .iter()
+        .map(|(_, heard)| heard.failed.lock().len())
+        .sum();
+    assert!(failed > 0, "the limit was never reached");
+    assert!(matches!(
+        store.finish(finish(&runs[0].0, end_event(2, &text))).await,
+        Err(StoreError::Failed(_) | StoreError::Refused(_))
+    ));
+
+    let (_, most) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    setrlimit(Resource::RLIMIT_FSIZE, most, most).unwrap();
+    while !store.healthy() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (run, heard) in &runs {
+        let told = heard.committed.lock().clone();
+        let read: Vec<u64> = log(&*store, run)
+            .await
+            .iter()
+            .skip(1)
+            .map(|e| e.seq.0)
+            .collect();
+        assert_eq!(read, told, "what was told is what is there");
+        let next = read.len() as u64 + 2;
+        append(&*store, run, vec![delta(next, "on")]).await.unwrap();
+        store
+            .finish(finish(run, end_event(next + 1, "e")))
+            .await
+            .unwrap();
+    }
+    assert_eq!(store.check().await.unwrap(), None);
+    store.close().await;
+}

@@ -1,0 +1,387 @@
+//! What is `SQLite`'s own: the data directory, the schema's guards, failures, durability.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+use sandcaster::events::Durability;
+use sandcaster::ids::Seq;
+use sandcaster::store::{
+    Append, Role, RunState, RunStore, SqliteStore, StoreDurability, StoreError, StoreOptions,
+};
+
+use super::{
+    Heard, PATIENCE, append, at, created, delta, end_event, finish, log, new_run, open, sqlite,
+};
+
+#[tokio::test]
+async fn a_second_server_is_refused_by_name_and_a_one_shot_command_is_not() {
+    let (dir, store) = sqlite();
+    let Err(StoreError::InUse(message)) = open(&dir, Role::Serve) else {
+        panic!("a second server got the directory");
+    };
+    assert!(message.contains(dir.path().to_str().unwrap()), "{message}");
+    assert!(message.contains("--data-dir"), "{message}");
+
+    let other = open(&dir, Role::OneShot).unwrap();
+    assert_eq!(other.id(), store.id());
+    assert_ne!(other.owner(), store.owner());
+    let (ours, theirs) = (created(&*store).await, created(&*other).await);
+    assert_eq!(log(&*store, &theirs).await.len(), 1);
+    assert_eq!(log(&*other, &ours).await.len(), 1);
+
+    assert!(store.owner_alive(other.owner()) && other.owner_alive(store.owner()));
+    let gone = other.owner().to_owned();
+    other.close().await;
+    assert!(!store.owner_alive(&gone));
+
+    store.close().await;
+    open(&dir, Role::Serve).unwrap().close().await;
+}
+
+#[tokio::test]
+async fn owners_that_are_no_instance_are_dead_and_lead_to_no_file() {
+    let (_dir, store) = sqlite();
+    for owner in ["", "../serve", "a/b", "ab12", "."] {
+        assert!(!store.owner_alive(owner), "{owner}");
+    }
+    assert!(store.owner_alive(store.owner()));
+    store.forget_dead_owners();
+    assert!(store.owner_alive(store.owner()));
+}
+
+#[tokio::test]
+async fn dead_owners_lock_files_are_removed_and_live_ones_kept() {
+    let (dir, store) = sqlite();
+    let instances = dir.path().join("data/instances");
+    std::fs::write(instances.join("feed.lock"), "").unwrap();
+    let other = open(&dir, Role::OneShot).unwrap();
+    store.forget_dead_owners();
+    assert!(store.owner_alive(other.owner()));
+    assert!(!instances.join("feed.lock").exists());
+    assert_eq!(std::fs::read_dir(&instances).unwrap().count(), 2);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn only_its_user_can_read_the_data_directory() {
+    use std::os::unix::fs::PermissionsExt;
+    let (dir, store) = sqlite();
+    created(&*store).await;
+    let mode =
+        |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let data = dir.path().join("data");
+    assert_eq!(mode(&data), 0o700);
+    let mut seen = 0;
+    for entry in std::fs::read_dir(&data).unwrap() {
+        let path = entry.unwrap().path();
+        let expected = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode(&path), expected, "{}", path.display());
+        seen += 1;
+    }
+    assert!(
+        seen >= 5,
+        "the database, its log, and the locks were checked"
+    );
+}
+
+#[tokio::test]
+async fn a_store_keeps_its_id_and_its_runs_over_a_restart() {
+    let (dir, store) = sqlite();
+    let run = created(&*store).await;
+    append(&*store, &run, vec![delta(2, "kept")]).await.unwrap();
+    let (id, owner) = (store.id().to_owned(), store.owner().to_owned());
+    store.close().await;
+    let store = open(&dir, Role::Serve).unwrap();
+    assert_eq!(store.id(), id);
+    assert_ne!(store.owner(), owner, "a process is not its predecessor");
+    assert_eq!(log(&*store, &run).await.len(), 2);
+    assert_eq!(store.check().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_database_of_a_newer_version_is_refused_with_both_versions() {
+    let (dir, store) = sqlite();
+    store.close().await;
+    raw(&dir).pragma_update(None, "user_version", 99).unwrap();
+    let Err(StoreError::Unusable(message)) = open(&dir, Role::Serve) else {
+        panic!("a newer database was opened");
+    };
+    assert!(
+        message.contains("99") && message.contains(env!("CARGO_PKG_VERSION")),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_database_and_a_path_that_is_no_directory_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("data")).unwrap();
+    std::fs::write(dir.path().join("data/sandcaster.db"), "x".repeat(5000)).unwrap();
+    assert!(matches!(
+        open(&dir, Role::Serve),
+        Err(StoreError::Unusable(_))
+    ));
+    let file = StoreOptions::new(dir.path().join("data/sandcaster.db"), Role::Serve);
+    let Err(StoreError::Unusable(message)) = SqliteStore::open(file) else {
+        panic!("a file was taken for a directory");
+    };
+    assert!(message.contains("sandcaster.db"), "{message}");
+}
+
+fn raw(dir: &tempfile::TempDir) -> Connection {
+    Connection::open(dir.path().join("data/sandcaster.db")).unwrap()
+}
+
+#[tokio::test]
+async fn the_database_itself_guards_a_log_against_any_statement() {
+    let (dir, store) = sqlite();
+    let (open, ended) = (created(&*store).await, created(&*store).await);
+    store
+        .finish(finish(&ended, end_event(2, "e")))
+        .await
+        .unwrap();
+    let db = raw(&dir);
+    for (what, sql) in [
+        (
+            "a gap",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (1, 3, 'assistant', 0, '{}')",
+        ),
+        (
+            "a repeat",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (1, 1, 'assistant', 0, '{}')",
+        ),
+        (
+            "seq 0",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (1, 0, 'assistant', 0, '{}')",
+        ),
+        (
+            "after the end",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (2, 3, 'assistant', 0, '{}')",
+        ),
+        (
+            "a second end",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (2, 3, 'result', 0, '{}')",
+        ),
+        (
+            "no run",
+            "INSERT INTO events (run, seq, kind, at, json) VALUES (77, 1, 'assistant', 0, '{}')",
+        ),
+        (
+            "a changed event",
+            "UPDATE events SET json = '{}' WHERE run = 1",
+        ),
+        (
+            "a revived run",
+            "UPDATE runs SET state = 'running', completed_at = NULL WHERE no = 2",
+        ),
+        (
+            "an end without a time",
+            "UPDATE runs SET state = 'failed' WHERE no = 1",
+        ),
+        (
+            "an unknown state",
+            "UPDATE runs SET state = 'odd' WHERE no = 1",
+        ),
+        (
+            "text for a number",
+            "UPDATE runs SET started_at = 'now' WHERE no = 1",
+        ),
+    ] {
+        let refused = db.execute(sql, []).unwrap_err();
+        assert_eq!(
+            refused.sqlite_error_code(),
+            Some(rusqlite::ErrorCode::ConstraintViolation),
+            "{what}: {refused}"
+        );
+    }
+    assert_eq!(log(&*store, &open).await.len(), 1);
+    assert_eq!(log(&*store, &ended).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_full_disk_fails_loudly_keeps_what_was_committed_and_heals() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::new(dir.path(), Role::Serve);
+    options.max_pages = Some(60);
+    let store = SqliteStore::open(options.clone()).unwrap();
+    let (run, small) = (created(&*store).await, created(&*store).await);
+    let text = "x".repeat(10_000);
+    let mut stored = 1;
+    let error = loop {
+        match append(&*store, &run, vec![delta(stored + 1, &text)]).await {
+            Ok(()) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(stored < 1000, "the limit does not hold");
+    };
+    assert!(
+        matches!(&error, StoreError::Failed(why) if why.contains("full")),
+        "{error}"
+    );
+    assert!(!store.healthy());
+    // What does not grow the database still goes in, and says that the store works.
+    append(&*store, &small, vec![delta(2, "s")]).await.unwrap();
+    assert!(store.healthy());
+    assert_eq!(log(&*store, &run).await.len() as u64, stored);
+    assert!(matches!(
+        append(&*store, &run, vec![delta(stored + 1, &text)]).await,
+        Err(StoreError::Failed(_))
+    ));
+    assert!(!store.healthy());
+    // With nothing to write, the writer finds out by itself.
+    tokio::time::timeout(PATIENCE, async {
+        while !store.healthy() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    store.close().await;
+
+    options.max_pages = None;
+    let store = SqliteStore::open(options).unwrap();
+    append(&*store, &run, vec![delta(stored + 1, &text)])
+        .await
+        .unwrap();
+    assert_eq!(log(&*store, &run).await.len() as u64, stored + 1);
+    assert_eq!(store.check().await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_transaction_that_runs_full_each_write_gets_its_own_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::new(dir.path(), Role::Serve);
+    options.max_pages = Some(80);
+    let store = SqliteStore::open(options).unwrap();
+    let mut runs = Vec::new();
+    for _ in 0..8 {
+        runs.push((created(&*store).await, Arc::new(Heard::default())));
+    }
+    let text = "x".repeat(3000);
+    for seq in 2..40 {
+        for (run, heard) in &runs {
+            store
+                .append(Append {
+                    run: run.clone(),
+                    events: vec![delta(seq, &text)],
+                    listener: Arc::clone(heard) as _,
+                })
+                .await
+                .unwrap();
+        }
+    }
+    drop(store.flush(Durability::Committed).await);
+    let mut failures = 0;
+    for (run, heard) in &runs {
+        let committed = heard.committed.lock().clone();
+        failures += heard.failed.lock().len();
+        assert_eq!(committed.len() + heard.failed.lock().len(), 38);
+        let read: Vec<u64> = log(&*store, run)
+            .await
+            .iter()
+            .skip(1)
+            .map(|e| e.seq.0)
+            .collect();
+        assert_eq!(read, committed, "what was told is what is there");
+        assert_eq!(read, (2..2 + read.len() as u64).collect::<Vec<_>>());
+    }
+    assert!(failures > 0, "the limit was never reached");
+}
+
+#[tokio::test]
+async fn full_durability_stores_and_reads_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::new(dir.path(), Role::Serve);
+    options.durability = StoreDurability::Full;
+    let store = SqliteStore::open(options).unwrap();
+    let run = created(&*store).await;
+    append(&*store, &run, vec![delta(2, "a")]).await.unwrap();
+    store.flush(Durability::Synced).await.unwrap();
+    store.finish(finish(&run, end_event(3, "e"))).await.unwrap();
+    assert_eq!(log(&*store, &run).await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_write_ahead_log_stays_bounded_under_unbroken_load() {
+    let (dir, store) = sqlite();
+    let run = created(&*store).await;
+    let text = "x".repeat(60_000);
+    let wal = dir.path().join("data/sandcaster.db-wal");
+    let mut largest = 0;
+    for batch in 0..64 {
+        for i in 0..16 {
+            store
+                .append(Append {
+                    run: run.clone(),
+                    events: vec![delta(batch * 16 + i + 2, &text)],
+                    listener: Arc::new(Heard::default()),
+                })
+                .await
+                .unwrap();
+        }
+        store.flush(Durability::Committed).await.unwrap();
+        largest = largest.max(std::fs::metadata(&wal).unwrap().len());
+    }
+    store.flush(Durability::Synced).await.unwrap();
+    assert!(
+        largest < 48 * 1024 * 1024,
+        "61 MB were written, and the log grew to {largest}"
+    );
+    assert_eq!(store.get(&run).await.unwrap().unwrap().last_seq, Seq(1025));
+}
+
+#[tokio::test]
+async fn the_clock_of_the_store_dates_events_so_that_an_unfinished_run_has_a_duration() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = sandcaster::clock::Clock::held(at(0));
+    let mut options = StoreOptions::new(dir.path(), Role::Serve);
+    options.clock = clock.clone();
+    let store = SqliteStore::open(options).unwrap();
+    let run = new_run(at(0));
+    let id = run.id.clone();
+    store.create(run).await.unwrap();
+    clock.advance(Duration::from_millis(2500));
+    append(&*store, &id, vec![delta(2, "x")]).await.unwrap();
+    clock.advance(Duration::from_hours(1));
+    let record = store.unfinished().await.unwrap().remove(0);
+    assert_eq!(
+        (record.state, record.duration_secs),
+        (RunState::Running, Some(2.5))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_may_write_at_once() {
+    let (dir, store) = sqlite();
+    let other = open(&dir, Role::OneShot).unwrap();
+    let write = async |store: Arc<SqliteStore>| {
+        let run = created(&*store).await;
+        let heard = Arc::new(Heard::default());
+        for seq in 2..400 {
+            store
+                .append(Append {
+                    run: run.clone(),
+                    events: vec![delta(seq, "x")],
+                    listener: Arc::clone(&heard) as _,
+                })
+                .await
+                .unwrap();
+            if seq % 20 == 0 {
+                store.flush(Durability::Synced).await.unwrap();
+            }
+        }
+        store
+            .finish(finish(&run, end_event(400, "e")))
+            .await
+            .unwrap();
+        run
+    };
+    let (a, b) = tokio::time::timeout(PATIENCE, async {
+        tokio::join!(write(Arc::clone(&store)), write(Arc::clone(&other)))
+    })
+    .await
+    .unwrap();
+    assert_eq!(log(&*store, &b).await.len(), 400);
+    assert_eq!(log(&*other, &a).await.len(), 400);
+}

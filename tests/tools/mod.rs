@@ -1,0 +1,126 @@
+//! The tools, run for real: every test that needs a shell is run with bash, dash and `BusyBox`.
+
+mod collect;
+mod edit;
+mod files;
+mod quoting;
+mod search;
+mod shell;
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandcaster::clock::Deadline;
+use sandcaster::llm::ToolArgs;
+use sandcaster::sandbox::Sandbox;
+use sandcaster::secrets::Redactor;
+use sandcaster::tools::{
+    Prepared, ShellSession, ToolAnswer, ToolContext, ToolOutcome, prepare, tool,
+};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::host_sandbox::{HostSandbox, Shell};
+
+/// Makes one test per shell of each function, which is given a [`Rig`].
+macro_rules! in_every_shell {
+    ($(async fn $name:ident($rig:ident) $body:block)*) => {
+        $(async fn $name($rig: $crate::tools::Rig) $body)*
+        in_every_shell!(@shell bash Bash $($name)*);
+        in_every_shell!(@shell dash Dash $($name)*);
+        in_every_shell!(@shell busybox Busybox $($name)*);
+    };
+    (@shell $module:ident $shell:ident $($name:ident)*) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let name = concat!(stringify!($module), " ", stringify!($name));
+                let shell = $crate::support::host_sandbox::Shell::$shell;
+                if let Some(rig) = $crate::tools::Rig::new(shell, name) {
+                    tokio::time::timeout(std::time::Duration::from_mins(1), super::$name(rig)).await.unwrap();
+                }
+            })*
+        }
+    };
+}
+pub(crate) use in_every_shell;
+
+/// A sandbox and the session of a run in it.
+pub struct Rig {
+    pub sandbox: Arc<HostSandbox>,
+    pub context: ToolContext,
+    pub shell: Shell,
+}
+
+impl Rig {
+    /// `None`, and a word on stderr, if this host doesn't have the shell.
+    pub fn new(shell: Shell, test: &str) -> Option<Self> {
+        let Some(sandbox) = HostSandbox::new(shell) else {
+            writeln!(
+                std::io::stderr(),
+                "SKIPPED {test}: no {shell:?} on this host"
+            )
+            .ok();
+            return None;
+        };
+        let context = ToolContext {
+            session: Arc::new(ShellSession::new(sandbox.working_dir())),
+            sandbox: sandbox.clone(),
+            call_id: "call_1".to_owned(),
+            deadline: Deadline::after(Duration::from_secs(50)),
+            cancel: CancellationToken::new(),
+            redactor: Redactor::default(),
+        };
+        Some(Self {
+            sandbox,
+            context,
+            shell,
+        })
+    }
+
+    /// What the agent's loop does with a call.
+    pub async fn call(&self, name: &str, args: Value) -> ToolOutcome {
+        let built = tool(name).unwrap().built.unwrap();
+        let spec = (built.spec)();
+        let Prepared { args, .. } = prepare(&spec, &ToolArgs::Json(args)).unwrap();
+        built.tool.call(&args, &self.context).await
+    }
+
+    pub async fn answer(&self, name: &str, args: Value) -> ToolAnswer {
+        match self.call(name, args.clone()).await {
+            ToolOutcome::Answer(answer) => answer,
+            other => panic!("{name} {args}: {other:?}"),
+        }
+    }
+
+    pub async fn text(&self, name: &str, args: Value) -> String {
+        self.answer(name, args).await.text
+    }
+
+    pub async fn complaint(&self, name: &str, args: Value) -> String {
+        match self.call(name, args.clone()).await {
+            ToolOutcome::Complaint(why) => why,
+            other => panic!("{name} {args}: {other:?}"),
+        }
+    }
+
+    pub async fn bash(&self, command: &str) -> ToolAnswer {
+        self.answer("bash", serde_json::json!({ "command": command }))
+            .await
+    }
+
+    pub fn put(&self, path: &str, bytes: impl AsRef<[u8]>) {
+        let full = self.sandbox.home().join(path);
+        std::fs::create_dir_all(full.parent().unwrap()).unwrap();
+        std::fs::write(full, bytes).unwrap();
+    }
+
+    pub fn get(&self, path: &str) -> Vec<u8> {
+        std::fs::read(self.sandbox.home().join(path)).unwrap()
+    }
+
+    pub fn home(&self) -> String {
+        self.sandbox.working_dir().to_owned()
+    }
+}
