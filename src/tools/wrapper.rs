@@ -60,10 +60,11 @@ shift 2
 eval "$sandcaster_command""#;
 
 /// `$1` marker, `$2` tenths of a second between TERM and KILL. One `grep` looks at all processes, however
-/// many there are: the marker is random enough to be found anywhere in an environment. The kill is repeated,
-/// since what is being killed may be starting others.
+/// many there are: the marker is random enough to be found anywhere in an environment. (Not with `-F`, which
+/// in `BusyBox` looks no further than the first NUL.) The kill is repeated, since what is being killed may be
+/// starting others.
 const SWEEP: &str = r#"
-marked() { grep -lF "SANDCASTER_CALL=$1" /proc/[0-9]*/environ 2>/dev/null | tr -cd '0-9\n'; }
+marked() { grep -l "SANDCASTER_CALL=$1" /proc/[0-9]*/environ 2>/dev/null | tr -cd '0-9\n'; }
 n=0
 if [ "$2" -gt 0 ]; then
 p=$(marked "$1")
