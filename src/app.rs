@@ -8,8 +8,8 @@ use crate::clock::Clock;
 use crate::config::{self, Config, Usable};
 use crate::llm;
 use crate::net;
-use crate::runs::{Runs, RunsConfig, Tasks, recover};
-use crate::sandbox::{self, SandboxBackend};
+use crate::runs::{Runs, RunsConfig, TaskKind, Tasks, recover};
+use crate::sandbox;
 use crate::secrets::Redactor;
 use crate::store::{SqliteStore, StoreDurability, StoreError, StoreOptions};
 
@@ -78,12 +78,13 @@ impl App {
         if role == Role::Serve {
             store.forget_dead_owners();
         }
+        let damage = store.unclean().then(|| Arc::clone(&store));
         let http =
             net::build().map_err(|error| StartError::Http(error.without_url().to_string()))?;
         let redactor = config.redactor();
         let tasks = Tasks::default();
-        let backends = build_backends(&config, &http);
-        let usable = probe(&backends).await;
+        let backends = sandbox::build(&config.backend_config(http.clone()));
+        let usable = Usable::probe(&backends).await;
         let owner = store.owner().to_owned();
         let runs = Runs::new(RunsConfig {
             store,
@@ -104,6 +105,15 @@ impl App {
             tasks: tasks.clone(),
         });
         runs.start_reaper();
+        if let Some(store) = damage {
+            let _detached = tasks.spawn(TaskKind::Cleanup, async move {
+                match store.check().await {
+                    Ok(None) => tracing::info!("the store is whole after an unclean end"),
+                    Ok(Some(fault)) => tracing::error!(%fault, "the store is damaged; restore it from a backup"),
+                    Err(error) => tracing::warn!(%error, "failed to check the store after an unclean end"),
+                }
+            });
+        }
         Ok(Self {
             config: Arc::new(config),
             usable: Arc::new(usable),
@@ -143,32 +153,4 @@ fn build_providers(
         providers.insert(def.name, provider);
     }
     providers
-}
-
-fn build_backends(
-    config: &Config,
-    http: &net::HttpClient,
-) -> BTreeMap<&'static str, Arc<dyn SandboxBackend>> {
-    let mut backends = BTreeMap::new();
-    for def in sandbox::BACKENDS {
-        let sandbox::Build::With(build) = def.build else {
-            continue;
-        };
-        if def.key_vars.iter().all(|var| config.keys.contains_key(var)) {
-            backends.insert(def.name, build(&config.backend_config(http.clone())));
-        }
-    }
-    backends
-}
-
-async fn probe(backends: &BTreeMap<&'static str, Arc<dyn SandboxBackend>>) -> Usable {
-    let probes = backends
-        .iter()
-        .map(|(name, backend)| async move { (*name, backend.probe().await) });
-    Usable {
-        backends: futures::future::join_all(probes)
-            .await
-            .into_iter()
-            .collect(),
-    }
 }

@@ -37,6 +37,13 @@ pub struct RunSpec {
     pub presence: Presence,
 }
 
+impl RunSpec {
+    /// Whether the run has anything that a sandbox is for.
+    pub fn needs_sandbox(&self) -> bool {
+        !self.tools.is_empty() || !self.files.is_empty()
+    }
+}
+
 /// A resolved model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelChoice {

@@ -21,7 +21,7 @@ pub(super) async fn run(config: &Config, printer: Printer) -> u8 {
             return REFUSED;
         }
     };
-    let usable = Usable::probe(&config.backend_config(http)).await;
+    let usable = Usable::probe(&sandbox::build(&config.backend_config(http))).await;
     let store = store_fault(&config.data_dir);
     let backend = config.default_backend(&usable);
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::sandbox::{BACKENDS, BackendConfig, Build, SandboxError};
+use crate::sandbox::{Backends, SandboxError};
 
 /// Which sandbox backends can be used here, as probed at start.
 #[derive(Clone, Debug, Default)]
@@ -16,23 +16,13 @@ pub struct Usable {
 const PROBE: Duration = Duration::from_secs(5);
 
 impl Usable {
-    /// Asks every built backend whose keys are set, side by side, for at most 5 s.
-    pub async fn probe(config: &BackendConfig) -> Self {
-        let probes = BACKENDS.iter().filter_map(|def| {
-            let Build::With(build) = def.build else {
-                return None;
-            };
-            let has_keys = def
-                .key_vars
-                .iter()
-                .all(|var| config.keys.iter().any(|(name, _)| name == var));
-            has_keys.then_some(async move {
-                let backend = build(config);
-                let probed = tokio::time::timeout(PROBE, backend.probe()).await;
-                let late =
-                    || SandboxError::Timeout("the backend did not answer within 5 s".to_owned());
-                (def.name, probed.unwrap_or_else(|_| Err(late())))
-            })
+    /// Asks these backends, side by side, for at most 5 s.
+    pub async fn probe(backends: &Backends) -> Self {
+        let probes = backends.iter().map(|(name, backend)| async move {
+            let probed = tokio::time::timeout(PROBE, backend.probe()).await;
+            let late =
+                || SandboxError::Timeout("the backend did not answer within 5 s".to_owned());
+            (*name, probed.unwrap_or_else(|_| Err(late())))
         });
         Self {
             backends: futures::future::join_all(probes)

@@ -207,11 +207,13 @@ impl Runs {
             .get(spec.model.provider)
             .cloned()
             .ok_or_else(|| missing("LLM provider", spec.model.provider))?;
-        let backend = inner
-            .backends
-            .get(spec.sandbox.backend)
-            .cloned()
-            .ok_or_else(|| missing("sandbox backend", spec.sandbox.backend))?;
+        let backend = match inner.backends.get(spec.sandbox.backend) {
+            Some(backend) => backend.clone(),
+            None if spec.needs_sandbox() => {
+                return Err(missing("sandbox backend", spec.sandbox.backend));
+            }
+            None => BackendEntry::none(spec.sandbox.backend),
+        };
         let working_dir =
             crate::sandbox::backend(spec.sandbox.backend).map_or("/", |def| def.working_dir);
 

@@ -20,7 +20,7 @@ use crate::clock::{Clock, Deadline};
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{EventSink, RunEvent, SystemEvent, WarningEvent};
 use crate::ids::RunId;
-use crate::sandbox::{Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec};
+use crate::sandbox::{FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec};
 use crate::spec::RunSpec;
 use crate::store::{RunStore, SandboxRecord};
 
@@ -47,6 +47,42 @@ pub(super) struct BackendEntry {
     pub(super) backend: Arc<dyn SandboxBackend>,
     /// Places for sandboxes of ours; `None` for no limit of ours.
     pub(super) places: Option<Arc<Semaphore>>,
+}
+
+impl BackendEntry {
+    /// For a run that needs no sandbox, on a server that has none.
+    pub(super) fn none(name: &'static str) -> Self {
+        Self {
+            name,
+            backend: Arc::new(NoBackend),
+            places: None,
+        }
+    }
+}
+
+struct NoBackend;
+
+#[async_trait]
+impl SandboxBackend for NoBackend {
+    async fn create(&self, _: &SandboxSpec, _: &Labels) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        self.probe().await?;
+        Err(SandboxError::Backend("there is no sandbox backend".to_owned()))
+    }
+
+    async fn list(&self, _: &str) -> Result<Vec<FoundSandbox>, SandboxError> {
+        Ok(Vec::new())
+    }
+
+    async fn kill(&self, _: &str) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<(), SandboxError> {
+        Err(SandboxError::HostCannot {
+            message: "this server has no usable sandbox backend".to_owned(),
+            hint: "`sandcaster doctor` says what each backend lacks".to_owned(),
+        })
+    }
 }
 
 /// What a sandbox needs to know of its run.

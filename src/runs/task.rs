@@ -123,7 +123,7 @@ impl RunTask {
             },
             self.backend.clone(),
         );
-        if self.spec.sandbox.start == SandboxStart::Eager && !self.spec.tools.is_empty() {
+        if self.spec.sandbox.start == SandboxStart::Eager && self.spec.needs_sandbox() {
             sandbox.start();
         }
         let context = RunContext {

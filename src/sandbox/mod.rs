@@ -6,6 +6,7 @@ pub mod local;
 pub mod paths;
 mod types;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -121,6 +122,22 @@ impl Default for LocalLimits {
             read_only_paths: Vec::new(),
         }
     }
+}
+
+/// Backends that were built, by name.
+pub type Backends = BTreeMap<&'static str, Arc<dyn SandboxBackend>>;
+
+/// Builds every backend that can be built and has all its keys.
+pub fn build(config: &BackendConfig) -> Backends {
+    let has = |var: &&str| config.keys.iter().any(|(name, _)| name == var);
+    BACKENDS
+        .iter()
+        .filter(|def| def.key_vars.iter().all(has))
+        .filter_map(|def| match def.build {
+            Build::With(build) => Some((def.name, build(config))),
+            Build::NotYet => None,
+        })
+        .collect()
 }
 
 /// The row named `name`.
