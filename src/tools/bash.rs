@@ -35,6 +35,8 @@ const FLOOD: u64 = 32 * 1024 * 1024;
 const OUTPUT_FILE: u64 = 10 * 1024 * 1024;
 /// Between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
+/// For the end record, once all processes of the command are dead.
+const RECORD_WAIT: Duration = Duration::from_secs(1);
 const SHOWN: Limits = Limits {
     full: 30_000,
     head: 8_000,
@@ -170,7 +172,23 @@ struct Ended {
     bytes: u64,
 }
 
-type Stopping<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+type Sweeping = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Waits for a sweep, for ever if there is none.
+async fn finished(sweeping: &mut Option<Sweeping>) {
+    match sweeping {
+        Some(sweeping) => sweeping.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a moment, for ever if there is none.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
 
 impl Call<'_> {
     async fn run(&self, command: &str) -> Result<Ended, SandboxError> {
@@ -202,15 +220,24 @@ impl Call<'_> {
                 None
             }
         };
-        let mut stopping: Option<Stopping<'_>> = None;
+        let mut sweeping: Option<Sweeping> = None;
+        let mut give_up: Option<Instant> = None;
         while let Some(reading) = &mut stream {
             // The token and the clock first: output that never pauses must not hide them. Nothing is lost,
             // since receiving can be dropped, and reading goes on while the command is being stopped.
             let output = tokio::select! {
                 biased;
-                () = self.context.cancel.cancelled(), if stopping.is_none() => Err(Stop::Cancelled),
-                () = tokio::time::sleep_until(limit.instant()), if stopping.is_none() => Err(out_of_time),
-                () = async { if let Some(stopping) = &mut stopping { stopping.await } }, if stopping.is_some() => break,
+                () = self.context.cancel.cancelled(), if stopped != Some(Stop::Cancelled) => Err(Stop::Cancelled),
+                () = tokio::time::sleep_until(limit.instant()), if stopped.is_none() => Err(out_of_time),
+                () = finished(&mut sweeping) => {
+                    sweeping = None;
+                    give_up = Some(Instant::now() + RECORD_WAIT);
+                    continue;
+                }
+                () = due(give_up) => {
+                    reading.control.kill().await;
+                    break;
+                }
                 output = reading.next() => Ok(output),
             };
             let stop = match output {
@@ -222,7 +249,7 @@ impl Call<'_> {
                         record = end;
                         break;
                     }
-                    (bytes > FLOOD && stopping.is_none()).then_some(Stop::Flood)
+                    (bytes > FLOOD && stopped.is_none()).then_some(Stop::Flood)
                 }
                 // The outer shell's own words ("Killed"), which are no output of the command.
                 Ok(Ok(ExecOutput::Stderr(_))) => None,
@@ -237,10 +264,13 @@ impl Call<'_> {
             };
             if let Some(stop) = stop {
                 stopped = Some(stop);
-                stopping = Some(self.stop(stop, &marker, reading));
+                sweeping = Some(self.stop(stop, &marker, reading));
             }
         }
-        drop(stopping);
+        // The record comes when the command's shell is dead; its children may have the worst yet to come.
+        if let Some(sweeping) = sweeping {
+            sweeping.await;
+        }
         if record.is_none() {
             keeper.push(&scanner.finish());
         }
@@ -293,8 +323,8 @@ impl Call<'_> {
         sandbox.exec(wrapped.spec()).await
     }
 
-    /// Ends the command; when it returns, the record had its time to arrive.
-    fn stop(&self, stop: Stop, marker: &str, stream: &ExecStream) -> Stopping<'static> {
+    /// Ends every process of the command, in a few seconds at most.
+    fn stop(&self, stop: Stop, marker: &str, stream: &ExecStream) -> Sweeping {
         let sandbox = Arc::clone(&self.context.sandbox);
         let control = Arc::clone(&stream.control);
         let marker = marker.to_owned();
@@ -303,11 +333,9 @@ impl Call<'_> {
                 // The run is over: nobody waits for a directory or an exit code.
                 control.kill().await;
                 sweep(sandbox.as_ref(), &marker, Duration::ZERO).await;
-                return;
+            } else {
+                sweep(sandbox.as_ref(), &marker, GRACE).await;
             }
-            sweep(sandbox.as_ref(), &marker, GRACE).await;
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            control.kill().await;
         })
     }
 
