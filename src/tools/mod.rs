@@ -5,6 +5,7 @@
 //! and secrets, and bounded, before anyone sees it.
 
 mod bash;
+mod command;
 mod edit;
 mod facts;
 mod grep;

@@ -121,6 +121,13 @@ in_every_shell! {
         until(|| rig.sandbox.processes().is_empty()).await;
     }
 
+    async fn a_child_that_ignores_term_does_not_outlive_its_call(rig) {
+        let command = "sh -c 'trap \"\" TERM; while :; do sleep 0.1; done' & sleep 609";
+        let answer = rig.answer("bash", json!({"command": command, "timeout_seconds": 1})).await;
+        assert!(answer.text.contains("timed out"), "{}", answer.text);
+        until(|| rig.sandbox.processes().is_empty()).await;
+    }
+
     async fn the_runs_deadline_shortens_a_command(rig) {
         let mut rig = rig;
         rig.context.session.probe(rig.sandbox.as_ref()).await;

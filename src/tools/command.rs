@@ -1,0 +1,248 @@
+//! One command of `bash`, from its start to the facts of its end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::ids;
+use crate::sandbox::{ExecOutput, ExecStream, SandboxError};
+
+use super::facts::Facts;
+use super::quote::quote;
+use super::text::{Excerpt, Limits, TextKeeper};
+use super::types::ToolContext;
+use super::wrapper::{EndRecord, RecordScanner, Wrapped, sweep};
+
+/// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
+const LONGEST_ARGUMENT: usize = 100_000;
+/// Output after which a command is stopped (`design.md`, settled 31).
+const FLOOD: u64 = 32 * 1024 * 1024;
+/// Between TERM and KILL.
+const GRACE: Duration = Duration::from_secs(2);
+/// For the end record, once all processes of the command are dead.
+const RECORD_WAIT: Duration = Duration::from_secs(1);
+const SHOWN: Limits = Limits {
+    full: 30_000,
+    head: 8_000,
+    tail: 16_000,
+};
+
+/// A call of `bash`.
+pub(super) struct Call<'a> {
+    pub(super) context: &'a ToolContext,
+    pub(super) facts: &'a Facts,
+    pub(super) output_path: String,
+    pub(super) cwd: String,
+    pub(super) timeout: Duration,
+    pub(super) background: bool,
+}
+
+/// Why a command was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    Cancelled,
+    TimedOut,
+    /// The run's time is nearly over.
+    Deadline,
+    Flood,
+    /// Too many programs of earlier calls are still read.
+    Crowd,
+}
+
+/// How a command came to its end.
+pub(super) struct Ended {
+    pub(super) record: Option<EndRecord>,
+    /// The outer shell's own exit code, when there is no record.
+    pub(super) shell_exit: Option<i32>,
+    pub(super) stopped: Option<Stop>,
+    pub(super) took: Duration,
+    pub(super) excerpt: Excerpt,
+    /// Bytes of output before the record.
+    pub(super) bytes: u64,
+}
+
+type Sweeping = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Waits for a sweep, for ever if there is none.
+async fn finished(sweeping: &mut Option<Sweeping>) {
+    match sweeping {
+        Some(sweeping) => sweeping.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a moment, for ever if there is none.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Call<'_> {
+    /// Runs the command to its end, whatever that is.
+    pub(super) async fn run(&self, command: &str) -> Result<Ended, SandboxError> {
+        let started = Instant::now();
+        let limit = self.context.deadline.within(self.timeout);
+        let out_of_time = if limit == self.context.deadline {
+            Stop::Deadline
+        } else {
+            Stop::TimedOut
+        };
+        let (nonce, marker) = (ids::nonce(), ids::nonce());
+        let mut keeper = TextKeeper::new(&self.context.redactor);
+        let mut scanner = RecordScanner::new(&nonce);
+        let (mut record, mut shell_exit, mut bytes) = (None, None, 0);
+        let mut stopped = None;
+
+        let opening = self.open(command, &nonce, &marker);
+        // Before there is a stream there is nothing to stop: the sandbox's own end takes care of a command
+        // that starts all the same.
+        let opened = tokio::select! {
+            biased;
+            () = self.context.cancel.cancelled() => Err(Stop::Cancelled),
+            opened = tokio::time::timeout_at(limit.instant(), opening) => opened.map_err(|_| out_of_time),
+        };
+        let mut stream = match opened {
+            Ok(stream) => Some(stream?),
+            Err(stop) => {
+                stopped = Some(stop);
+                None
+            }
+        };
+        let mut sweeping: Option<Sweeping> = None;
+        let mut give_up: Option<Instant> = None;
+        while let Some(reading) = &mut stream {
+            // The token and the clock first: output that never pauses must not hide them. Nothing is lost,
+            // since receiving can be dropped, and reading goes on while the command is being stopped.
+            let output = tokio::select! {
+                biased;
+                () = self.context.cancel.cancelled(), if stopped != Some(Stop::Cancelled) => Err(Stop::Cancelled),
+                () = tokio::time::sleep_until(limit.instant()), if stopped.is_none() => Err(out_of_time),
+                () = finished(&mut sweeping) => {
+                    sweeping = None;
+                    give_up = Some(Instant::now() + RECORD_WAIT);
+                    continue;
+                }
+                () = due(give_up) => {
+                    reading.control.kill().await;
+                    break;
+                }
+                output = reading.next() => Ok(output),
+            };
+            let stop = match output {
+                Ok(Ok(ExecOutput::Stdout(piece))) => {
+                    let (shown, end) = scanner.push(&piece);
+                    bytes += u64::try_from(shown.len()).unwrap_or(u64::MAX);
+                    keeper.push(&shown);
+                    if end.is_some() {
+                        record = end;
+                        break;
+                    }
+                    (bytes > FLOOD && stopped.is_none()).then_some(Stop::Flood)
+                }
+                // The outer shell's own words ("Killed"), which are no output of the command.
+                Ok(Ok(ExecOutput::Stderr(_))) => None,
+                Ok(Ok(ExecOutput::Exit(code))) => {
+                    shell_exit = Some(code);
+                    stream = None;
+                    break;
+                }
+                Ok(Err(error)) if stopped.is_some() && !error.is_fatal() => break,
+                Ok(Err(error)) => return Err(error),
+                Err(stop) => Some(stop),
+            };
+            if let Some(stop) = stop {
+                stopped = Some(stop);
+                sweeping = Some(self.stop(stop, &marker, reading));
+            }
+        }
+        // The record comes when the command's shell is dead; its children may have the worst yet to come.
+        if let Some(sweeping) = sweeping {
+            sweeping.await;
+        }
+        if record.is_none() {
+            keeper.push(&scanner.finish());
+        }
+        if let Some(stream) = stream
+            && record.is_some()
+            && let Err(crowded) = leave(stream, self.context).await
+        {
+            stopped.get_or_insert(Stop::Crowd);
+            sweep(self.context.sandbox.as_ref(), &marker, Duration::ZERO).await;
+            crowded.control.kill().await;
+        }
+        Ok(Ended {
+            record,
+            shell_exit,
+            stopped,
+            took: started.elapsed(),
+            excerpt: keeper.finish().excerpt(&SHOWN),
+            bytes,
+        })
+    }
+
+    async fn open(
+        &self,
+        command: &str,
+        nonce: &str,
+        marker: &str,
+    ) -> Result<ExecStream, SandboxError> {
+        let sandbox = self.context.sandbox.as_ref();
+        let from_file;
+        let mut short = command;
+        if command.len() > LONGEST_ARGUMENT {
+            let file = format!("{}.sh", self.output_path);
+            let word = quote(&file).unwrap_or_default();
+            from_file = format!("eval \"$(cat {word})\"");
+            short = &from_file;
+            sandbox
+                .write(&file, Bytes::copy_from_slice(command.as_bytes()))
+                .await?;
+        }
+        let wrapped = Wrapped {
+            command: short,
+            cwd: &self.cwd,
+            start_dir: self.context.session.start_dir(),
+            output: &self.output_path,
+            facts: self.facts,
+            marker,
+            nonce,
+            background: self.background,
+        };
+        sandbox.exec(wrapped.spec()).await
+    }
+
+    /// Ends every process of the command, in a few seconds at most.
+    fn stop(&self, stop: Stop, marker: &str, stream: &ExecStream) -> Sweeping {
+        let sandbox = Arc::clone(&self.context.sandbox);
+        let control = Arc::clone(&stream.control);
+        let marker = marker.to_owned();
+        Box::pin(async move {
+            if stop == Stop::Cancelled {
+                // The run is over: nobody waits for a directory or an exit code.
+                control.kill().await;
+                sweep(sandbox.as_ref(), &marker, Duration::ZERO).await;
+            } else {
+                sweep(sandbox.as_ref(), &marker, GRACE).await;
+            }
+        })
+    }
+}
+
+/// Waits a moment for the end of a stream whose record has come; one that goes on, because a program in
+/// the background holds it, is drained. Gives it back where there is no place for that.
+async fn leave(mut stream: ExecStream, context: &ToolContext) -> Result<(), ExecStream> {
+    let ending =
+        async { while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {} };
+    if tokio::time::timeout(Duration::from_millis(30), ending)
+        .await
+        .is_ok()
+    {
+        return Ok(());
+    }
+    context.session.drain(stream)
+}
