@@ -109,8 +109,12 @@ impl App {
             let _detached = tasks.spawn(TaskKind::Cleanup, async move {
                 match store.check().await {
                     Ok(None) => tracing::info!("the store is whole after an unclean end"),
-                    Ok(Some(fault)) => tracing::error!(%fault, "the store is damaged; restore it from a backup"),
-                    Err(error) => tracing::warn!(%error, "failed to check the store after an unclean end"),
+                    Ok(Some(fault)) => {
+                        tracing::error!(%fault, "the store is damaged; restore it from a backup");
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "failed to check the store after an unclean end");
+                    }
                 }
             });
         }

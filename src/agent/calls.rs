@@ -1,5 +1,7 @@
 //! The tool calls of one response: checked, run side by side where that is safe, answered each and all.
 
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
@@ -16,6 +18,10 @@ use crate::tools::{self, BuiltTool, Called, ToolAnswer, ToolContext, ToolDef, To
 
 /// At most so many calls of one response are run (rule AD-4).
 const CALLS_PER_TURN: usize = 64;
+/// All results of one turn together show at most so many characters; a long one is shortened to what is
+/// left, but not below the second figure.
+const TURN_CHARS: usize = 200_000;
+const LEAST_CHARS: usize = 2000;
 /// So many side by side.
 const SIDE_BY_SIDE: usize = 8;
 /// A tool that ignores its deadline is left behind so much later.
@@ -70,13 +76,14 @@ pub(super) async fn run_calls(
     // The intent is durable before a tool acts on the world.
     context.flush(Durability::Synced).await?;
 
+    let room = AtomicUsize::new(TURN_CHARS);
     let mut outcomes = Vec::with_capacity(planned.len());
     let mut halt = None;
     for batch in batches(&planned) {
         let ending = halt.is_some();
         let running: Vec<_> = batch
             .iter()
-            .map(|one| answer(context, one, wrap_up, ending).boxed())
+            .map(|one| answer(context, one, &room, wrap_up, ending).boxed())
             .collect();
         let mut answered = futures::stream::iter(running).buffered(SIDE_BY_SIDE);
         while let Some(answered) = answered.next().await {
@@ -179,7 +186,13 @@ async fn plan<'a>(
     }
     let mut prepared = match tools::prepare(&(built.spec)(), &call.args) {
         Ok(prepared) => prepared,
-        Err(complaint) => return Ok(refuse(def.name, complaint)),
+        Err(mut complaint) => {
+            if guard.misunderstood(def.name) {
+                complaint.push_str("\nExample: ");
+                complaint.push_str(&tools::example(&(built.spec)()));
+            }
+            return Ok(refuse(def.name, complaint));
+        }
     };
     // A key that a model got hold of goes no further: not into the sandbox either.
     prepared
@@ -237,12 +250,13 @@ impl Answered {
 async fn answer(
     context: &RunContext,
     one: &Planned<'_>,
+    room: &AtomicUsize,
     wrap_up: Deadline,
     ending: bool,
 ) -> Result<Answered, Halt> {
     let started = tokio::time::Instant::now();
-    let (answered, halt) = match &one.plan {
-        Plan::Refuse(text) => (Answered::failed(text.clone()), None),
+    let (mut answered, halt) = match &one.plan {
+        Plan::Refuse(text) => (Answered::failed(context.redactor.clean(text)), None),
         Plan::Run { .. } if ending || context.token.is_cancelled() => {
             (Answered::failed("cancelled: the run ends"), None)
         }
@@ -257,6 +271,7 @@ async fn answer(
             (answered, halt)
         }
     };
+    fit(&mut answered.answer, room);
     let event = tool_result(one, &answered, started.elapsed());
     context.emit(RunEvent::ToolResult(event)).await?;
     match halt {
@@ -345,11 +360,25 @@ fn tool_use(context: &RunContext, one: &Planned<'_>, turn: u32) -> ToolUseEvent 
     }
 }
 
+/// Shortens a result to the room that its turn has left.
+fn fit(answer: &mut ToolAnswer, room: &AtomicUsize) {
+    let most = room.load(Ordering::Relaxed).max(LEAST_CHARS);
+    let chars = answer.text.chars().count();
+    if let Cow::Owned(shorter) = tools::shorten(&answer.text, most) {
+        answer.text = shorter;
+        answer.truncated = true;
+        answer.total_chars.get_or_insert(chars as u64);
+    }
+    let used = chars.min(most);
+    let left = room.load(Ordering::Relaxed).saturating_sub(used);
+    room.store(left, Ordering::Relaxed);
+}
+
 /// Takes secrets out of every string.
 fn clean(context: &RunContext, value: &mut Value) {
     match value {
         Value::String(text) => {
-            if let std::borrow::Cow::Owned(cleaned) = context.redactor.clean(text) {
+            if let Cow::Owned(cleaned) = context.redactor.clean(text) {
                 *text = cleaned;
             }
         }

@@ -13,6 +13,8 @@ const MOST_TOKENS: u64 = 160_000;
 const MARGIN: u64 = 16_000;
 /// Results shorter than this are not worth clearing.
 const WORTH_CLEARING: usize = 600;
+/// Images of the conversation that are sent along.
+const IMAGES: usize = 10;
 /// What an image costs, roughly.
 const IMAGE_TOKENS: u64 = 1600;
 
@@ -103,6 +105,35 @@ pub(super) fn clear(history: &mut [Message], keep: usize) -> Option<Cleared> {
     })
 }
 
+/// Keeps the newest [`IMAGES`] images of the conversation and replaces the others by a note: one image that
+/// a provider can't take would fail every later request, and many of them fill the window.
+pub(super) fn limit_images(history: &mut [Message]) {
+    let mut left = IMAGES;
+    let results = history
+        .iter_mut()
+        .rev()
+        .filter_map(|message| match message {
+            Message::ToolResults { results, .. } => Some(results),
+            Message::User(_) | Message::Assistant(_) => None,
+        });
+    for content in results
+        .flat_map(|results| results.iter_mut().rev())
+        .flat_map(|result| result.content.iter_mut().rev())
+    {
+        if matches!(content, ToolContent::Image { .. }) {
+            match left.checked_sub(1) {
+                Some(fewer) => left = fewer,
+                None => {
+                    *content = ToolContent::Text(
+                        "[an older image was left out; read the file again if you need it]"
+                            .to_owned(),
+                    );
+                }
+            }
+        }
+    }
+}
+
 fn size(content: &ToolContent) -> usize {
     match content {
         ToolContent::Text(text) => text.chars().count(),
@@ -176,6 +207,32 @@ mod tests {
             None,
             "nothing is cleared twice"
         );
+    }
+
+    #[test]
+    fn only_the_newest_ten_images_stay() {
+        let image = ToolContent::Image {
+            media_type: "image/png",
+            base64: "aGk=".to_owned(),
+        };
+        let mut history: Vec<Message> = (0..12)
+            .map(|n| Message::ToolResults {
+                results: vec![ToolResult {
+                    id: n.to_string(),
+                    name: "file_read".to_owned(),
+                    content: vec![image.clone()],
+                    is_error: false,
+                }],
+                notice: None,
+            })
+            .collect();
+        limit_images(&mut history);
+        let images: Vec<bool> = history
+            .iter()
+            .map(|message| matches!(message, Message::ToolResults { results, .. } if results[0].content[0] == image))
+            .collect();
+        assert_eq!(images.iter().position(|is_image| *is_image), Some(2));
+        assert_eq!(images.iter().filter(|is_image| **is_image).count(), 10);
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) struct LoopGuard {
     seen: Vec<Step>,
     complaints: u32,
     stuck: bool,
+    /// The tool whose arguments were last refused, and how often in a row.
+    misunderstood: Option<(&'static str, u32)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +74,7 @@ impl LoopGuard {
             result: hash(&result),
         });
         self.complaints = if complaint { self.complaints + 1 } else { 0 };
+        self.misunderstood = None;
         let repeats = self.repeats();
         self.stuck |= repeats >= STOP_AT || self.complaints >= COMPLAINTS_STOP;
         if repeats == NUDGE_AT {
@@ -85,6 +88,17 @@ impl LoopGuard {
             ));
         }
         Verdict::Fine
+    }
+
+    /// Takes note of arguments that fit no schema; whether it is the third time or more for this tool in a
+    /// row, so that the model should be shown an example.
+    pub(super) fn misunderstood(&mut self, tool: &'static str) -> bool {
+        let before = self
+            .misunderstood
+            .filter(|(last, _)| *last == tool)
+            .map_or(0, |(_, times)| times);
+        self.misunderstood = Some((tool, before + 1));
+        before + 1 >= 3
     }
 
     /// The run should get its last turn.

@@ -224,6 +224,7 @@ impl<'a> Agent<'a> {
                         results: called.results,
                         notice,
                     });
+                    context::limit_images(&mut self.history);
                 }
             }
         }

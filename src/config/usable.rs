@@ -20,8 +20,7 @@ impl Usable {
     pub async fn probe(backends: &Backends) -> Self {
         let probes = backends.iter().map(|(name, backend)| async move {
             let probed = tokio::time::timeout(PROBE, backend.probe()).await;
-            let late =
-                || SandboxError::Timeout("the backend did not answer within 5 s".to_owned());
+            let late = || SandboxError::Timeout("the backend did not answer within 5 s".to_owned());
             (*name, probed.unwrap_or_else(|_| Err(late())))
         });
         Self {

@@ -66,7 +66,9 @@ struct NoBackend;
 impl SandboxBackend for NoBackend {
     async fn create(&self, _: &SandboxSpec, _: &Labels) -> Result<Arc<dyn Sandbox>, SandboxError> {
         self.probe().await?;
-        Err(SandboxError::Backend("there is no sandbox backend".to_owned()))
+        Err(SandboxError::Backend(
+            "there is no sandbox backend".to_owned(),
+        ))
     }
 
     async fn list(&self, _: &str) -> Result<Vec<FoundSandbox>, SandboxError> {

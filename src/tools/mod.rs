@@ -31,6 +31,7 @@ pub use facts::Facts;
 pub use quote::quote;
 pub use schema::{Prepared, example, prepare};
 pub use session::ShellSession;
+pub use text::shorten;
 pub use types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
 
 use place::{fetch, store};

@@ -321,6 +321,26 @@ impl Excerpt {
     }
 }
 
+/// `text` if it has at most `most` characters; else its beginning and its end, with a notice between them.
+pub fn shorten(text: &str, most: usize) -> std::borrow::Cow<'_, str> {
+    let total = count_chars(text);
+    if total <= most as u64 {
+        return std::borrow::Cow::Borrowed(text);
+    }
+    let head = first_chars(text, most / 3).to_owned();
+    let tail = last_chars(text, most - most / 3).to_owned();
+    let excerpt = Excerpt {
+        total_chars: total,
+        left_out_chars: total.saturating_sub(count_chars(&head) + count_chars(&tail)),
+        left_out_lines: count_lines(text).saturating_sub(count_lines(&head) + count_lines(&tail)),
+        head,
+        tail,
+    };
+    excerpt
+        .with_notice("The results of this turn together are too long; ask for less at a time.")
+        .into()
+}
+
 /// The first `most` characters, back to a line end if one lies in the second half of them.
 pub(crate) fn first_chars(text: &str, most: usize) -> &str {
     let end = text
