@@ -337,6 +337,6 @@ impl FrameSink {
     pub(super) async fn finish(mut self, error: Option<&ConnectError>) {
         let message = error.map_or_else(|| json!({}), |error| json!({"error": error.json()}));
         // The reader may be gone or the fault may have closed the stream: either way it has ended.
-        if self.send(Part::Finish, end_frame(&message)).await.is_err() {}
+        self.send(Part::Finish, end_frame(&message)).await.ok();
     }
 }

@@ -41,6 +41,7 @@
 
 mod connect;
 mod control;
+mod controls;
 mod create;
 mod edge;
 mod faults;
@@ -96,6 +97,7 @@ struct Inner {
     most_hours: Mutex<u64>,
     panics: Mutex<Vec<String>>,
     lenient: AtomicBool,
+    controls: AtomicBool,
     closing: CancellationToken,
 }
 
@@ -170,6 +172,7 @@ impl FakeE2b {
             most_hours: Mutex::new(24),
             panics: Mutex::default(),
             lenient: AtomicBool::new(false),
+            controls: AtomicBool::new(false),
             closing: CancellationToken::new(),
         });
         tokio::spawn(server::serve(inner.clone(), listener));
@@ -326,6 +329,11 @@ impl FakeE2b {
     /// Refusals don't fail this test.
     pub fn allow_refusals(&self) {
         self.inner.lenient.store(true, Ordering::Release);
+    }
+
+    /// Serves `/__standin`, by which the shared SDK check provokes faults from outside.
+    pub fn serve_check_controls(&self) {
+        self.inner.controls.store(true, Ordering::Release);
     }
 
     /// How events are written from now on.
