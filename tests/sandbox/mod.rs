@@ -2,3 +2,5 @@
 
 #[cfg(target_os = "linux")]
 mod e2b_standin;
+#[cfg(target_os = "linux")]
+mod e2b_standin_faults;

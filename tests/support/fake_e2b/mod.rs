@@ -50,6 +50,7 @@ mod journal;
 mod machine;
 mod process;
 mod processes;
+pub mod rawclient;
 mod routes;
 mod sandboxes;
 mod server;
@@ -68,11 +69,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use connect::{end_frame, frame, message_frame};
-pub use faults::{Ending, Fault, Gate, Reply, StreamFault};
+pub use faults::{Ending, Fault, Reply, StreamFault};
 pub use journal::{Refusal, Seen};
 pub use routes::Route;
 pub use sandboxes::{Death, SandboxView, State};
-pub use webhooks::{Delivery, Spelling, event, signature};
+pub use webhooks::{Delivery, Spelling, signature};
 
 /// The key that is accepted unless another is chosen; E2B's SDK check uses it.
 pub const KEY: &str = "e2b_0000000000000000000000000000000000000000";
@@ -349,6 +350,12 @@ impl FakeE2b {
     /// Every attempt to deliver an event so far.
     pub fn deliveries(&self) -> Vec<Delivery> {
         self.inner.webhooks.deliveries()
+    }
+
+    /// An event's body, to be sent by hand: `kind` is the last word of its type, `data` its `event_data`.
+    pub fn event(&self, sandbox: &str, kind: &str, data: &Value) -> Value {
+        let spelling = *self.inner.webhooks.spelling.lock();
+        webhooks::event(sandbox, kind, data, spelling)
     }
 
     /// Sends one signed delivery of any body to a URL on this machine; the answer's status.
