@@ -4,3 +4,5 @@
 mod e2b_standin;
 #[cfg(target_os = "linux")]
 mod e2b_standin_faults;
+#[cfg(target_os = "linux")]
+mod e2b_standin_life;

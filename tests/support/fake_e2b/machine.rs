@@ -178,7 +178,8 @@ impl Machine {
         let holder = self.holder().await;
         let mut command = match holder {
             Some(holder) => {
-                let mut command = Command::new("nsenter");
+                // By its full path: a look-up in a changed PATH would cost a real fork for each command.
+                let mut command = Command::new(nsenter());
                 command.args(["-t", &holder.pid.to_string(), "-m"]);
                 if View::of_this_host() == View::User {
                     command.args(["-U", "--preserve-credentials"]);
@@ -241,6 +242,16 @@ impl Machine {
             send(pid, signal);
         }
     }
+}
+
+/// Where `nsenter` is on this host.
+fn nsenter() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let places = PATH.split(':').map(|dir| Path::new(dir).join("nsenter"));
+        let mut there = places.filter(|path| path.is_file());
+        there.next().unwrap_or_else(|| PathBuf::from("nsenter"))
+    })
 }
 
 /// Signals one process; one that is gone is no error.

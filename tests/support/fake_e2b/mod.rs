@@ -32,7 +32,9 @@
 //! A temporary directory with its own `/home/user`, `/root` and `/tmp`. Commands see them under these names
 //! where the host lets us make a mount namespace; elsewhere these names are replaced by the host's in
 //! arguments. Nothing else can be written through `/files` and the filesystem service. Commands run as
-//! the test's own user, whatever `USER` says; there is no `sudo`, no watchers, no user's ports, no fork.
+//! the test's own user, whatever `USER` says. The first command of a sandbox makes its namespace (some
+//! 10 ms); `SANDCASTER_FAKE_E2B_NO_NAMESPACE=1` does without, for measurements. Not played: `sudo`, watchers
+//! of directories, ports of a user's services, `fork`, `/files/compose`, waking by traffic.
 
 #![expect(
     clippy::disallowed_methods,

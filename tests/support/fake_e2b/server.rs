@@ -158,6 +158,10 @@ async fn act(
             .journal
             .refuse(seen, "the API key was sent to a sandbox".to_owned());
     }
+    if edge::looks_like_a_browser(&parts.headers) {
+        let why = "the edge answers this User-Agent in HTML";
+        inner.journal.refuse(seen, why.to_owned());
+    }
     let sandbox = match edge::locate(inner, parts) {
         Ok(sandbox) => sandbox,
         Err(answer) => return answer,
