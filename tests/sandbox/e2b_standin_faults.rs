@@ -167,6 +167,15 @@ async fn what_e2b_would_refuse_fails_the_test() {
         .header("x-api-key", e2b.key());
     assert_eq!(read(leak).await.unwrap().status, 204);
     e2b.expect_refusal("the API key was sent to a sandbox");
+    let browser = client
+        .to(&made, "GET", "/health")
+        .header("user-agent", "Mozilla/5.0");
+    assert_eq!(read(browser).await.unwrap().status, 204);
+    e2b.expect_refusal("in HTML");
+    let path = format!("/v2/sandboxes/{}/timeout", made.id);
+    let versioned = client.api("POST", &path).json(&json!({"timeout": 60}));
+    assert_eq!(read(versioned).await.unwrap().status, 404);
+    e2b.expect_refusal("no such path");
     let wrong_type = client
         .to(&made, "POST", "/process.Process/Start")
         .json(&json!({}));

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::e2b_standin_faults::{SOON, kinds, sandbox, until};
 use crate::support::fake_e2b::rawclient::{RawClient, in_background, read};
-use crate::support::fake_e2b::{Death, FakeE2b, Route, Spelling, State, signature};
+use crate::support::fake_e2b::{Death, FakeE2b, Route, Spelling, State, file_signature, signature};
 
 #[tokio::test]
 async fn commands_run_in_the_sandboxs_own_home() {
@@ -254,4 +254,74 @@ async fn a_death_is_told_to_the_registered_webhook_until_it_listens() {
     until("all are noted", || e2b.deliveries().len() == 3).await;
     let statuses: Vec<_> = e2b.deliveries().iter().map(|d| d.status.unwrap()).collect();
     assert_eq!(statuses, [500, 200, 200]);
+}
+
+#[test]
+fn file_urls_are_signed_as_e2b_signs_them() {
+    // The sheet's worked examples.
+    let (path, token) = ("/home/user/a.txt", "ea_0123456789abcdef");
+    let read = file_signature(path, "read", "", token, None);
+    assert_eq!(read, "v1_ay77oCVShgrioNfuJrdR3K+x6xk5dbJnU2tq4D1sZFo");
+    let expiring = file_signature(path, "read", "user", token, Some("1767323045"));
+    assert_eq!(expiring, "v1_KfgjfHHMCJj8dfXW8CWUFmYTRXKp3TJJKsghunp4HqQ");
+    let write = file_signature(path, "write", "", token, None);
+    assert_eq!(write, "v1_H6+AOYdIL2xi5E/5brA98PAwn+sEZEuBt0rC0rF2V10");
+}
+
+#[tokio::test]
+async fn files_come_whole_in_part_and_to_whoever_has_a_signed_url() {
+    let (e2b, client, made) = sandbox().await;
+    let upload = client.to(&made, "POST", "/files?path=a.txt");
+    let upload = upload
+        .header("content-type", "application/octet-stream")
+        .body("0123456789");
+    let told = read(upload).await.unwrap();
+    let written = json!([{"name": "a.txt", "path": "/home/user/a.txt", "type": "file"}]);
+    assert_eq!((told.status, told.json()), (200, written));
+    let part = client
+        .to(&made, "GET", "/files?path=a.txt")
+        .header("range", "bytes=2-4");
+    let part = read(part).await.unwrap();
+    assert_eq!(
+        (part.status, part.bytes.as_slice()),
+        (206, b"234".as_slice())
+    );
+    assert_eq!(part.headers["content-range"], "bytes 2-4/10");
+    // Such a URL names no sandbox: it is found by whose token signed it.
+    let signed = file_signature("a.txt", "read", "", &made.token, None);
+    let signed = signed.replace('+', "%2B").replace('/', "%2F");
+    let anyone = client.anyone("GET", &format!("/files?path=a.txt&signature={signed}"));
+    assert_eq!(read(anyone).await.unwrap().bytes, b"0123456789");
+    let missing = client.to(&made, "GET", "/files?path=none");
+    assert_eq!(
+        read(missing).await.unwrap().json()["message"],
+        "path '/home/user/none' does not exist"
+    );
+    assert_eq!(e2b.calls(Route::Download), 3);
+}
+
+#[tokio::test]
+async fn older_clients_paths_are_served_too() {
+    let e2b = FakeE2b::start().await;
+    let client = RawClient::of(&e2b);
+    let create = client
+        .api("POST", "/sandboxes")
+        .json(&json!({"templateID": "base"}));
+    let made = read(create).await.unwrap().json();
+    assert_eq!(
+        made.get("envdAccessToken"),
+        None,
+        "not secured unless asked for"
+    );
+    let view = &e2b.sandboxes()[0];
+    let life = view.end_at.duration_since(view.started_at).as_secs();
+    assert!((14..=15).contains(&life), "{life} s by default");
+    let connect = client.api("POST", &format!("/sandboxes/{}-client/connect", view.id));
+    let connect = read(connect.json(&json!({"timeout": 60}))).await.unwrap();
+    assert_eq!(
+        (connect.status, &connect.json()["sandboxID"]),
+        (200, &json!(view.id))
+    );
+    let listed = read(client.api("GET", "/sandboxes")).await.unwrap().json();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
 }

@@ -278,6 +278,22 @@ pub(super) fn admit(sandbox: &SandboxBox, parts: &Parts, files: bool) -> Result<
     Err(Answer::refusal(401, why))
 }
 
+/// The signature that lets a URL of `/files` in: `operation` is `read` or `write`, `expiry` Unix seconds.
+pub fn file_signature(
+    path: &str,
+    operation: &str,
+    user: &str,
+    token: &str,
+    expiry: Option<&str>,
+) -> String {
+    let mut text = format!("{path}:{operation}:{user}:{token}");
+    if let Some(expiry) = expiry {
+        text = format!("{text}:{expiry}");
+    }
+    let digest = Sha256::digest(text.as_bytes());
+    format!("v1_{}", STANDARD_NO_PAD.encode(digest))
+}
+
 /// A decoded query.
 pub(super) struct Query(Vec<(String, String)>);
 
@@ -314,14 +330,13 @@ impl Query {
     }
 
     fn signed_by(&self, token: &str, operation: &str) -> bool {
-        let path = self.get("path").unwrap_or_default();
-        let user = self.get("username").unwrap_or_default();
-        let mut text = format!("{path}:{operation}:{user}:{token}");
-        if let Some(expiry) = self.get("signature_expiration") {
-            text = format!("{text}:{expiry}");
-        }
-        let digest = Sha256::digest(text.as_bytes());
-        let wanted = format!("v1_{}", STANDARD_NO_PAD.encode(digest));
+        let wanted = file_signature(
+            self.get("path").unwrap_or_default(),
+            operation,
+            self.get("username").unwrap_or_default(),
+            token,
+            self.get("signature_expiration"),
+        );
         self.get("signature") == Some(wanted.as_str())
     }
 }

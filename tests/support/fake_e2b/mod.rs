@@ -71,6 +71,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use connect::{end_frame, frame, message_frame};
+pub use edge::file_signature;
 pub use faults::{Ending, Fault, Reply, StreamFault};
 pub use journal::{Refusal, Seen};
 pub use routes::Route;

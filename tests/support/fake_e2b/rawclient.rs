@@ -80,6 +80,12 @@ impl RawClient {
         request.header("x-api-key", &self.key)
     }
 
+    /// A request without key, token or routing headers.
+    pub fn anyone(&self, method: &str, path: &str) -> reqwest::RequestBuilder {
+        let method = method.parse().unwrap();
+        self.http.request(method, format!("{}{path}", self.url))
+    }
+
     /// A request to a sandbox, with its routing headers and token.
     pub fn to(&self, made: &Made, method: &str, path: &str) -> reqwest::RequestBuilder {
         let method = method.parse().unwrap();
