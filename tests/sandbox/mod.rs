@@ -2,6 +2,12 @@
 
 mod conformance;
 #[cfg(target_os = "linux")]
+mod e2b_standin;
+#[cfg(target_os = "linux")]
+mod e2b_standin_faults;
+#[cfg(target_os = "linux")]
+mod e2b_standin_life;
+#[cfg(target_os = "linux")]
 mod local_escape;
 #[cfg(target_os = "linux")]
 mod local_life;

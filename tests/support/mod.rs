@@ -1,6 +1,9 @@
 //! Helpers shared by the tests.
 
 pub mod app;
+pub mod clients;
+#[cfg(target_os = "linux")]
+pub mod fake_e2b;
 pub mod fake_llm;
 pub mod host_sandbox;
 pub mod http;
