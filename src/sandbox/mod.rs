@@ -2,9 +2,11 @@
 //!
 //! Knows no LLM, no run log and no HTTP server of ours.
 
+pub mod e2b;
 pub mod paths;
 mod types;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,15 +20,7 @@ pub use types::{
 };
 
 /// Every backend that a request may name, in the order in which one is chosen.
-pub static BACKENDS: &[BackendDef] = &[E2B, VERCEL, CLOUDFLARE, DOCKER];
-
-const E2B: BackendDef = BackendDef {
-    name: "e2b",
-    key_vars: &["E2B_API_KEY"],
-    default_network: Network::Full,
-    isolates: "a microVM per run at E2B",
-    build: Build::NotYet,
-};
+pub static BACKENDS: &[BackendDef] = &[e2b::DEF, VERCEL, CLOUDFLARE, DOCKER];
 
 const VERCEL: BackendDef = BackendDef {
     name: "vercel",
@@ -83,6 +77,9 @@ pub struct BackendConfig {
     pub http: HttpClient,
     /// Values of its key variables that are set, by name.
     pub keys: Vec<(&'static str, Secret)>,
+    /// Base URLs and domains of backends that are set, by variable name ([`e2b::API_URL_VAR`] and its
+    /// like); checked, URLs without a trailing slash.
+    pub base_urls: BTreeMap<&'static str, String>,
     /// The program that `local` re-executes: `/proc/self/exe`, but for tests.
     pub launcher: PathBuf,
     /// Limits of `local` sandboxes.
