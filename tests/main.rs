@@ -11,4 +11,5 @@
     reason = "tests fail by panicking, and helpers are shared by tests that need different parts of them"
 )]
 
+mod sandbox;
 mod support;

@@ -1,0 +1,53 @@
+//! The stand-in for E2B, judged by E2B's own clients.
+
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::support::clients;
+use crate::support::fake_e2b::FakeE2b;
+
+/// Every case of the shared check but those that drive another stand-in by its own calls.
+const CASES: usize = 44;
+const OWN_CALLS_OF_ANOTHER: usize = 5;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_python_sdk_accepts_the_stand_in() {
+    let what = "E2B's Python SDK";
+    let script = clients::shared().map(|dir| dir.join("tools/e2b_sdk_check.py"));
+    let Some(script) = script.filter(|script| script.is_file()) else {
+        return clients::skipped(what, "the shared folder with its check is missing");
+    };
+    let python = match clients::python().await {
+        Ok(python) => python,
+        Err(why) => return clients::skipped(what, &why),
+    };
+    let e2b = FakeE2b::start().await;
+    // The check provokes refusals of every kind.
+    e2b.allow_refusals();
+    let mut check = Command::new(python);
+    let check = check.arg(script).arg(e2b.url());
+    let output = clients::run(check, Duration::from_secs(150)).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let verdict = format!(
+        "{} passed, 0 failed, {OWN_CALLS_OF_ANOTHER} skipped",
+        CASES - OWN_CALLS_OF_ANOTHER
+    );
+    assert_eq!(said.lines().last(), Some(verdict.as_str()), "{said}");
+    e2b.wait_until_empty(Duration::from_secs(5)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_javascript_sdk_accepts_the_stand_in() {
+    let dir = match clients::node().await {
+        Ok(dir) => dir,
+        Err(why) => return clients::skipped("E2B's JavaScript SDK", &why),
+    };
+    let e2b = FakeE2b::start().await;
+    let mut check = Command::new("node");
+    let check = check.arg(dir.join("e2b_check.mjs")).arg(e2b.url());
+    let output = clients::run(check, Duration::from_mins(1)).await.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said.lines().last(), Some("13 passed, 0 failed"), "{said}");
+    e2b.wait_until_empty(Duration::from_secs(5)).await;
+}
