@@ -1,4 +1,10 @@
 //! Sandbox backends, and the stand-ins that prove them.
 
 #[cfg(target_os = "linux")]
+mod e2b_client;
+#[cfg(target_os = "linux")]
+mod e2b_faults;
+#[cfg(target_os = "linux")]
 mod e2b_standin;
+#[cfg(target_os = "linux")]
+mod e2b_support;

@@ -243,18 +243,18 @@ impl Sandbox for E2bSandbox {
 
     /// Dropping the stream closes the connection; the command runs on, its output going nowhere.
     async fn exec(&self, spec: ExecSpec) -> Result<ExecStream, SandboxError> {
-        self.envd.ensure_here()?;
-        process::exec(&self.envd, spec).await
+        let started = process::exec(&self.envd, spec);
+        self.envd.while_here(started).await
     }
 
     async fn read(&self, path: &str, max_bytes: u64) -> Result<Bytes, SandboxError> {
-        self.envd.ensure_here()?;
-        files::read(&self.envd, path, max_bytes).await
+        let read = files::read(&self.envd, path, max_bytes);
+        self.envd.while_here(read).await
     }
 
     async fn write(&self, path: &str, bytes: Bytes) -> Result<(), SandboxError> {
-        self.envd.ensure_here()?;
-        files::write(&self.envd, path, bytes).await
+        let written = files::write(&self.envd, path, bytes);
+        self.envd.while_here(written).await
     }
 
     async fn extend(&self, lifetime: Duration) -> Result<(), SandboxError> {

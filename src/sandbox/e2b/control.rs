@@ -273,7 +273,8 @@ impl Control {
         }
     }
 
-    /// Moves a sandbox's end to `lifetime` from now, or as far as the account's plan lets it.
+    /// Moves a sandbox's end to `lifetime` from now. Where the plan's limit comes before it, E2B cuts it
+    /// there, names the limit, or refuses; the last is the only failure.
     pub(super) async fn set_lifetime(
         &self,
         id: &str,
@@ -303,6 +304,11 @@ impl Control {
                 Fault::Refused(answer) if !capped && answer.longest_hours().is_some() => {
                     capped = true;
                     secs = answer.longest_hours().map_or(secs, |hours| hours * 3600);
+                }
+                Fault::Refused(answer) if answer.at_longest_life() => {
+                    return Err(SandboxError::Backend(
+                        "E2B lets a sandbox of this plan live no longer".to_owned(),
+                    ));
                 }
                 _ => return Err(fault.control_error("extending a sandbox's life")),
             }

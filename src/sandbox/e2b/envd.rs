@@ -133,6 +133,29 @@ impl Envd {
         SandboxError::Gone(known.unwrap_or_else(|| why.to_owned()))
     }
 
+    /// Returns once any call has found out that the sandbox is gone.
+    pub(super) async fn until_lost(&self) -> SandboxError {
+        let mut lost = self.lost.subscribe();
+        // The sender is a field of `self`, so this ends with a reason only.
+        let why = lost.wait_for(Option::is_some).await;
+        let why = why.ok().and_then(|why| why.clone());
+        SandboxError::Gone(why.unwrap_or_default())
+    }
+
+    /// `work`, given up as soon as the sandbox is known to be gone.
+    pub(super) async fn while_here<T>(
+        &self,
+        work: impl Future<Output = Result<T, SandboxError>>,
+    ) -> Result<T, SandboxError> {
+        self.ensure_here()?;
+        // What was finished counts; unfinished work has lost its meaning.
+        tokio::select! {
+            biased;
+            done = work => done,
+            gone = self.until_lost() => Err(gone),
+        }
+    }
+
     /// Notes that the edge no longer knows it.
     pub(super) fn vanished(&self) -> SandboxError {
         self.lose("E2B no longer runs it: it was killed or paused, or its time was over")
@@ -181,7 +204,6 @@ impl Envd {
     /// to the edge every [`Timing::watch`]. Asked twice before it is believed, since nothing else has
     /// failed yet. Costs nothing while nobody awaits it.
     pub(super) async fn gone(&self) -> SandboxError {
-        let mut lost = self.lost.subscribe();
         let mut doubted = false;
         loop {
             let pause = if doubted {
@@ -189,17 +211,17 @@ impl Envd {
             } else {
                 self.timing.watch
             };
-            // Neither branch loses anything: the reason stays in the channel.
-            tokio::select! {
+            let looked = async {
+                tokio::time::sleep(pause).await;
+                self.life().await
+            };
+            // Neither branch loses anything: the reason is kept.
+            let life = tokio::select! {
                 biased;
-                found = lost.wait_for(Option::is_some) => {
-                    if let Ok(why) = found {
-                        return SandboxError::Gone(why.clone().unwrap_or_default());
-                    }
-                }
-                () = tokio::time::sleep(pause) => {}
-            }
-            match self.life().await {
+                gone = self.until_lost() => return gone,
+                life = looked => life,
+            };
+            match life {
                 Life::Gone if doubted => return self.vanished(),
                 Life::Gone => doubted = true,
                 Life::Alive | Life::Unknown(_) => doubted = false,

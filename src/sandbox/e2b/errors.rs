@@ -95,6 +95,12 @@ impl Answer {
         self.status == 429 && message.contains("maximum number of concurrent")
     }
 
+    /// Whether a sandbox has lived, or would live, as long as the plan lets it.
+    pub(super) fn at_longest_life(&self) -> bool {
+        let message = self.message.to_ascii_lowercase();
+        self.status == 400 && message.contains("max instance length")
+    }
+
     /// `N` of "Timeout cannot be greater than N hours".
     pub(super) fn longest_hours(&self) -> Option<u64> {
         let message = self.message.to_ascii_lowercase();

@@ -239,6 +239,8 @@ fn file_error(answer: &Answer) -> Option<FileErrorKind> {
         FileErrorKind::NoSpace
     } else if says("not a directory") {
         FileErrorKind::NotDirectory
+    } else if says("not a regular file") {
+        FileErrorKind::NotRegular
     } else if says("is a directory") {
         FileErrorKind::IsDirectory
     } else if says("permission denied") || answer.status == 403 {

@@ -186,10 +186,15 @@ pub(super) async fn follow(command: &Command, mut stream: EventStream, output: &
             return;
         }
         // A reader that has gone wants no more bytes; dropping the stream closes the connection.
+        // What was said before the sandbox's end still counts.
         let next = tokio::select! {
             biased;
             () = output.closed() => return,
             next = stream.next(envd.timing.idle) => next,
+            gone = envd.until_lost() => {
+                drop(output.send(Err(gone)).await);
+                return;
+            }
         };
         let broken = match next {
             Ok(Event::Stdout(bytes)) => {
