@@ -392,6 +392,7 @@ async fn a_life_is_extended_and_cut_to_the_plan() {
     e2b.set_max_hours(1);
     let error = sandbox.extend(Duration::from_hours(2)).await.unwrap_err();
     assert!(error.to_string().contains("no longer"), "{error}");
+    e2b.expect_refusal("Max instance length");
     assert!(!error.is_fatal());
     assert_eq!(end(&e2b), before);
 }

@@ -367,6 +367,30 @@ async fn only_the_sandbox_of_this_attempt_is_taken_over_or_killed() {
 }
 
 #[tokio::test]
+async fn a_twin_that_appears_late_is_killed_and_the_one_in_use_is_not() {
+    let e2b = FakeE2b::start().await;
+    let labels = labels();
+    let twin = [
+        ("sandcaster-run", labels.run.as_str()),
+        ("sandcaster-instance", INSTANCE),
+        ("sandcaster-attempt", "1"),
+    ];
+    e2b.on(Route::Create).drop_before_acting();
+    let sandbox = backend(&e2b).create(&spec(), &labels).await.unwrap();
+    let late = e2b.add_sandbox(&twin);
+    bounded(async {
+        while e2b.sandboxes().iter().any(|left| left.id == late) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(text(&sh(&*sandbox, "echo here").await.stdout), "here\n");
+    e2b.add_sandbox(&twin);
+    sandbox.kill().await.unwrap();
+    e2b.wait_until_empty(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
 async fn no_connection_is_an_error_that_names_no_address() {
     let e2b = FakeE2b::start().await;
     let backend = {

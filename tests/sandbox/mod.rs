@@ -1,6 +1,8 @@
 //! Sandbox backends, and the stand-ins that prove them.
 
 #[cfg(target_os = "linux")]
+mod e2b_breaks;
+#[cfg(target_os = "linux")]
 mod e2b_client;
 #[cfg(target_os = "linux")]
 mod e2b_faults;

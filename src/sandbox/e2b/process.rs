@@ -35,10 +35,13 @@ const CLOSE_STDIN: (u32, u32, u32) = (0, 5, 2);
 const MARKER: &str = "SANDCASTER_EXEC";
 const DOING: &str = "starting a command";
 
-/// Kills what carries the marker given as `$1`. A minimal shell and its few tools are enough.
-const SWEEP: &str = r#"{ for e in /proc/[0-9]*/environ; do
-tr '\0' '\n' <"$e" | grep -qx "SANDCASTER_EXEC=$1" && e=${e#/proc/} && kill -9 "${e%/environ}"
-done; } 2>/dev/null; exit 0"#;
+/// Kills what carries the marker given as `$1`. A minimal shell and its few tools are enough; where grep
+/// can split at NUL, one run of it does for all processes.
+const SWEEP: &str = r#"{ m="SANDCASTER_EXEC=$1"; p=
+if printf 'a\000b' | grep -qxz b; then p=$(grep -lsxzF "$m" /proc/[0-9]*/environ)
+else for e in /proc/[0-9]*/environ; do tr '\0' '\n' <"$e" | grep -qxF "$m" && p="$p $e"; done; fi
+for e in $p; do e=${e#/proc/}; kill -9 "${e%/environ}"; done
+} 2>/dev/null; exit 0"#;
 /// How long ending a command may take, each of its two steps.
 const KILLING: Duration = Duration::from_secs(5);
 
