@@ -1,29 +1,17 @@
-//! The E2B backend against faults of a sandbox: broken streams, sudden death, a deaf edge, bad files.
+//! The E2B backend against faults of a sandbox: broken streams, sudden death, a deaf edge.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use sandcaster::error::ErrorCode;
-use sandcaster::sandbox::e2b::Timing;
-use sandcaster::sandbox::{ExecOutput, FileErrorKind, SandboxError};
+use sandcaster::sandbox::{ExecOutput, SandboxError};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::e2b_support::*;
 use crate::support::fake_e2b::{
-    Death, Ending, FakeE2b, Reply, Route, StreamFault, end_frame, frame, message_frame,
+    Death, Ending, FakeE2b, Fault, Reply, Route, StreamFault, end_frame, frame, message_frame,
 };
-
-/// Patience of tests in which something stays silent.
-fn impatient() -> Timing {
-    Timing {
-        start: Duration::from_millis(500),
-        idle: Duration::from_millis(300),
-        health: Duration::from_millis(500),
-        file: Duration::from_millis(500),
-        unreachable: Duration::from_millis(300),
-        ..quick()
-    }
-}
 
 /// A command that says something, waits for the file `go`, says more, and exits with 5.
 const WAITING: &str = "echo one; while [ ! -e go ]; do sleep 0.02; done; echo two; exit 5";
@@ -406,22 +394,23 @@ async fn errors_in_an_end_frame_are_read_though_the_status_is_200() {
     }
 }
 
+/// Makes one call go wrong.
+type Spoil = fn(&FakeE2b) -> Fault;
+
 #[tokio::test]
 async fn a_start_whose_answer_was_lost_is_found_and_not_run_again() {
-    let html = || Reply::html(502, "<html>bad gateway</html>");
-    let spoils: [(&str, &dyn Fn(&FakeE2b)); 3] = [
-        ("dropped", &|e2b| {
-            drop(e2b.on(Route::Start).drop_after_send())
+    let spoils: [(&str, Spoil); 3] = [
+        ("dropped", |e2b| e2b.on(Route::Start).drop_after_send()),
+        ("502", |e2b| {
+            let html = Reply::html(502, "<html>bad gateway</html>");
+            e2b.on(Route::Start).respond_after_acting(html)
         }),
-        ("502", &|e2b| {
-            drop(e2b.on(Route::Start).respond_after_acting(html()))
-        }),
-        ("cut", &|e2b| {
+        ("cut", |e2b| {
             let fault = StreamFault::EndAfter {
                 after: 0,
                 ending: Ending::Reset,
             };
-            drop(e2b.on(Route::Start).stream(fault));
+            e2b.on(Route::Start).stream(fault)
         }),
     ];
     for (way, spoil) in spoils {
@@ -505,106 +494,6 @@ async fn input_that_reached_nobody_is_sent_again() {
     spec.stdin = "once".into();
     let run = collect(&*sandbox, spec).await.unwrap();
     assert_eq!((text(&run.stdout).as_str(), run.exit_code), ("once", 0));
-}
-
-#[tokio::test]
-async fn transfers_of_files_are_repeated_after_passing_faults() {
-    let e2b = FakeE2b::start().await;
-    let sandbox = sandbox(&e2b).await;
-    sandbox.write("a", "content".into()).await.unwrap();
-    for reply in [
-        Reply::port_closed("i"),
-        Reply::from(503),
-        Reply::html(502, "<html>"),
-        Reply::from(429),
-    ] {
-        e2b.on(Route::Download).first(2).respond(reply.clone());
-        assert_eq!(
-            sandbox.read("a", 100).await.unwrap(),
-            "content",
-            "{reply:?}"
-        );
-        e2b.on(Route::Upload).first(2).respond(reply.clone());
-        sandbox.write("b", "again".into()).await.unwrap();
-    }
-    e2b.on(Route::Download)
-        .respond(Reply::new(200).body("content").cut_after(3));
-    assert_eq!(sandbox.read("a", 100).await.unwrap(), "content");
-    e2b.on(Route::Upload).drop_after_send();
-    sandbox.write("b", "at last".into()).await.unwrap();
-    assert_eq!(sandbox.read("b", 100).await.unwrap(), "at last");
-}
-
-#[tokio::test]
-async fn faults_of_files_are_the_tools_matter_unless_the_sandbox_is_lost() {
-    let kind = |error: &SandboxError| match error {
-        SandboxError::File { kind, .. } => Some(kind.clone()),
-        _ => None,
-    };
-    let envd = |status: u16, message: &str| {
-        Reply::json(status, &json!({"code": status, "message": message}))
-    };
-    let other = |text: &str| FileErrorKind::Other(text.to_owned());
-    for (reply, expected, code) in [
-        (
-            envd(400, "odd path"),
-            Some(other("odd path")),
-            ErrorCode::SandboxError,
-        ),
-        (
-            envd(404, "path '/x' does not exist"),
-            Some(FileErrorKind::NotFound),
-            ErrorCode::SandboxError,
-        ),
-        (
-            envd(500, "open /x: permission denied"),
-            Some(FileErrorKind::PermissionDenied),
-            ErrorCode::SandboxError,
-        ),
-        (
-            envd(507, "not enough disk space available"),
-            Some(FileErrorKind::NoSpace),
-            ErrorCode::SandboxError,
-        ),
-        (
-            envd(401, "unauthorized access"),
-            None,
-            ErrorCode::ProviderAuthMissing,
-        ),
-        (Reply::sandbox_gone("i"), None, ErrorCode::SandboxLost),
-    ] {
-        let e2b = FakeE2b::start().await;
-        let sandbox = sandbox(&e2b).await;
-        e2b.on(Route::Upload).respond(reply);
-        let error = sandbox.write("x", "y".into()).await.unwrap_err();
-        assert_eq!((kind(&error), error.code()), (expected, code), "{error}");
-        assert_eq!(error.is_fatal(), code != ErrorCode::SandboxError, "{error}");
-        assert_eq!(e2b.calls(Route::Upload), 1);
-    }
-}
-
-#[tokio::test]
-async fn a_transfer_that_hangs_ends() {
-    let e2b = FakeE2b::start().await;
-    let sandbox = sandbox_with(&e2b, impatient()).await;
-    e2b.on(Route::Download).always().hang();
-    e2b.on(Route::Upload).always().hang();
-    let error = bounded(sandbox.read("a", 100)).await.unwrap_err();
-    assert_eq!(error.code(), ErrorCode::SandboxTimeout, "{error}");
-    let error = bounded(sandbox.write("a", "x".into())).await.unwrap_err();
-    assert_eq!(error.code(), ErrorCode::SandboxTimeout, "{error}");
-}
-
-#[tokio::test]
-async fn a_file_longer_than_it_says_is_cut_off() {
-    let e2b = FakeE2b::start().await;
-    let sandbox = sandbox(&e2b).await;
-    sandbox.write("a", vec![b'x'; 1000].into()).await.unwrap();
-    // Without a length, as a compressing edge answers.
-    let endless = Reply::frames([frame(0, &vec![b'x'; 500_000])]);
-    e2b.on(Route::Download).respond(endless);
-    let error = sandbox.read("a", 1000).await.unwrap_err();
-    assert!(matches!(error, SandboxError::TooLarge { .. }), "{error:?}");
 }
 
 #[tokio::test]

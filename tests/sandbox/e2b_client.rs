@@ -183,12 +183,14 @@ async fn a_hundred_megabytes_pass_in_bounded_memory() {
     let before = resident_kib();
     let mut most = 0;
     let mut total = 0;
+    let limit = tokio::time::Instant::now() + Duration::from_mins(2);
     let mut stream = sandbox
         .exec(command(&["head", "-c", "100000000", "/dev/zero"]))
         .await
         .unwrap();
     let code = loop {
-        match stream.next().await.unwrap() {
+        let next = tokio::time::timeout_at(limit, stream.next()).await;
+        match next.expect("it hung").unwrap() {
             ExecOutput::Stdout(bytes) => {
                 total += bytes.len();
                 most = most.max(resident_kib());
@@ -344,6 +346,8 @@ async fn reads_are_refused_with_the_reason() {
         ("none", FileErrorKind::NotFound),
         ("dir", FileErrorKind::IsDirectory),
         ("fifo", FileErrorKind::NotRegular),
+        ("/dev/zero", FileErrorKind::NotRegular),
+        ("/no/such\nname", FileErrorKind::NotFound),
     ] {
         let error = bounded(sandbox.read(path, 100)).await.unwrap_err();
         let path = path.to_owned();
@@ -565,6 +569,63 @@ async fn the_key_is_nowhere_but_at_the_control_plane() {
         .output()
         .unwrap();
     assert_eq!(text(&files.stdout), "");
+}
+
+/// A sandbox that says to be of this version of envd.
+async fn of_version(
+    e2b: &FakeE2b,
+    version: &str,
+) -> std::sync::Arc<dyn sandcaster::sandbox::Sandbox> {
+    let id = e2b.add_sandbox(&[]);
+    let detail = sandcaster::net::build()
+        .unwrap()
+        .get(format!("{}/sandboxes/{id}", e2b.url()))
+        .header("X-API-Key", KEY)
+        .send()
+        .await
+        .unwrap();
+    let mut detail: serde_json::Value = detail.json().await.unwrap();
+    detail["envdVersion"] = json!(version);
+    e2b.on(Route::Create).respond(Reply::json(201, &detail));
+    backend(e2b).create(&spec(), &labels()).await.unwrap()
+}
+
+#[tokio::test]
+async fn old_templates_are_spoken_to_as_they_need_it() {
+    let e2b = FakeE2b::start().await;
+    let old = of_version(&e2b, "0.2.0").await;
+    old.write("a b.txt", "content".into()).await.unwrap();
+    let upload = &e2b.requests_of(Route::Upload)[0];
+    assert!(
+        upload
+            .header("content-type")
+            .starts_with("multipart/form-data; boundary=")
+    );
+    assert!(upload.query.contains("username=user"), "{}", upload.query);
+    assert_eq!(old.read("a b.txt", 100).await.unwrap(), "content");
+    let run = collect(
+        &*old,
+        command(&["sh", "-c", "cat; echo \"$1\"", "sh", "a  b"]),
+    )
+    .await
+    .unwrap();
+    assert_eq!(text(&run.stdout), "a  b\n");
+    let start = &e2b.requests_of(Route::Start)[0];
+    assert_eq!(start.header("authorization"), "Basic dXNlcjo=");
+    assert_eq!(start.json()["process"]["cmd"], "/bin/sh");
+    let mut spec = command(&["cat"]);
+    spec.stdin = "x".into();
+    let error = old.exec(spec).await.unwrap_err();
+    assert_eq!(error.code(), ErrorCode::TemplateIncompatible);
+
+    let new = of_version(&e2b, "0.6.13").await;
+    new.write("x", "y".into()).await.unwrap();
+    let upload = &e2b.requests_of(Route::Upload)[1];
+    assert_eq!(upload.header("content-type"), "application/octet-stream");
+    assert_eq!(
+        (upload.query.as_str(), upload.header("authorization")),
+        ("path=%2Fhome%2Fuser%2Fx", "")
+    );
 }
 
 #[tokio::test]

@@ -1,16 +1,17 @@
 //! The E2B backend against faults of the control plane: the right code, the right decision to try again,
 //! and never a second sandbox. Faults of a sandbox itself are in `e2b_breaks`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sandcaster::clock::Deadline;
 use sandcaster::error::ErrorCode;
 use sandcaster::sandbox::e2b::Timing;
 use sandcaster::sandbox::{SandboxError, SandboxSpec};
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::e2b_support::*;
-use crate::support::fake_e2b::{FakeE2b, KEY, Reply, Route};
+use crate::support::fake_e2b::{FakeE2b, Fault, KEY, Reply, Route};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -211,34 +212,28 @@ async fn an_account_at_its_limit_is_told_at_once() {
     assert_eq!(e2b.calls(Route::Create), 1);
 }
 
+/// Makes one call go wrong.
+type Spoil = fn(&FakeE2b) -> Fault;
+
 #[tokio::test]
 async fn a_sandbox_whose_answer_was_lost_is_taken_over() {
     let timing = Timing {
         create_try: Duration::from_millis(300),
         ..quick()
     };
-    type Spoil = fn(&FakeE2b);
     let ways: [(&str, Spoil); 5] = [
-        ("dropped", |e2b| {
-            drop(e2b.on(Route::Create).drop_after_send())
-        }),
-        ("hung", |e2b| {
-            drop(e2b.on(Route::Create).hang_after_acting())
-        }),
+        ("dropped", |e2b| e2b.on(Route::Create).drop_after_send()),
+        ("hung", |e2b| e2b.on(Route::Create).hang_after_acting()),
         ("late", |e2b| {
-            drop(e2b.on(Route::Create).delay_answer(Duration::from_secs(3)))
+            e2b.on(Route::Create).delay_answer(Duration::from_secs(3))
         }),
         ("504", |e2b| {
-            drop(
-                e2b.on(Route::Create)
-                    .respond_after_acting(Reply::html(504, "upstream request timeout")),
-            );
+            let gave_up = Reply::html(504, "upstream request timeout");
+            e2b.on(Route::Create).respond_after_acting(gave_up)
         }),
         ("unreadable", |e2b| {
-            drop(
-                e2b.on(Route::Create)
-                    .respond_after_acting(Reply::html(201, "<html>")),
-            )
+            let unreadable = Reply::html(201, "<html>");
+            e2b.on(Route::Create).respond_after_acting(unreadable)
         }),
     ];
     for (way, spoil) in ways {

@@ -37,6 +37,18 @@ pub fn quick() -> Timing {
     }
 }
 
+/// Patience of tests in which something stays silent.
+pub fn impatient() -> Timing {
+    Timing {
+        start: Duration::from_millis(500),
+        idle: Duration::from_millis(300),
+        health: Duration::from_millis(500),
+        file: Duration::from_millis(500),
+        unreachable: Duration::from_millis(300),
+        ..quick()
+    }
+}
+
 pub fn backend(e2b: &FakeE2b) -> Arc<dyn SandboxBackend> {
     backend_with(e2b, Some(KEY), quick())
 }

@@ -7,6 +7,8 @@ mod e2b_client;
 #[cfg(target_os = "linux")]
 mod e2b_faults;
 #[cfg(target_os = "linux")]
+mod e2b_files;
+#[cfg(target_os = "linux")]
 mod e2b_standin;
 #[cfg(target_os = "linux")]
 mod e2b_support;

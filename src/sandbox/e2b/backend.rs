@@ -103,17 +103,19 @@ impl Settings {
 
     /// The sandbox that `created` describes, for use.
     fn open(&self, created: Created) -> Result<Envd, SandboxError> {
-        let origin = match (&self.sandbox_url, created.domain.as_deref()) {
-            (Some(origin), _) => origin.clone(),
-            (None, None | Some("")) => format!("https://{PORT}-{}.{}", created.id, self.domain),
-            (None, Some(domain)) if is_domain(domain) => {
-                format!("https://{PORT}-{}.{domain}", created.id)
-            }
-            (None, Some(_)) => {
-                return Err(SandboxError::Backend(
-                    "E2B's answer names a domain of an unknown form".to_owned(),
-                ));
-            }
+        let domain = created
+            .domain
+            .as_deref()
+            .filter(|domain| !domain.is_empty());
+        let domain = domain.unwrap_or(&self.domain);
+        if !is_domain(domain) {
+            return Err(SandboxError::Backend(
+                "E2B's answer names a domain of an unknown form".to_owned(),
+            ));
+        }
+        let origin = match &self.sandbox_url {
+            Some(origin) => origin.clone(),
+            None => format!("https://{PORT}-{}.{domain}", created.id),
         };
         let version = version(&created.envd_version);
         if version < OLDEST_ENVD {
@@ -285,6 +287,58 @@ impl Sandbox for E2bSandbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn settings(urls: &[(&'static str, &str)]) -> Settings {
+        let config = BackendConfig {
+            http: crate::net::build().unwrap(),
+            keys: vec![(KEY_VAR, Secret::new("e2b_0123456789"))],
+            base_urls: urls
+                .iter()
+                .map(|(name, url)| (*name, (*url).to_owned()))
+                .collect(),
+            launcher: std::path::PathBuf::new(),
+            local: crate::sandbox::LocalLimits::default(),
+        };
+        Settings::read(&config, Timing::default()).unwrap()
+    }
+
+    #[test]
+    fn urls_come_from_the_settings_and_the_answer() {
+        let origin = |settings: &Settings, domain: serde_json::Value| {
+            let created = serde_json::json!({"sandboxID": "i1", "domain": domain});
+            let created = serde_json::from_value(created).unwrap();
+            settings.open(created).map(|envd| envd.origin().to_owned())
+        };
+        let plain = settings(&[]);
+        assert_eq!(plain.control.base, "https://api.e2b.app");
+        for (domain, expected) in [
+            (serde_json::json!(null), "https://49983-i1.e2b.app"),
+            (serde_json::json!(""), "https://49983-i1.e2b.app"),
+            (
+                serde_json::json!("eu.example.com"),
+                "https://49983-i1.eu.example.com",
+            ),
+        ] {
+            assert_eq!(origin(&plain, domain), Ok(expected.to_owned()));
+        }
+        assert!(origin(&plain, serde_json::json!("x.org/@evil")).is_err());
+        let own = settings(&[(DOMAIN_VAR, "e2b.example.org")]);
+        assert_eq!(own.control.base, "https://api.e2b.example.org");
+        assert_eq!(
+            origin(&own, serde_json::json!(null)),
+            Ok("https://49983-i1.e2b.example.org".to_owned())
+        );
+        let urls = settings(&[
+            (DOMAIN_VAR, "e2b.example.org"),
+            (API_URL_VAR, "http://127.0.0.1:1/api/"),
+            (SANDBOX_URL_VAR, "http://127.0.0.1:2"),
+        ]);
+        assert_eq!(urls.control.base, "http://127.0.0.1:1/api");
+        assert_eq!(
+            origin(&urls, serde_json::json!("eu.example.com")),
+            Ok("http://127.0.0.1:2".to_owned())
+        );
+    }
 
     #[test]
     fn versions_are_read_and_odd_ones_count_as_new() {

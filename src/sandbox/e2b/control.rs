@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, HeaderValue};
+use bytes::Bytes;
+use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
 use serde::{Deserialize, Serialize};
 
@@ -147,19 +148,25 @@ impl Control {
         })
     }
 
-    /// Sends a request that may be repeated until it succeeds, fails for good, or `tries` are used up.
+    /// Sends a request that may be repeated until it succeeds, fails for good, or `tries` are used up. Gives
+    /// the answer's headers and body.
     async fn repeat(
         &self,
         tries: u32,
         until: Deadline,
         request: impl Fn() -> RequestBuilder,
         again: impl Fn(&Fault) -> bool,
-    ) -> Result<(reqwest::Response, Deadline), Fault> {
+    ) -> Result<(HeaderMap, Bytes), Fault> {
         let mut tried = 0;
         loop {
             let limit = until.within(self.timing.call);
-            let fault = match succeed(request(), limit, &self.redactor).await {
-                Ok(response) => return Ok((response, limit)),
+            let answered = async {
+                let response = succeed(request(), limit, &self.redactor).await?;
+                let headers = response.headers().clone();
+                Ok::<_, Fault>((headers, body(response, MAX_ANSWER, limit).await?))
+            };
+            let fault = match answered.await {
+                Ok(answer) => return Ok(answer),
                 Err(fault) => fault,
             };
             tried += 1;
@@ -192,14 +199,12 @@ impl Control {
             let until = Deadline::after(self.timing.call.saturating_mul(3));
             let request = || self.request(Method::GET, &path);
             let answered = async {
-                let (response, limit) = self.repeat(TRIES, until, request, Fault::may_pass).await?;
-                let next = response
-                    .headers()
+                let (headers, bytes) = self.repeat(TRIES, until, request, Fault::may_pass).await?;
+                let next = headers
                     .get("x-next-token")
                     .and_then(|next| next.to_str().ok())
                     .filter(|next| !next.is_empty())
                     .map(str::to_owned);
-                let bytes = body(response, MAX_ANSWER, limit).await?;
                 Ok::<_, Fault>((self.read::<Vec<Listed>>(&bytes)?, next))
             };
             let (listed, next) = answered.await.map_err(|fault| fault.control_error(doing))?;
@@ -233,8 +238,7 @@ impl Control {
         let path = format!("/sandboxes/{id}");
         let request = || self.request(Method::GET, &path);
         let read = async {
-            let (response, limit) = self.repeat(TRIES, until, request, Fault::may_pass).await?;
-            let bytes = body(response, MAX_ANSWER, limit).await?;
+            let (_, bytes) = self.repeat(TRIES, until, request, Fault::may_pass).await?;
             self.read_created(&bytes)
         };
         match read.await {

@@ -68,6 +68,9 @@ pub(super) async fn create(
     let (mut retries, mut throttled_retries) = (0, 0);
     let mut leftovers = Leftovers::of(control, labels);
     loop {
+        if until.passed() {
+            return Err(Fault::Late.control_error(DOING));
+        }
         leftovers.possible = true;
         let limit = until.within(control.timing.create_try);
         let fault = match control.create_once(&new, &key, limit).await {

@@ -71,6 +71,12 @@ impl Envd {
         &self.id
     }
 
+    /// The base of all its URLs.
+    #[cfg(test)]
+    pub(super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// The user that must be named so that files and commands have the same owner; mostly none.
     pub(super) fn user(&self) -> Option<&'static str> {
         (self.version < OWN_USER).then_some("user")

@@ -1,8 +1,8 @@
 //! E2B: a microVM per run, over its REST API, its edge and the daemon (envd) in each sandbox.
 //!
-//! [`control`] speaks to the control plane (create, list, kill, lifetime), [`create`] holds what must hold
-//! when an answer gets lost, [`envd`] is one sandbox (files, life), [`process`] its commands, [`connect`]
-//! the framing of their streams, [`errors`] what failures mean.
+//! `control` speaks to the control plane (create, list, kill, lifetime), `create` holds what must hold
+//! when an answer gets lost, `envd` is one sandbox (files, life), `process` its commands, `connect`
+//! the framing of their streams, `errors` what failures mean.
 //!
 //! What must hold: the key goes to the control plane only, and neither it nor a sandbox's token into any
 //! sandbox, error or log. Every wait has an end. A create whose answer was lost never leads to a second
@@ -17,6 +17,7 @@ mod envd;
 mod errors;
 mod files;
 mod follow;
+mod input;
 mod process;
 
 use std::time::Duration;

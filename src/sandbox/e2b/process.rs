@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -20,16 +18,17 @@ use super::connect::Event;
 use super::envd::{self, Envd};
 use super::errors::{Code, Edge, Fault, RpcError, presentable};
 use super::follow::{Broken, EventStream, follow};
+use super::input::feed;
 use crate::clock::Deadline;
 use crate::ids;
 use crate::sandbox::{ExecControl, ExecSpec, ExecStream, SandboxError};
 
 /// Pieces of output on their way to the reader (32 KiB each, as envd cuts them).
 const CHANNEL: usize = 16;
-/// Input is sent in pieces of this size.
-const INPUT_PIECE: usize = 64 * 1024;
 /// Input can be ended since this version of envd.
 const CLOSE_STDIN: (u32, u32, u32) = (0, 5, 2);
+/// A command without input is a matter of envd since this version; before, it always had a pipe.
+const NO_STDIN: (u32, u32, u32) = (0, 3, 0);
 /// In the environment of every command and what it starts, so that all of it can be found and killed:
 /// envd signals the leader only.
 const MARKER: &str = "SANDCASTER_EXEC";
@@ -169,6 +168,14 @@ pub(super) async fn exec(envd: &Arc<Envd>, spec: ExecSpec) -> Result<ExecStream,
         WORKING_DIR
     } else {
         spec.cwd.as_str()
+    };
+    let (program, arguments) = if !has_input && envd.version < NO_STDIN {
+        let mut wrapped = vec!["-c", r#"exec "$@" </dev/null"#, "sh", program];
+        wrapped.extend(arguments.iter().map(String::as_str));
+        ("/bin/sh", wrapped)
+    } else {
+        let arguments = arguments.iter().map(String::as_str).collect();
+        (program.as_str(), arguments)
     };
     let message = json!({
         "process": {"cmd": program, "args": arguments, "envs": environment, "cwd": cwd},
@@ -368,68 +375,4 @@ pub(super) fn protocol(cause: &str) -> SandboxError {
     SandboxError::Backend(format!(
         "the sandbox's stream could not be understood: {cause}"
     ))
-}
-
-/// Gives the command its input, then the end of it. A command that doesn't want its input is no fault.
-///
-/// Each call waits as long as the command leaves its pipe full; the command's own end ends this.
-async fn feed(command: &Command, input: Bytes) -> Result<(), SandboxError> {
-    let envd = &command.envd;
-    let mut rest = input;
-    while !rest.is_empty() {
-        let piece = rest.split_to(rest.len().min(INPUT_PIECE));
-        let message = json!({
-            "process": command.selector(), "input": {"stdin": STANDARD.encode(&piece)},
-        });
-        let forever = Deadline::after(Duration::from_hours(24));
-        let mut tries = 0;
-        loop {
-            let sent = envd
-                .unary::<Value>("process.Process/SendInput", &message, forever)
-                .await;
-            let Err(fault) = sent else {
-                break;
-            };
-            tries += 1;
-            match &fault {
-                // Closed, or ended.
-                Fault::Refused(answer)
-                    if answer.edge().is_none()
-                        && !matches!(answer.rpc(), Code::Unauthenticated | Code::Unavailable) =>
-                {
-                    return Ok(());
-                }
-                // Bytes that may have arrived must not arrive twice.
-                Fault::Lost(_) | Fault::Late | Fault::Protocol(_) => {
-                    return Err(envd.explain(fault, "giving a command its input").await);
-                }
-                passing if passing.may_pass() && tries < 4 => {
-                    tokio::time::sleep(envd.timing.pause(tries, passing.retry_after())).await;
-                }
-                _ => return Err(envd.explain(fault, "giving a command its input").await),
-            }
-        }
-    }
-    let message = json!({ "process": command.selector() });
-    let mut tries = 0;
-    loop {
-        let until = Deadline::after(envd.timing.health);
-        let closed = envd
-            .unary::<Value>("process.Process/CloseStdin", &message, until)
-            .await;
-        let Err(fault) = closed else {
-            return Ok(());
-        };
-        tries += 1;
-        match &fault {
-            Fault::Refused(answer) if answer.edge().is_none() && !answer.retryable() => {
-                return Ok(());
-            }
-            // Closing twice does no harm.
-            passing if passing.may_pass() && tries < 4 => {
-                tokio::time::sleep(envd.timing.pause(tries, passing.retry_after())).await;
-            }
-            _ => return Err(envd.explain(fault, "ending a command's input").await),
-        }
-    }
 }
