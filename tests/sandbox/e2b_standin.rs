@@ -7,9 +7,8 @@ use tokio::process::Command;
 use crate::support::clients;
 use crate::support::fake_e2b::FakeE2b;
 
-/// Every case of the shared check but those that drive another stand-in by its own calls.
+/// How many cases the shared check has at least.
 const CASES: usize = 44;
-const OWN_CALLS_OF_ANOTHER: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_official_python_sdk_accepts_the_stand_in() {
@@ -23,17 +22,18 @@ async fn the_official_python_sdk_accepts_the_stand_in() {
         Err(why) => return clients::skipped(what, &why),
     };
     let e2b = FakeE2b::start().await;
-    // The check provokes refusals of every kind.
+    // The check provokes refusals of every kind, and faults by calls of its own.
     e2b.allow_refusals();
+    e2b.serve_check_controls();
     let mut check = Command::new(python);
     let check = check.arg(script).arg(e2b.url());
     let output = clients::run(check, Duration::from_secs(150)).await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let verdict = format!(
-        "{} passed, 0 failed, {OWN_CALLS_OF_ANOTHER} skipped",
-        CASES - OWN_CALLS_OF_ANOTHER
-    );
-    assert_eq!(said.lines().last(), Some(verdict.as_str()), "{said}");
+    let passed = said.lines().last().and_then(|verdict| {
+        let passed = verdict.strip_suffix(" passed, 0 failed, 0 skipped")?;
+        passed.parse::<usize>().ok()
+    });
+    assert!(passed.is_some_and(|passed| passed >= CASES), "{said}");
     e2b.wait_until_empty(Duration::from_secs(5)).await;
 }
 

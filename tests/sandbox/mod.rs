@@ -11,4 +11,8 @@ mod e2b_files;
 #[cfg(target_os = "linux")]
 mod e2b_standin;
 #[cfg(target_os = "linux")]
+mod e2b_standin_faults;
+#[cfg(target_os = "linux")]
+mod e2b_standin_life;
+#[cfg(target_os = "linux")]
 mod e2b_support;

@@ -1,6 +1,5 @@
 //! Connect RPC over HTTP with the JSON codec: envelopes, errors, and the stream that carries them.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::faults::{Ending, StreamFault};
+use super::faults::{Ending, StreamFault, breakage};
 
 /// The flag of the frame that ends a stream.
 pub const END_STREAM: u8 = 0x02;
@@ -212,9 +211,7 @@ pub(super) fn channel(fault: Option<StreamFault>, broken: CancellationToken) -> 
             }
             match rx.recv().await {
                 Some(bytes) => Some((Ok(bytes), (rx, false))),
-                None if flag.load(Ordering::Acquire) => {
-                    Some((Err(io::Error::other("the stand-in broke it")), (rx, true)))
-                }
+                None if flag.load(Ordering::Acquire) => Some((breakage().await, (rx, true))),
                 None => None,
             }
         }
@@ -337,6 +334,6 @@ impl FrameSink {
     pub(super) async fn finish(mut self, error: Option<&ConnectError>) {
         let message = error.map_or_else(|| json!({}), |error| json!({"error": error.json()}));
         // The reader may be gone or the fault may have closed the stream: either way it has ended.
-        if self.send(Part::Finish, end_frame(&message)).await.is_err() {}
+        self.send(Part::Finish, end_frame(&message)).await.ok();
     }
 }

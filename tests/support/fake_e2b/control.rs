@@ -75,16 +75,12 @@ fn body(parts: &Parts, seen: &Seen, wanted: bool) -> Result<Value, Answer> {
         let why = "request body has an error: header Content-Type has unexpected value";
         return Err(Answer::refusal(400, why));
     }
-    match serde_json::from_slice::<Value>(&seen.body) {
-        Ok(value @ Value::Object(_)) => Ok(value),
-        _ => {
-            let why = format!(
-                "request body of {} has an error: not a JSON object",
-                parts.uri.path()
-            );
-            Err(Answer::refusal(400, &why))
-        }
+    if let Ok(value @ Value::Object(_)) = serde_json::from_slice(&seen.body) {
+        return Ok(value);
     }
+    let path = parts.uri.path();
+    let why = format!("request body of {path} has an error: not a JSON object");
+    Err(Answer::refusal(400, &why))
 }
 
 /// A whole number of seconds at `key`; `default` if absent.

@@ -161,10 +161,9 @@ pub(super) fn locate(inner: &Inner, parts: &Parts) -> Result<Arc<SandboxBox>, An
     let header = |name: &str| Some(parts.headers.get(name)?.to_str().ok()?.to_owned());
     let (id, port) = match (header("e2b-sandbox-id"), header("e2b-sandbox-port")) {
         (Some(id), Some(port)) => (id, port),
-        (None, None) => match by_host(parts).or_else(|| by_signature(inner, parts)) {
-            Some(found) => found,
-            None => return Err(Answer::refusal_text(400, "invalid host")),
-        },
+        (None, None) => by_host(parts)
+            .or_else(|| by_signature(inner, parts))
+            .ok_or_else(|| nowhere(parts))?,
         _ => return Err(Answer::refusal_text(400, "missing header")),
     };
     if port.parse::<u16>().is_err() {
@@ -194,6 +193,30 @@ pub(super) fn locate(inner: &Inner, parts: &Parts) -> Result<Arc<SandboxBox>, An
         ));
     }
     Ok(sandbox)
+}
+
+/// The answer to a request for no sandbox and no known path of the API.
+fn nowhere(parts: &Parts) -> Answer {
+    let (method, path) = (&parts.method, parts.uri.path());
+    let api = ["/v2/", "/sandboxes/", "/snapshots", "/templates", "/events"];
+    if api.iter().any(|prefix| path.starts_with(prefix)) {
+        Answer::refusal(404, &format!("no such path: {method} {path}"))
+    } else {
+        Answer::refusal_text(400, "invalid host")
+    }
+}
+
+/// Whether the edge would take the client for a browser, and answer its errors in HTML.
+pub(super) fn looks_like_a_browser(headers: &HeaderMap) -> bool {
+    let text = |name: &str| {
+        let value = headers.get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_ascii_lowercase()
+    };
+    let agent = text("user-agent");
+    let browsers = [
+        "mozilla", "chrome", "safari", "firefox", "edge", "opera", "msie",
+    ];
+    browsers.iter().any(|name| agent.contains(name)) && !text("accept").contains("json")
 }
 
 /// `<port>-<id>.<domain>`.

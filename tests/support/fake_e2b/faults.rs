@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use bytes::Bytes;
+use futures::StreamExt as _;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
@@ -89,6 +90,13 @@ pub enum StreamFault {
         /// Its message.
         message: &'static str,
     },
+}
+
+/// What breaks a connection as the next piece of a body, once what came before it has left.
+pub(super) async fn breakage() -> std::io::Result<Bytes> {
+    // The server writes what it has when a body has nothing for it yet, and throws it away on an error.
+    tokio::task::yield_now().await;
+    Err(std::io::Error::other("the stand-in broke it"))
 }
 
 /// An answer made up by a test.
@@ -177,8 +185,8 @@ impl Reply {
             None => Body::from(self.body.clone()),
             Some(at) => {
                 let sent = self.body.slice(..at.min(self.body.len()));
-                let broken = std::io::Error::other("the stand-in broke it");
-                Body::from_stream(futures::stream::iter([Ok(sent), Err(broken)]))
+                let whole = futures::stream::iter([Ok(sent)]);
+                Body::from_stream(whole.chain(futures::stream::once(breakage())))
             }
         };
         let mut response = Response::new(body);

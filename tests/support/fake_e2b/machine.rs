@@ -24,6 +24,13 @@ const MAPPED: [(&str, &str); 3] = [("/home/user", "home"), ("/root", "root"), ("
 /// The `PATH` of commands.
 pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Makes a sandbox's view of the file system, and keeps it until standard input closes. The last mount
+/// makes the host's root read-only in there; it may be refused.
+const PREPARE: &str = r#"mount -t tmpfs none /home && mkdir /home/user &&
+mount --bind "$0/home" /home/user && mount --bind "$0/root" /root && mount --bind "$0/tmp" /tmp || exit 1
+mount -o remount,bind,ro / 2>/dev/null
+echo ready; exec cat"#;
+
 /// How commands get their view of the file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum View {
@@ -137,12 +144,6 @@ impl Machine {
                     View::User => &["-r", "-m"],
                     View::Replaced => return None,
                 };
-                // The last mount makes the host's root read-only in here; it may be refused.
-                const PREPARE: &str = r#"mount -t tmpfs none /home && mkdir /home/user &&
-                    mount --bind "$0/home" /home/user && mount --bind "$0/root" /root &&
-                    mount --bind "$0/tmp" /tmp || exit 1
-                    mount -o remount,bind,ro / 2>/dev/null
-                    echo ready; exec cat"#;
                 let mut child = Command::new("unshare")
                     .args(flags)
                     .args(["--propagation", "private", "--", "/bin/sh", "-c", PREPARE])
@@ -177,7 +178,8 @@ impl Machine {
         let holder = self.holder().await;
         let mut command = match holder {
             Some(holder) => {
-                let mut command = Command::new("nsenter");
+                // By its full path: a look-up in a changed PATH would cost a real fork for each command.
+                let mut command = Command::new(nsenter());
                 command.args(["-t", &holder.pid.to_string(), "-m"]);
                 if View::of_this_host() == View::User {
                     command.args(["-U", "--preserve-credentials"]);
@@ -242,9 +244,19 @@ impl Machine {
     }
 }
 
+/// Where `nsenter` is on this host.
+fn nsenter() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let places = PATH.split(':').map(|dir| Path::new(dir).join("nsenter"));
+        let mut there = places.filter(|path| path.is_file());
+        there.next().unwrap_or_else(|| PathBuf::from("nsenter"))
+    })
+}
+
 /// Signals one process; one that is gone is no error.
 pub(super) fn send(pid: i32, signal: Signal) {
-    if kill(Pid::from_raw(pid), signal).is_err() {}
+    kill(Pid::from_raw(pid), signal).ok();
 }
 
 /// The live processes whose environment names one of these sandboxes.

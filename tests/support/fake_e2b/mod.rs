@@ -32,7 +32,9 @@
 //! A temporary directory with its own `/home/user`, `/root` and `/tmp`. Commands see them under these names
 //! where the host lets us make a mount namespace; elsewhere these names are replaced by the host's in
 //! arguments. Nothing else can be written through `/files` and the filesystem service. Commands run as
-//! the test's own user, whatever `USER` says; there is no `sudo`, no watchers, no user's ports, no fork.
+//! the test's own user, whatever `USER` says. The first command of a sandbox makes its namespace (some
+//! 10 ms); `SANDCASTER_FAKE_E2B_NO_NAMESPACE=1` does without, for measurements. Not played: `sudo`, watchers
+//! of directories, ports of a user's services, `fork`, `/files/compose`, waking by traffic.
 
 #![expect(
     clippy::disallowed_methods,
@@ -41,6 +43,7 @@
 
 mod connect;
 mod control;
+mod controls;
 mod create;
 mod edge;
 mod faults;
@@ -49,6 +52,7 @@ mod journal;
 mod machine;
 mod process;
 mod processes;
+pub mod rawclient;
 mod routes;
 mod sandboxes;
 mod server;
@@ -67,11 +71,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use connect::{end_frame, frame, message_frame};
-pub use faults::{Ending, Fault, Gate, Reply, StreamFault};
+pub use faults::{Ending, Fault, Reply, StreamFault};
 pub use journal::{Refusal, Seen};
 pub use routes::Route;
 pub use sandboxes::{Death, SandboxView, State};
-pub use webhooks::{Delivery, Spelling, event, signature};
+pub use webhooks::{Delivery, Spelling, signature};
 
 /// The key that is accepted unless another is chosen; E2B's SDK check uses it.
 pub const KEY: &str = "e2b_0000000000000000000000000000000000000000";
@@ -96,6 +100,7 @@ struct Inner {
     most_hours: Mutex<u64>,
     panics: Mutex<Vec<String>>,
     lenient: AtomicBool,
+    controls: AtomicBool,
     closing: CancellationToken,
 }
 
@@ -170,6 +175,7 @@ impl FakeE2b {
             most_hours: Mutex::new(24),
             panics: Mutex::default(),
             lenient: AtomicBool::new(false),
+            controls: AtomicBool::new(false),
             closing: CancellationToken::new(),
         });
         tokio::spawn(server::serve(inner.clone(), listener));
@@ -328,6 +334,11 @@ impl FakeE2b {
         self.inner.lenient.store(true, Ordering::Release);
     }
 
+    /// Serves `/__standin`, by which the shared SDK check provokes faults from outside.
+    pub fn serve_check_controls(&self) {
+        self.inner.controls.store(true, Ordering::Release);
+    }
+
     /// How events are written from now on.
     pub fn set_spelling(&self, spelling: Spelling) {
         *self.inner.webhooks.spelling.lock() = spelling;
@@ -341,6 +352,12 @@ impl FakeE2b {
     /// Every attempt to deliver an event so far.
     pub fn deliveries(&self) -> Vec<Delivery> {
         self.inner.webhooks.deliveries()
+    }
+
+    /// An event's body, to be sent by hand: `kind` is the last word of its type, `data` its `event_data`.
+    pub fn event(&self, sandbox: &str, kind: &str, data: &Value) -> Value {
+        let spelling = *self.inner.webhooks.spelling.lock();
+        webhooks::event(sandbox, kind, data, spelling)
     }
 
     /// Sends one signed delivery of any body to a URL on this machine; the answer's status.

@@ -285,7 +285,7 @@ impl Process {
         };
         for listener in listeners {
             // A listener that has left needs no end.
-            if listener.send(Told::Exit(exit.clone())).await.is_err() {}
+            listener.send(Told::Exit(exit.clone())).await.ok();
         }
     }
 }

@@ -143,7 +143,13 @@ pub(super) fn target(parts: &Parts) -> Target {
     let put = parts.method == Method::PUT;
     let delete = parts.method == Method::DELETE;
     let to_sandbox = parts.headers.contains_key("e2b-sandbox-id");
+    // Few paths exist under both prefixes; the others are unknown there.
     let (route, id) = match segments.as_slice() {
+        ["sandboxes", _, rest] if v2 && !matches!(*rest, "connect" | "logs") => {
+            (Route::Unknown, "")
+        }
+        [first, ..] if v2 && *first != "sandboxes" => (Route::Unknown, ""),
+        ["sandboxes", _] if v2 => (Route::Unknown, ""),
         ["sandboxes"] if post => (Route::Create, ""),
         ["sandboxes"] if get => (Route::List, ""),
         ["sandboxes", id] if get => (Route::Get, *id),

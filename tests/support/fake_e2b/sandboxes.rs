@@ -256,6 +256,9 @@ impl SandboxBox {
         } else {
             "kill"
         };
+        if let Some(network) = &*self.network.lock() {
+            json["network"] = network.clone();
+        }
         json["lifecycle"] = json!({"autoResume": false, "onTimeout": on_timeout});
         json
     }

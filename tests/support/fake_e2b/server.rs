@@ -17,7 +17,7 @@ use super::faults::{Deed, Plan, StreamFault};
 use super::journal::Seen;
 use super::routes::{self, Route, Target};
 use super::sandboxes::SandboxBox;
-use super::{Inner, control, filesystem, processes, transfer};
+use super::{Inner, control, controls, filesystem, processes, transfer};
 
 /// Largest body of a call that is read whole.
 const LARGEST: usize = 16 << 20;
@@ -42,7 +42,7 @@ pub(super) async fn serve(inner: Arc<Inner>, listener: TcpListener) {
 
 async fn connection(inner: Arc<Inner>, socket: TcpStream) {
     // Small frames are to leave at once, as from E2B; without it they'd leave all the same, later.
-    if socket.set_nodelay(true).is_err() {}
+    socket.set_nodelay(true).ok();
     let service = service_fn(|request| {
         let inner = inner.clone();
         async move {
@@ -60,7 +60,7 @@ async fn connection(inner: Arc<Inner>, socket: TcpStream) {
     tokio::select! {
         () = inner.closing.cancelled() => {}
         // Broken connections are what half of the tests are about.
-        result = served => if result.is_err() {}
+        result = served => drop(result),
     }
 }
 
@@ -81,12 +81,15 @@ async fn handle(inner: Arc<Inner>, request: Request<Incoming>) -> Result<Respons
         };
         (Input::Whole(bytes.clone()), bytes)
     };
+    if let Some(answer) = controls::call(&inner, &parts, &kept).await {
+        return Ok(*answer.response);
+    }
     let seen = Seen::new(&parts, &target, kept);
     inner.journal.note(&seen);
     let plan = inner.faults.plan(&seen);
     if let Some(mut gate) = plan.gate.clone() {
         // A gate that was dropped is open.
-        if gate.wait_for(|open| *open).await.is_err() {}
+        gate.wait_for(|open| *open).await.ok();
     }
     if !plan.delay.is_zero() {
         tokio::time::sleep(plan.delay).await;
@@ -154,6 +157,10 @@ async fn act(
         inner
             .journal
             .refuse(seen, "the API key was sent to a sandbox".to_owned());
+    }
+    if edge::looks_like_a_browser(&parts.headers) {
+        let why = "the edge answers this User-Agent in HTML";
+        inner.journal.refuse(seen, why.to_owned());
     }
     let sandbox = match edge::locate(inner, parts) {
         Ok(sandbox) => sandbox,

@@ -97,7 +97,7 @@ pub fn signature(secret: &str, body: &[u8]) -> String {
 }
 
 /// An event's body: `kind` is the last word of its type, `data` what belongs in its `event_data`.
-pub fn event(sandbox: &str, kind: &str, data: &Value, spelling: Spelling) -> Value {
+pub(super) fn event(sandbox: &str, kind: &str, data: &Value, spelling: Spelling) -> Value {
     let (id, now) = (uuid(), Clock::system().now().to_string());
     let kind_of = format!("sandbox.lifecycle.{kind}");
     match spelling {
