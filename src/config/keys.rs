@@ -24,16 +24,22 @@ fn key_variables() -> impl Iterator<Item = &'static str> {
 }
 
 fn base_url_variables() -> impl Iterator<Item = &'static str> {
-    PROVIDERS
+    let llm = PROVIDERS
         .iter()
         .map(|def| def.base_url_var)
-        .filter(|name| !name.is_empty())
+        .filter(|name| !name.is_empty());
+    llm.chain(BACKENDS.iter().flat_map(|def| def.url_vars).copied())
+}
+
+fn host_variables() -> impl Iterator<Item = &'static str> {
+    BACKENDS.iter().flat_map(|def| def.host_vars).copied()
 }
 
 /// Every variable that is read here.
 pub(super) fn variables() -> impl Iterator<Item = &'static str> {
     key_variables()
         .chain(base_url_variables())
+        .chain(host_variables())
         .chain([API_KEY, WEBHOOK_SECRET, ALLOW_INSECURE])
 }
 
@@ -87,6 +93,29 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
             Err(fault) => errors.push(format!("{name} {fault}")),
         }
     }
+    for name in host_variables() {
+        let Some((value, _)) = layers.get(name) else {
+            continue;
+        };
+        if is_host_name(value.trim()) {
+            config.base_urls.insert(name, value.trim().to_owned());
+        } else {
+            errors.push(format!(
+                "{name} is no host name; it should look like e2b.app, without https:// and path"
+            ));
+        }
+    }
+}
+
+fn is_host_name(value: &str) -> bool {
+    !value.is_empty()
+        && value.len() <= 253
+        && value.split('.').all(|label| {
+            !label.is_empty()
+                && label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        })
 }
 
 /// One key, or two with a comma between.

@@ -298,6 +298,7 @@ impl Config {
                 .iter()
                 .map(|(name, key)| (*name, key.clone()))
                 .collect(),
+            base_urls: self.base_urls.clone(),
             launcher: self.launcher.clone(),
             local: self.local.clone(),
         }

@@ -2,6 +2,7 @@
 //!
 //! Knows no LLM, no run log and no HTTP server of ours.
 
+pub mod e2b;
 pub mod local;
 pub mod paths;
 mod types;
@@ -20,20 +21,13 @@ pub use types::{
 };
 
 /// Every backend that a request may name, in the order in which one is chosen.
-pub static BACKENDS: &[BackendDef] = &[E2B, VERCEL, CLOUDFLARE, DOCKER, local::DEF];
-
-const E2B: BackendDef = BackendDef {
-    name: "e2b",
-    key_vars: &["E2B_API_KEY"],
-    default_network: Network::Full,
-    working_dir: "/home/user",
-    isolates: "a microVM per run at E2B",
-    build: Build::NotYet,
-};
+pub static BACKENDS: &[BackendDef] = &[e2b::DEF, VERCEL, CLOUDFLARE, DOCKER, local::DEF];
 
 const VERCEL: BackendDef = BackendDef {
     name: "vercel",
     key_vars: &["VERCEL_TOKEN"],
+    url_vars: &[],
+    host_vars: &[],
     default_network: Network::Full,
     working_dir: "/vercel/sandbox",
     isolates: "a microVM per run at Vercel",
@@ -43,6 +37,8 @@ const VERCEL: BackendDef = BackendDef {
 const CLOUDFLARE: BackendDef = BackendDef {
     name: "cloudflare",
     key_vars: &["CLOUDFLARE_API_TOKEN", "CLOUDFLARE_SANDBOX_WORKER_URL"],
+    url_vars: &[],
+    host_vars: &[],
     default_network: Network::Full,
     working_dir: "/workspace",
     isolates: "a container per run at Cloudflare",
@@ -52,6 +48,8 @@ const CLOUDFLARE: BackendDef = BackendDef {
 const DOCKER: BackendDef = BackendDef {
     name: "docker",
     key_vars: &[],
+    url_vars: &[],
+    host_vars: &[],
     default_network: Network::None,
     working_dir: "/workspace",
     isolates: "a container per run on this machine's Docker engine",
@@ -65,6 +63,10 @@ pub struct BackendDef {
     pub name: &'static str,
     /// Variables that must all be set. Empty: it needs no key.
     pub key_vars: &'static [&'static str],
+    /// Variables for other base URLs of it.
+    pub url_vars: &'static [&'static str],
+    /// Variables for another host name of it.
+    pub host_vars: &'static [&'static str],
     /// What a sandbox may reach unless `network` says otherwise.
     pub default_network: Network,
     /// Where its sandboxes' relative paths start.
@@ -91,6 +93,9 @@ pub struct BackendConfig {
     pub http: HttpClient,
     /// Values of its key variables that are set, by name.
     pub keys: Vec<(&'static str, Secret)>,
+    /// Base URLs and domains of backends that are set, by variable name ([`e2b::API_URL_VAR`] and its
+    /// like); checked, URLs without a trailing slash.
+    pub base_urls: BTreeMap<&'static str, String>,
     /// The program that `local` re-executes: `/proc/self/exe`, but for tests.
     pub launcher: PathBuf,
     /// Limits of `local` sandboxes.

@@ -353,6 +353,9 @@ impl SandboxError {
 
     /// Whether the whole sandbox is lost, not just one operation.
     pub const fn is_fatal(&self) -> bool {
-        matches!(self, Self::Gone(_) | Self::OutOfMemory(_))
+        matches!(
+            self,
+            Self::Gone(_) | Self::OutOfMemory(_) | Self::Auth { .. }
+        )
     }
 }

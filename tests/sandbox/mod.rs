@@ -2,11 +2,21 @@
 
 mod conformance;
 #[cfg(target_os = "linux")]
+mod e2b_breaks;
+#[cfg(target_os = "linux")]
+mod e2b_client;
+#[cfg(target_os = "linux")]
+mod e2b_faults;
+#[cfg(target_os = "linux")]
+mod e2b_files;
+#[cfg(target_os = "linux")]
 mod e2b_standin;
 #[cfg(target_os = "linux")]
 mod e2b_standin_faults;
 #[cfg(target_os = "linux")]
 mod e2b_standin_life;
+#[cfg(target_os = "linux")]
+mod e2b_support;
 #[cfg(target_os = "linux")]
 mod local_escape;
 #[cfg(target_os = "linux")]
@@ -55,6 +65,7 @@ pub fn config(local: LocalLimits) -> BackendConfig {
     BackendConfig {
         http: sandcaster::net::build().unwrap(),
         keys: Vec::new(),
+        base_urls: std::collections::BTreeMap::new(),
         launcher: launcher(),
         local,
     }

@@ -60,6 +60,8 @@ pub use self::settings::Wall;
 pub const DEF: BackendDef = BackendDef {
     name: "local",
     key_vars: &[],
+    url_vars: &[],
+    host_vars: &[],
     default_network: Network::None,
     working_dir: "/home/user",
     isolates: "namespaces, seccomp and Landlock on this machine's kernel, without network",
