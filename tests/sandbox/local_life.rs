@@ -481,7 +481,11 @@ fn all_of_this_holds_for_an_ordinary_user_too() {
         .args(["240", "setpriv"])
         .args(user)
         .arg(this)
-        .args(["sandbox::", "--test-threads=4"])
+        .args([
+            "sandbox::local_",
+            "sandbox::conformance",
+            "--test-threads=4",
+        ])
         .current_dir("/")
         .env("HOME", "/tmp")
         .output()
