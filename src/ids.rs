@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::encoding::percent_encoded;
+
 /// A run's id: `run_` and 32 lower-case hex digits (a UUID version 7), so ids sort by time.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -30,20 +32,7 @@ impl RunId {
 
     /// Where the run's file at `path` can be downloaded: a path on this server.
     pub fn file_url(&self, path: &str) -> String {
-        let mut url = format!("/runs/{}/files/", self.0);
-        for byte in path.bytes() {
-            if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-                url.push(char::from(byte));
-            } else {
-                url.push('%');
-                url.extend([byte >> 4, byte & 15].map(|nibble| {
-                    char::from_digit(u32::from(nibble), 16)
-                        .unwrap_or('0')
-                        .to_ascii_uppercase()
-                }));
-            }
-        }
-        url
+        format!("/runs/{}/files/{}", self.0, percent_encoded(path, b"/"))
     }
 }
 

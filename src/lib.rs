@@ -15,6 +15,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod encoding;
 pub mod error;
 pub mod events;
 pub mod ids;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
+use crate::encoding::percent_encoded;
+
 /// What a secret is replaced by.
 pub const REDACTED: &str = "[redacted]";
 
@@ -64,7 +66,7 @@ impl Redactor {
                 continue;
             }
             needles.push(raw.to_owned());
-            needles.push(percent_encoded(raw));
+            needles.push(percent_encoded(raw, b""));
             if let Ok(json) = serde_json::to_string(raw) {
                 needles.push(json.trim_matches('"').to_owned());
             }
@@ -151,24 +153,6 @@ impl RedactingStream {
     }
 }
 
-fn percent_encoded(raw: &str) -> String {
-    let mut out = String::new();
-    for byte in raw.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.extend(['%', hex_digit(byte >> 4), hex_digit(byte & 15)]);
-        }
-    }
-    out
-}
-
-fn hex_digit(nibble: u8) -> char {
-    char::from_digit(u32::from(nibble), 16)
-        .unwrap_or('0')
-        .to_ascii_uppercase()
-}
-
 /// The base64 characters that depend on `raw` alone when `shift` bytes stand before it.
 fn base64_core(raw: &[u8], shift: usize) -> Vec<String> {
     let mut padded = vec![0_u8; shift];
@@ -209,7 +193,7 @@ mod tests {
             assert!(out.contains(REDACTED), "{before:?}: {out}");
         }
         assert_eq!(cleaned.clean(&format!("x{secret}y")), "x[redacted]y");
-        assert_eq!(cleaned.clean(&percent_encoded(secret)), REDACTED);
+        assert_eq!(cleaned.clean(&percent_encoded(secret, b"")), REDACTED);
         assert!(matches!(cleaned.clean("nothing here"), Cow::Borrowed(_)));
     }
 

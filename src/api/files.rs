@@ -17,7 +17,8 @@ use super::ApiState;
 use super::error::{range_not_satisfiable, store_problem};
 use super::params::{Params, PathOf};
 use super::runs::run_id;
-use super::view::percent_encoded;
+
+use crate::encoding::percent_encoded;
 use crate::error::{ErrorCode, Problem};
 use crate::store::StoredFile;
 

@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, HeaderName, Uri};
 
 use serde::de::DeserializeOwned;
 
+use crate::config;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::Seq;
 
@@ -140,23 +141,14 @@ fn integer(text: &str) -> Option<u64> {
 
 fn unknown(name: &str, known: &[&str]) -> Problem {
     let shown: String = name.chars().take(64).collect();
-    let nearest = known
-        .iter()
-        .map(|candidate| {
-            (
-                strsim::osa_distance(&name.to_lowercase(), candidate),
-                *candidate,
-            )
-        })
-        .filter(|(distance, candidate)| *distance <= candidate.len().div_ceil(2))
-        .min();
+    let nearest = config::nearest(name, known.iter().copied());
     let problem = Problem::field(
         ErrorCode::ValidationFailed,
         shown.as_str(),
         format!("unknown query parameter {shown:?}"),
     );
     match (nearest, known) {
-        (Some((_, nearest)), _) => problem.hint(format!("did you mean {nearest}?")),
+        (Some(nearest), _) => problem.hint(format!("did you mean {nearest}?")),
         (None, []) => problem.hint("this route takes no query parameters"),
         (None, known) => problem.hint(format!("this route takes: {}", known.join(", "))),
     }

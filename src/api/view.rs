@@ -142,7 +142,7 @@ fn file_view(run: &RunId, file: FileRecord) -> Value {
         size,
         sha256,
     } = file;
-    let url = file_url(run, &path);
+    let url = run.file_url(&path);
     json!({ "path": path, "mimeType": mime_type, "size": size, "sha256": sha256, "url": url })
 }
 
@@ -203,29 +203,6 @@ pub(super) fn events_url(run: &RunId) -> String {
     format!("/runs/{run}/events")
 }
 
-/// The path at which a file of a run is downloaded: each part percent-encoded.
-pub(super) fn file_url(run: &RunId, path: &str) -> String {
-    format!("/runs/{run}/files/{}", percent_encoded(path, b"/"))
-}
-
-/// `text` with everything but unreserved characters and `keep` percent-encoded.
-pub(super) fn percent_encoded(text: &str, keep: &[u8]) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let digits = [byte >> 4, byte & 15].map(|nibble| {
-                char::from_digit(u32::from(nibble), 16)
-                    .map_or('0', |digit| digit.to_ascii_uppercase())
-            });
-            out.push('%');
-            out.extend(digits);
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,7 +211,7 @@ mod tests {
     fn file_urls_keep_slashes_and_encode_the_rest() {
         let run = RunId::parse("run_0123456789abcdef0123456789abcdef").unwrap();
         assert_eq!(
-            file_url(&run, "out dir/é?#%.txt"),
+            run.file_url("out dir/é?#%.txt"),
             "/runs/run_0123456789abcdef0123456789abcdef/files/out%20dir/%C3%A9%3F%23%25.txt"
         );
     }
