@@ -7,6 +7,8 @@ pub(super) const KEEP_RECENT: usize = 6;
 /// Results of so many newest tool turns stay when the provider has refused the conversation as too long.
 pub(super) const KEEP_LAST: usize = 2;
 
+/// The newest turns that a summary leaves as they are have about so many tokens, or are one turn.
+const KEPT_TOKENS: u64 = 20_000;
 /// Quality falls long before a window of a million tokens is full.
 const MOST_TOKENS: u64 = 160_000;
 /// Room kept for the next answer beyond the output limit.
@@ -23,6 +25,8 @@ const IMAGE_TOKENS: u64 = 1600;
 pub(super) struct Window {
     trigger: u64,
     last: Option<Usage>,
+    /// Tokens taken out of the conversation since.
+    freed: u64,
 }
 
 /// What clearing has done.
@@ -50,24 +54,41 @@ impl Window {
         Self {
             trigger,
             last: None,
+            freed: 0,
         }
     }
 
     pub(super) const fn saw(&mut self, usage: &Usage) {
         self.last = Some(*usage);
+        self.freed = 0;
+    }
+
+    /// So much was taken out of the conversation; the next response's usage will show it.
+    pub(super) const fn freed(&mut self, before: u64, after: u64) {
+        self.freed += before.saturating_sub(after);
     }
 
     pub(super) const fn last_usage(&self) -> Option<Usage> {
         self.last
     }
 
-    /// Whether the next request is likely to pass the trigger: the last one's tokens, and what came since.
+    /// Whether the next request is likely to pass the trigger.
     pub(super) fn over_trigger(&self, history: &[Message]) -> bool {
-        let estimate = match &self.last {
+        self.estimate(history) > self.trigger
+    }
+
+    /// Whether it is likely to pass three fifths of the trigger: then clearing has not freed enough.
+    pub(super) fn still_crowded(&self, history: &[Message]) -> bool {
+        self.estimate(history) > self.trigger * 3 / 5
+    }
+
+    /// The last request's tokens, what came since, less what was taken out.
+    fn estimate(&self, history: &[Message]) -> u64 {
+        let whole = match &self.last {
             Some(last) => last.total_input() + last.output + history.last().map_or(0, tokens),
             None => history.iter().map(tokens).sum(),
         };
-        estimate > self.trigger
+        whole.saturating_sub(self.freed)
     }
 }
 
@@ -103,6 +124,35 @@ pub(super) fn clear(history: &mut [Message], keep: usize) -> Option<Cleared> {
         tokens_before,
         tokens_after: history.iter().map(tokens).sum(),
     })
+}
+
+/// The conversation with all but its first message and its newest turns replaced by `summary`. Turns stay
+/// whole: no result without its call, no thinking without its turn. `None` if nothing would go.
+pub(super) fn compacted(history: &[Message], summary: String) -> Option<Vec<Message>> {
+    let (first, later) = history.split_first()?;
+    let mut kept = 0;
+    let mut from = later.len();
+    for (index, message) in later.iter().enumerate().rev() {
+        kept += tokens(message);
+        let begins_turn = matches!(message, Message::Assistant(_));
+        if from < later.len() && kept > KEPT_TOKENS {
+            break;
+        }
+        if begins_turn {
+            from = index;
+        }
+    }
+    if from == 0 || from == later.len() {
+        return None;
+    }
+    let mut shorter = vec![first.clone(), Message::User(summary)];
+    shorter.extend_from_slice(later.get(from..)?);
+    Some(shorter)
+}
+
+/// About how many tokens a conversation has.
+pub(super) fn total(history: &[Message]) -> u64 {
+    history.iter().map(tokens).sum()
 }
 
 /// Keeps the newest [`IMAGES`] images of the conversation and replaces the others by a note: one image that
@@ -207,6 +257,42 @@ mod tests {
             None,
             "nothing is cleared twice"
         );
+    }
+
+    fn turn(id: &str, text: &str) -> [Message; 2] {
+        let call = AssistantBlock::ToolCall(crate::llm::ToolCall {
+            id: id.to_owned(),
+            name: "bash".to_owned(),
+            args: ToolArgs::Json(serde_json::json!({})),
+        });
+        [Message::Assistant(vec![call]), results(id, text)]
+    }
+
+    #[test]
+    fn a_summary_replaces_old_turns_and_leaves_the_newest_whole() {
+        let mut history = vec![Message::User("go".to_owned())];
+        for n in 0..6 {
+            history.extend(turn(&n.to_string(), &"z".repeat(30_000)));
+        }
+        let shorter = compacted(&history, "[sandcaster] so far".to_owned()).unwrap();
+        assert_eq!(
+            shorter[..2],
+            [
+                Message::User("go".to_owned()),
+                Message::User("[sandcaster] so far".to_owned())
+            ]
+        );
+        assert_eq!(
+            shorter[2..],
+            history[9..],
+            "two turns of 9,000 tokens fit into 20,000"
+        );
+        let one = [
+            vec![Message::User("go".to_owned())],
+            turn("1", &"z".repeat(300_000)).to_vec(),
+        ]
+        .concat();
+        assert_eq!(compacted(&one, String::new()), None, "the only turn stays");
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod files;
 mod limits;
 mod loops;
 mod prompt;
+mod room;
 mod run;
 mod tally;
 mod turn;

@@ -98,6 +98,20 @@ pub(super) const GO_ON: &str = "[sandcaster] Your answer was cut off at the outp
 pub(super) const CALL_CUT: &str = "[sandcaster] Your last tool call was cut off at the output limit and was not run. \
 Make it smaller, for instance by writing a long file in parts.";
 
+/// Asks for a summary that takes the place of what went before.
+pub(super) const SUMMARISE: &str = "\
+[sandcaster] The conversation is about to be shortened to fit your context window. Write the hand-over that you \
+will go on from, in at most 1,500 words, and nothing else: the goal and the constraints in the user's own words; \
+what is done; what was decided, and why; the state of the files, with exact paths; background processes that \
+run; errors that matter, verbatim; what remains. Invent nothing. Call no tool.";
+
+/// Marks the summary as what it is.
+pub(super) fn summary(text: &str) -> String {
+    notice(&format!(
+        "Earlier turns were replaced by this summary, which you wrote yourself:\n\n{text}"
+    ))
+}
+
 /// Asked when a response after tool results holds nothing.
 pub(super) const ANSWER_PLEASE: &str =
     "[sandcaster] Your last response was empty. Give your final answer now.";

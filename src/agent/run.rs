@@ -9,8 +9,9 @@ use super::context::{self, Window};
 use super::limits::{self, Limits};
 use super::loops::LoopGuard;
 use super::prompt;
+use super::room::Compactions;
 use super::tally::Tally;
-use super::turn::{Response, respond};
+use super::turn::Response;
 use super::workspace::WorkspaceSource;
 use crate::clock::Deadline;
 use crate::error::{ErrorCode, Problem, WarningCode};
@@ -18,8 +19,7 @@ use crate::events::{
     Durability, EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent,
 };
 use crate::llm::{
-    AssistantBlock, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, Message, ToolChoice,
-    ToolSpec,
+    AssistantBlock, LlmError, LlmProvider, LlmRequest, LlmStop, Message, ToolChoice, ToolSpec,
 };
 use crate::net::retry::RetryBudget;
 use crate::secrets::Redactor;
@@ -115,18 +115,19 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
     Agent::new(context).run().await
 }
 
-struct Agent<'a> {
-    context: &'a RunContext,
+pub(super) struct Agent<'a> {
+    pub(super) context: &'a RunContext,
     system: Vec<String>,
     tools: Vec<ToolSpec>,
-    history: Vec<Message>,
+    pub(super) history: Vec<Message>,
     limits: Limits,
     guard: LoopGuard,
-    retries: RetryBudget,
-    window: Window,
+    pub(super) retries: RetryBudget,
+    pub(super) window: Window,
     /// Ask for the model's full output limit instead of the usual one.
     full_output: bool,
     price_warned: bool,
+    pub(super) compactions: Compactions,
 }
 
 /// What a turn came to.
@@ -157,6 +158,7 @@ impl<'a> Agent<'a> {
             guard: LoopGuard::default(),
             retries: RetryBudget::new(spec.timeout),
             window: Window::new(context.provider.model(&spec.model.id)),
+            compactions: Compactions::default(),
             full_output: false,
             price_warned: false,
         }
@@ -357,33 +359,7 @@ impl<'a> Agent<'a> {
         }
     }
 
-    /// Sends the conversation, after making room for it where it must.
-    async fn ask(&mut self, turn: u32, last: bool) -> Result<Response, Halt> {
-        if self.window.over_trigger(&self.history)
-            && let Some(cleared) = context::clear(&mut self.history, context::KEEP_RECENT)
-        {
-            self.warn_cleared(&cleared).await?;
-        }
-        let mut made_room = false;
-        loop {
-            let request = self.request(last);
-            match respond(self.context, &mut self.retries, &request, turn).await {
-                Err(Halt::Llm(error))
-                    if error.kind == LlmErrorKind::ContextTooLong && !made_room =>
-                {
-                    made_room = true;
-                    let Some(cleared) = context::clear(&mut self.history, context::KEEP_LAST)
-                    else {
-                        return Err(Halt::Llm(error));
-                    };
-                    self.warn_cleared(&cleared).await?;
-                }
-                other => return other,
-            }
-        }
-    }
-
-    fn request(&self, last: bool) -> LlmRequest {
+    pub(super) fn request(&self, last: bool) -> LlmRequest {
         let spec = &self.context.spec;
         let full = self
             .context
@@ -436,20 +412,6 @@ impl<'a> Agent<'a> {
     async fn warn(&self, code: WarningCode, message: &str) -> Result<(), Halt> {
         self.context
             .emit(RunEvent::Warning(WarningEvent::new(code, message)))
-            .await
-    }
-
-    async fn warn_cleared(&self, cleared: &context::Cleared) -> Result<(), Halt> {
-        let message = format!(
-            "{} old tool results were cleared to fit the model's context window",
-            cleared.results
-        );
-        self.context
-            .emit(RunEvent::Warning(
-                WarningEvent::new(WarningCode::ContextCleared, message)
-                    .fact("tokensBefore", cleared.tokens_before)
-                    .fact("tokensAfter", cleared.tokens_after),
-            ))
             .await
     }
 

@@ -51,16 +51,26 @@ struct Failed {
     shown: bool,
 }
 
+/// Who reads a response while it streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// The run's clients: its text becomes events.
+    Clients,
+    /// The agent alone.
+    Agent,
+}
+
 /// Sends `request` and streams its response, again while nothing of it was shown and a retry may help.
 pub(super) async fn respond(
     context: &RunContext,
     budget: &mut RetryBudget,
     request: &LlmRequest,
     turn: u32,
+    audience: Audience,
 ) -> Result<Response, Halt> {
     let mut attempt = 0;
     loop {
-        let failed = match stream(context, request, turn).await? {
+        let failed = match stream(context, request, turn, audience).await? {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
         };
@@ -101,6 +111,7 @@ async fn stream(
     context: &RunContext,
     request: &LlmRequest,
     turn: u32,
+    audience: Audience,
 ) -> Result<Result<Response, Failed>, Halt> {
     let provider = Arc::clone(&context.provider);
     let opened = tokio::select! {
@@ -120,7 +131,7 @@ async fn stream(
     };
     let mut response = Response::default();
     let mut shown = false;
-    let mut writer = DeltaWriter::new(context, turn);
+    let mut writer = DeltaWriter::new(context, turn, audience);
     loop {
         let delta = tokio::select! {
             // Dropping the stream closes the connection, which stops the provider.
@@ -193,15 +204,17 @@ struct DeltaWriter<'a> {
     turn: u32,
     redact: RedactingStream,
     thinking: bool,
+    audience: Audience,
 }
 
 impl<'a> DeltaWriter<'a> {
-    fn new(context: &'a RunContext, turn: u32) -> Self {
+    fn new(context: &'a RunContext, turn: u32, audience: Audience) -> Self {
         Self {
             context,
             turn,
             redact: context.redactor.stream(),
             thinking: false,
+            audience,
         }
     }
 
@@ -232,6 +245,9 @@ impl<'a> DeltaWriter<'a> {
     }
 
     async fn emit(&self, text: &str) -> Result<(), Halt> {
+        if self.audience == Audience::Agent {
+            return Ok(());
+        }
         for piece in pieces(text, LONGEST_DELTA) {
             let delta = Delta::new(piece, self.turn);
             let event = if self.thinking {
