@@ -85,6 +85,7 @@ impl App {
         let backends = build_backends(&config, &http);
         let usable = probe(&backends).await;
         let owner = store.owner().to_owned();
+        let owners = Arc::clone(&store);
         let runs = Runs::new(RunsConfig {
             store,
             owner,
@@ -103,7 +104,7 @@ impl App {
             clock: clock.clone(),
             tasks: tasks.clone(),
         });
-        runs.start_reaper();
+        runs.start_reaper(move |owner| owners.owner_alive(owner));
         Ok(Self {
             config: Arc::new(config),
             usable: Arc::new(usable),

@@ -166,17 +166,15 @@ impl RunTask {
             // The finished result first: a run that has its answer is not cancelled any more. No branch
             // loses data: the agent goes on as a task.
             biased;
-            joined = &mut agent => return self.outcome(joined),
+            joined = &mut agent => return self.outcome(joined, deadline),
             () = self.control.token().cancelled() => {}
-            () = tokio::time::sleep_until(deadline.instant()) => self.control.stop(Stop::DeadlineReached {
-                timeout_secs: self.spec.timeout.as_secs(),
-            }),
+            () = tokio::time::sleep_until(deadline.instant()) => self.control.stop(self.out_of_time()),
             () = abandoned => self.control.stop(Stop::ClientGone {
                 grace_secs: grace.unwrap_or_default().as_secs(),
             }),
         }
         if let Ok(joined) = tokio::time::timeout(AGENT_GRACE, &mut agent).await {
-            return self.outcome(joined);
+            return self.outcome(joined, deadline);
         }
         tracing::warn!(run.id = %self.id, "the agent did not stop in time and is aborted");
         agent.abort();
@@ -186,6 +184,7 @@ impl RunTask {
     fn outcome(
         &self,
         joined: Result<Option<Result<Answer, Halt>>, JoinError>,
+        deadline: Deadline,
     ) -> Result<Answer, Problem> {
         match joined {
             Ok(Some(Ok(answer))) => Ok(answer),
@@ -194,12 +193,24 @@ impl RunTask {
             Ok(Some(Err(Halt::Problem(problem)))) => {
                 Err(self.control.reason().map_or(problem, |stop| stop.problem()))
             }
+            // A request ends with the run's time, and may notice it a moment sooner than this task.
+            Ok(Some(Err(Halt::Llm(error))))
+                if error.kind == LlmErrorKind::Timeout && deadline.passed() =>
+            {
+                Err(self.out_of_time().problem())
+            }
             Ok(Some(Err(Halt::Llm(error)))) => Err(self.clean(llm_problem(&error))),
             Ok(Some(Err(Halt::Log(failed)))) => Err(log_problem(&failed)),
             Err(error) => {
                 tracing::error!(run.id = %self.id, %error, "the run's agent panicked");
                 Err(panicked())
             }
+        }
+    }
+
+    fn out_of_time(&self) -> Stop {
+        Stop::DeadlineReached {
+            timeout_secs: self.spec.timeout.as_secs(),
         }
     }
 

@@ -37,7 +37,10 @@ pub struct TestAppBuilder {
     env: BTreeMap<String, String>,
     file: Option<Value>,
     dir: Option<TempDir>,
+    tune: Option<Tune>,
 }
+
+type Tune = Box<dyn FnOnce(&mut Config) + Send>;
 
 impl TestApp {
     /// An application whose Anthropic is `llm`.
@@ -55,6 +58,7 @@ impl TestApp {
             env: BTreeMap::new(),
             file: None,
             dir: None,
+            tune: None,
         }
     }
 
@@ -147,6 +151,13 @@ impl TestAppBuilder {
         self
     }
 
+    /// Changes the settings after they were read.
+    #[must_use]
+    pub fn tune(mut self, tune: impl FnOnce(&mut Config) + Send + 'static) -> Self {
+        self.tune = Some(Box::new(tune));
+        self
+    }
+
     pub async fn start(self) -> TestApp {
         let dir = self.dir.unwrap_or_else(|| tempfile::tempdir().unwrap());
         if let Some(file) = &self.file {
@@ -155,6 +166,9 @@ impl TestAppBuilder {
         let env: EnvMap = self.env.into_iter().collect();
         let mut config = Config::load(&Overrides::default(), &env, dir.path()).unwrap();
         config.launcher = binary();
+        if let Some(tune) = self.tune {
+            tune(&mut config);
+        }
         let app = App::build(config, Role::Serve).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
