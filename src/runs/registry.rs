@@ -302,7 +302,7 @@ impl Runs {
             clock: inner.clock.clone(),
             redactor: inner.redactor.clone(),
             started,
-            place,
+            place: Some(place),
         };
         // A stop that began meanwhile has not seen this run.
         if inner.draining.load(Ordering::Acquire) {

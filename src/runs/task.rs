@@ -46,8 +46,8 @@ pub(super) struct RunTask {
     pub(super) clock: Clock,
     pub(super) redactor: Redactor,
     pub(super) started: Instant,
-    /// Given back when the task is over.
-    pub(super) place: OwnedSemaphorePermit,
+    /// Given back when there is nothing left to do but to write the end.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 /// Ends a run whose task panicked, truthfully.
@@ -107,7 +107,7 @@ impl RunTask {
     }
 
     /// Runs to the terminal event.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let deadline = Deadline::at(self.started + self.spec.timeout);
         let tally = Arc::new(Tally::new(&self.spec.model));
         let sandbox = RunSandbox::new(
@@ -146,8 +146,9 @@ impl RunTask {
 
         self.collect(&sandbox, &ended).await;
         sandbox.end().await;
+        // Before the end is told: who has read it finds the place free.
+        drop(self.place.take());
         self.finish(ended, &tally).await;
-        drop(self.place);
     }
 
     /// Waits for the agent, or for a reason to stop it.
@@ -387,6 +388,6 @@ fn log_problem(failed: &LogFailed) -> Problem {
     if *failed == LogFailed::TooLarge {
         return Problem::new(ErrorCode::LogLimit, failed.to_string()).hint("ask for less output");
     }
-    Problem::new(ErrorCode::Internal, failed.to_string())
-        .hint("the server's log has the details under this run's id")
+    Problem::new(ErrorCode::StoreUnavailable, failed.to_string())
+        .hint("check the disk of the data directory; tools may have acted already")
 }
