@@ -86,6 +86,7 @@ impl App {
         let backends = sandbox::build(&config.backend_config(http.clone()));
         let usable = Usable::probe(&backends).await;
         let owner = store.owner().to_owned();
+        let owners = Arc::clone(&store);
         let runs = Runs::new(RunsConfig {
             store,
             owner,
@@ -104,7 +105,7 @@ impl App {
             clock: clock.clone(),
             tasks: tasks.clone(),
         });
-        runs.start_reaper();
+        runs.start_reaper(move |owner| owners.owner_alive(owner));
         if let Some(store) = damage {
             let _detached = tasks.spawn(TaskKind::Cleanup, async move {
                 match store.check().await {

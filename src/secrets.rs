@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use serde_json::Value;
 
 use crate::encoding::percent_encoded;
 
@@ -92,6 +93,35 @@ impl Redactor {
             }
         }
         out
+    }
+
+    /// `json`, a document, without any secret in its strings and names. Stays JSON: no number is touched.
+    pub fn clean_json(&self, json: String) -> String {
+        if matches!(self.clean(&json), Cow::Borrowed(_)) {
+            return json;
+        }
+        let cleaned = serde_json::from_str(&json)
+            .map(|document| self.cleaned_value(document))
+            .and_then(|document| serde_json::to_string(&document));
+        cleaned.unwrap_or_else(|_| self.clean(&json).into_owned())
+    }
+
+    fn cleaned_value(&self, value: Value) -> Value {
+        match value {
+            Value::String(text) => match self.clean(&text) {
+                Cow::Owned(cleaned) => Value::String(cleaned),
+                Cow::Borrowed(_) => Value::String(text),
+            },
+            Value::Array(items) => items
+                .into_iter()
+                .map(|item| self.cleaned_value(item))
+                .collect(),
+            Value::Object(fields) => fields
+                .into_iter()
+                .map(|(name, value)| (self.clean(&name).into_owned(), self.cleaned_value(value)))
+                .collect(),
+            other @ (Value::Null | Value::Bool(_) | Value::Number(_)) => other,
+        }
     }
 
     /// A cleaner for text that arrives in pieces.
@@ -195,6 +225,18 @@ mod tests {
         assert_eq!(cleaned.clean(&format!("x{secret}y")), "x[redacted]y");
         assert_eq!(cleaned.clean(&percent_encoded(secret, b"")), REDACTED);
         assert!(matches!(cleaned.clean("nothing here"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_document_stays_one_and_loses_secrets_in_strings_and_names_only() {
+        let cleaned = Redactor::new([&Secret::new("1234567"), &Secret::new("se\"cret!")]);
+        let json = r#"{"n":12345678,"se\"cret!":["x1234567"],"s":"se\"cret!"}"#;
+        assert_eq!(
+            cleaned.clean_json(json.to_owned()),
+            r#"{"n":12345678,"[redacted]":["x[redacted]"],"s":"[redacted]"}"#
+        );
+        let plain = r#"{"n": 1.50}"#;
+        assert_eq!(cleaned.clean_json(plain.to_owned()), plain);
     }
 
     proptest::proptest! {

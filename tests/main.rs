@@ -11,6 +11,7 @@
     reason = "tests fail by panicking, and helpers are shared by tests that need different parts of them"
 )]
 
+mod agent;
 mod cli;
 mod config;
 mod http;

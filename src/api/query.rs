@@ -21,7 +21,6 @@ use crate::config::QueryRequest;
 use crate::error::{ErrorCode, Problem};
 use crate::events::{EventType, StoredEvent};
 use crate::ids::RunId;
-use crate::runs::Health;
 use crate::spec::RunSpec;
 use crate::store::StoreError;
 
@@ -36,7 +35,8 @@ pub(super) async fn query(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    open(&state)?;
+    // Before the body is read (AD-1).
+    state.app.runs.admits()?;
     Params::none(&uri)?;
     if headers.contains_key("idempotency-key") {
         return Err(Problem::field(
@@ -60,21 +60,6 @@ pub(super) async fn query(
     }
     let heartbeat = state.app.config.server.heartbeat;
     Ok(sse::response(&handle.id, events, heartbeat))
-}
-
-/// Refuses at once what could not be started anyway, before its body is read (AD-1).
-fn open(state: &ApiState) -> Result<(), Problem> {
-    match state.app.runs.health() {
-        Health::Ok => Ok(()),
-        Health::Draining => Err(Problem::new(
-            ErrorCode::Draining,
-            "the server is stopping and starts no more runs",
-        )),
-        Health::Unavailable => Err(Problem::new(
-            ErrorCode::StoreUnavailable,
-            "the run store can't be written now, so no run can be started; retrying is safe",
-        )),
-    }
 }
 
 async fn resolve(state: &ApiState, body: Received) -> Result<(RunSpec, bool), Problem> {

@@ -21,6 +21,7 @@ use super::tail::Live;
 use crate::error::ErrorCode;
 use crate::events::{Durability, EventSink, EventType, LogFailed, RunEvent, StoredEvent};
 use crate::ids::{RunId, Seq};
+use crate::secrets::Redactor;
 use crate::store::{Append, Finish, NewRun, RunState, RunStore, StoreError};
 
 /// The most that a run's log may hold; its terminal event fits beyond it.
@@ -55,6 +56,7 @@ pub struct Logs(Arc<Shared>);
 struct Shared {
     store: Arc<dyn RunStore>,
     limits: LogLimits,
+    redactor: Redactor,
     live: Mutex<HashMap<RunId, Arc<Live>>>,
 }
 
@@ -95,9 +97,17 @@ impl Logs {
 
     /// The logs in `store`.
     pub fn with_limits(store: Arc<dyn RunStore>, limits: LogLimits) -> Self {
+        Self::redacted(store, limits, Redactor::default())
+    }
+
+    /// The logs in `store`, in which no event but a `file` says a secret (rule SE-4). What the agent emits is
+    /// clean already; this is for what slips through. A returned file stays what its checksum says: no key of
+    /// ours is where files are made.
+    pub fn redacted(store: Arc<dyn RunStore>, limits: LogLimits, redactor: Redactor) -> Self {
         Self(Arc::new(Shared {
             store,
             limits,
+            redactor,
             live: Mutex::new(HashMap::new()),
         }))
     }
@@ -110,7 +120,7 @@ impl Logs {
     /// # Errors
     /// When the store refuses or fails; then there is no run.
     pub async fn create(&self, run: RunFacts, first: RunEvent) -> Result<LogWriter, StoreError> {
-        let first_event = stored(Seq::ZERO.next(), &first)?;
+        let first_event = self.stored(Seq::ZERO.next(), &first)?;
         let live = Arc::new(Live::new(run.id.clone(), &first_event));
         let bytes = first_event.json.len() as u64;
         self.0
@@ -157,14 +167,19 @@ impl Logs {
         &*self.0.store
     }
 
+    fn stored(&self, seq: Seq, event: &RunEvent) -> Result<StoredEvent, StoreError> {
+        let mut stored = StoredEvent::new(seq, event).map_err(|error| {
+            StoreError::Refused(format!("an event can't be written as JSON: {error}"))
+        })?;
+        if stored.kind != EventType::File {
+            stored.json = self.0.redactor.clean_json(stored.json);
+        }
+        Ok(stored)
+    }
+
     pub(super) fn live(&self, run: &RunId) -> Option<Arc<Live>> {
         self.0.live.lock().get(run).cloned()
     }
-}
-
-fn stored(seq: Seq, event: &RunEvent) -> Result<StoredEvent, StoreError> {
-    StoredEvent::new(seq, event)
-        .map_err(|error| StoreError::Refused(format!("an event can't be written as JSON: {error}")))
 }
 
 /// The writing end of a run's log. Dropped without [`LogWriter::finish`], its readers' streams break off.
@@ -220,7 +235,7 @@ impl LogWriter {
         loop {
             // Every earlier event has its answer, so the number is right even if one of them failed.
             self.live.settled(last.seq).await;
-            let event = Arc::new(stored(self.head().next(), &event)?);
+            let event = Arc::new(self.logs.stored(self.head().next(), &event)?);
             let error = match self.write_end(Arc::clone(&event), &end).await {
                 Ok(()) => {
                     let seq = event.seq;
@@ -251,7 +266,9 @@ impl LogWriter {
                 state: end.state,
                 completed_at: end.completed_at,
                 error_code: end.error_code,
-                error: end.error,
+                error: end
+                    .error
+                    .map(|error| self.logs.0.redactor.clean(&error).into_owned()),
                 cost_nanos: end.cost_nanos,
                 input_tokens: end.input_tokens,
                 output_tokens: end.output_tokens,
@@ -288,8 +305,10 @@ impl EventSink for LogWriter {
                 event.kind()
             )));
         }
-        let event =
-            stored(last.seq.next(), &event).map_err(|error| LogFailed::Store(error.to_string()))?;
+        let event = self
+            .logs
+            .stored(last.seq.next(), &event)
+            .map_err(|error| LogFailed::Store(error.to_string()))?;
         if event.json.len() > LARGE_EVENT && event.kind != EventType::File {
             tracing::warn!(run.id = %self.run_id(), kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
         }

@@ -1,14 +1,18 @@
-//! Finds sandboxes that nobody needs any more, by their labels, and destroys them.
+//! Ends runs whose process died, then finds sandboxes that nobody needs any more, by their labels, and
+//! destroys them.
 //!
 //! Decided from the store, never from this process's memory: a sandbox goes when its run has ended or is
-//! unknown to the store whose id it carries.
+//! unknown to the store whose id it carries. Runs are looked at because a `sandcaster query` can die while
+//! the server on the same store goes on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::recovery::recover;
 use super::sandbox::BackendEntry;
+use crate::clock::Clock;
 use crate::ids::random_fraction;
 use crate::store::RunStore;
 
@@ -17,19 +21,32 @@ const EVERY: Duration = Duration::from_mins(1);
 /// For one backend's list or kill call.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
 
+/// What it looks at.
+pub(super) struct Reaper {
+    pub(super) store: Arc<dyn RunStore>,
+    pub(super) backends: Vec<BackendEntry>,
+    /// Whether the process named so in the store is alive.
+    pub(super) owner_alive: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    pub(super) clock: Clock,
+}
+
 /// Sweeps at once and then every minute, until `stop`.
-pub(super) async fn reap(
-    store: Arc<dyn RunStore>,
-    backends: Vec<BackendEntry>,
-    stop: CancellationToken,
-) {
+pub(super) async fn reap(reaper: Reaper, stop: CancellationToken) {
+    let store = reaper.store.as_ref();
     loop {
-        for entry in &backends {
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => return,
-                () = sweep(store.as_ref(), entry) => {}
+        let sweep = async {
+            // First, so that the sandboxes of these runs go with this sweep.
+            if let Err(error) = recover(store, &reaper.owner_alive, reaper.clock.now()).await {
+                tracing::warn!(%error, "failed to look for runs whose process died; the next sweep tries again");
             }
+            for entry in &reaper.backends {
+                sweep(store, entry).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = sweep => {}
         }
         let pause = EVERY.mul_f64(0.8 + 0.4 * random_fraction());
         tokio::select! {

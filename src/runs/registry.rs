@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{RunControl, Stop};
 use super::lease::{ReaderLease, Readers};
-use super::log::{Logs, RunFacts};
+use super::log::{LogLimits, Logs, RunFacts};
 use super::reader::{CursorError, LogReader};
-use super::reaper;
+use super::reaper::{self, Reaper};
 use super::sandbox::BackendEntry;
 use super::task::RunTask;
 use super::tasks::{TaskKind, Tasks};
@@ -115,6 +115,11 @@ pub struct CancelOutcome {
 impl Runs {
     /// The runs of a process, none yet.
     pub fn new(config: RunsConfig) -> Self {
+        Self::with_log_limits(config, LogLimits::default())
+    }
+
+    /// As [`Self::new`], with other limits for each run's log.
+    pub fn with_log_limits(config: RunsConfig, limits: LogLimits) -> Self {
         let backends = config
             .backends
             .into_iter()
@@ -131,7 +136,7 @@ impl Runs {
             })
             .collect();
         Self(Arc::new(Inner {
-            logs: Logs::new(Arc::clone(&config.store)),
+            logs: Logs::redacted(Arc::clone(&config.store), limits, config.redactor.clone()),
             store: config.store,
             owner: config.owner,
             providers: config.providers,
@@ -147,12 +152,17 @@ impl Runs {
         }))
     }
 
-    /// Starts looking for sandboxes that nobody needs, now and every minute.
-    pub fn start_reaper(&self) {
+    /// Starts looking, now and every minute, for runs whose process died (by `owner_alive`) and for
+    /// sandboxes that nobody needs.
+    pub fn start_reaper(&self, owner_alive: impl Fn(&str) -> bool + Send + Sync + 'static) {
         let inner = &self.0;
         let work = reaper::reap(
-            Arc::clone(&inner.store),
-            inner.backends.values().cloned().collect(),
+            Reaper {
+                store: Arc::clone(&inner.store),
+                backends: inner.backends.values().cloned().collect(),
+                owner_alive: Box::new(owner_alive),
+                clock: inner.clock.clone(),
+            },
             inner.stop_background.clone(),
         );
         // Ends by its token.
@@ -181,7 +191,12 @@ impl Runs {
         }
     }
 
-    async fn admit(&self, spec: RunSpec) -> Result<RunHandle, Problem> {
+    /// Whether a run would be taken now, so that what would be refused anyway is refused before it is read
+    /// (rule AD-1). Reserves nothing, and does no I/O.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn admits(&self) -> Result<(), Problem> {
         let inner = &self.0;
         if inner.draining.load(Ordering::Acquire) {
             return Err(draining());
@@ -191,16 +206,29 @@ impl Runs {
                 "its last write failed".to_owned(),
             )));
         }
+        if inner.places.available_permits() == 0 {
+            return Err(self.full());
+        }
+        Ok(())
+    }
+
+    fn full(&self) -> Problem {
+        Problem::new(
+            ErrorCode::QueueFull,
+            format!(
+                "{} runs are under way, which is this server's limit",
+                self.0.max_concurrent_runs
+            ),
+        )
+        .hint("wait and send the request again, or raise server.maxConcurrentRuns")
+        .retry_after(FULL_RETRY)
+    }
+
+    async fn admit(&self, spec: RunSpec) -> Result<RunHandle, Problem> {
+        self.admits()?;
+        let inner = &self.0;
         let Ok(place) = Arc::clone(&inner.places).try_acquire_owned() else {
-            return Err(Problem::new(
-                ErrorCode::QueueFull,
-                format!(
-                    "{} runs are under way, which is this server's limit",
-                    inner.max_concurrent_runs
-                ),
-            )
-            .hint("wait and send the request again, or raise server.maxConcurrentRuns")
-            .retry_after(FULL_RETRY));
+            return Err(self.full());
         };
         let provider = inner
             .providers
@@ -276,7 +304,7 @@ impl Runs {
             clock: inner.clock.clone(),
             redactor: inner.redactor.clone(),
             started,
-            place,
+            place: Some(place),
         };
         // A stop that began meanwhile has not seen this run.
         if inner.draining.load(Ordering::Acquire) {

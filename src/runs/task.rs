@@ -46,8 +46,8 @@ pub(super) struct RunTask {
     pub(super) clock: Clock,
     pub(super) redactor: Redactor,
     pub(super) started: Instant,
-    /// Given back when the task is over.
-    pub(super) place: OwnedSemaphorePermit,
+    /// Given back when there is nothing left to do but to write the end.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 /// Ends a run whose task panicked, truthfully.
@@ -107,7 +107,7 @@ impl RunTask {
     }
 
     /// Runs to the terminal event.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(mut self) {
         let deadline = Deadline::at(self.started + self.spec.timeout);
         let tally = Arc::new(Tally::new(&self.spec.model));
         let sandbox = RunSandbox::new(
@@ -146,8 +146,9 @@ impl RunTask {
 
         self.collect(&sandbox, &ended).await;
         sandbox.end().await;
+        // Before the end is told: who has read it finds the place free.
+        drop(self.place.take());
         self.finish(ended, &tally).await;
-        drop(self.place);
     }
 
     /// Waits for the agent, or for a reason to stop it.
@@ -166,17 +167,15 @@ impl RunTask {
             // The finished result first: a run that has its answer is not cancelled any more. No branch
             // loses data: the agent goes on as a task.
             biased;
-            joined = &mut agent => return self.outcome(joined),
+            joined = &mut agent => return self.outcome(joined, deadline),
             () = self.control.token().cancelled() => {}
-            () = tokio::time::sleep_until(deadline.instant()) => self.control.stop(Stop::DeadlineReached {
-                timeout_secs: self.spec.timeout.as_secs(),
-            }),
+            () = tokio::time::sleep_until(deadline.instant()) => self.control.stop(self.out_of_time()),
             () = abandoned => self.control.stop(Stop::ClientGone {
                 grace_secs: grace.unwrap_or_default().as_secs(),
             }),
         }
         if let Ok(joined) = tokio::time::timeout(AGENT_GRACE, &mut agent).await {
-            return self.outcome(joined);
+            return self.outcome(joined, deadline);
         }
         tracing::warn!(run.id = %self.id, "the agent did not stop in time and is aborted");
         agent.abort();
@@ -186,6 +185,7 @@ impl RunTask {
     fn outcome(
         &self,
         joined: Result<Option<Result<Answer, Halt>>, JoinError>,
+        deadline: Deadline,
     ) -> Result<Answer, Problem> {
         match joined {
             Ok(Some(Ok(answer))) => Ok(answer),
@@ -194,12 +194,24 @@ impl RunTask {
             Ok(Some(Err(Halt::Problem(problem)))) => {
                 Err(self.control.reason().map_or(problem, |stop| stop.problem()))
             }
+            // A request ends with the run's time, and may notice it a moment sooner than this task.
+            Ok(Some(Err(Halt::Llm(error))))
+                if error.kind == LlmErrorKind::Timeout && deadline.passed() =>
+            {
+                Err(self.out_of_time().problem())
+            }
             Ok(Some(Err(Halt::Llm(error)))) => Err(self.clean(llm_problem(&error))),
             Ok(Some(Err(Halt::Log(failed)))) => Err(log_problem(&failed)),
             Err(error) => {
                 tracing::error!(run.id = %self.id, %error, "the run's agent panicked");
                 Err(panicked())
             }
+        }
+    }
+
+    fn out_of_time(&self) -> Stop {
+        Stop::DeadlineReached {
+            timeout_secs: self.spec.timeout.as_secs(),
         }
     }
 
@@ -376,6 +388,6 @@ fn log_problem(failed: &LogFailed) -> Problem {
     if *failed == LogFailed::TooLarge {
         return Problem::new(ErrorCode::LogLimit, failed.to_string()).hint("ask for less output");
     }
-    Problem::new(ErrorCode::Internal, failed.to_string())
-        .hint("the server's log has the details under this run's id")
+    Problem::new(ErrorCode::StoreUnavailable, failed.to_string())
+        .hint("check the disk of the data directory; tools may have acted already")
 }

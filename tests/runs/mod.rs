@@ -1,4 +1,12 @@
 //! Runs: their logs, readers, admission and ends.
 
+mod admission;
+mod backends;
+mod death;
 mod faulty_store;
+mod harness;
+mod life;
 mod log;
+mod one_shot;
+mod resume;
+mod secrets;

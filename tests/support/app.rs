@@ -37,7 +37,10 @@ pub struct TestAppBuilder {
     env: BTreeMap<String, String>,
     file: Option<Value>,
     dir: Option<TempDir>,
+    tune: Option<Tune>,
 }
+
+type Tune = Box<dyn FnOnce(&mut Config) + Send>;
 
 impl TestApp {
     /// An application whose Anthropic is `llm`.
@@ -55,6 +58,7 @@ impl TestApp {
             env: BTreeMap::new(),
             file: None,
             dir: None,
+            tune: None,
         }
     }
 
@@ -91,6 +95,11 @@ impl TestApp {
 
     pub async fn json(&self, path: &str) -> Value {
         self.get(path).await.json().await.unwrap()
+    }
+
+    /// Asks a run to stop.
+    pub async fn cancel(&self, run: &str) -> reqwest::Response {
+        self.post(&format!("/runs/{run}/cancel"), &json!({})).await
     }
 
     /// The stream of a run from `after`.
@@ -147,6 +156,13 @@ impl TestAppBuilder {
         self
     }
 
+    /// Changes the settings after they were read.
+    #[must_use]
+    pub fn tune(mut self, tune: impl FnOnce(&mut Config) + Send + 'static) -> Self {
+        self.tune = Some(Box::new(tune));
+        self
+    }
+
     pub async fn start(self) -> TestApp {
         let dir = self.dir.unwrap_or_else(|| tempfile::tempdir().unwrap());
         if let Some(file) = &self.file {
@@ -155,6 +171,9 @@ impl TestAppBuilder {
         let env: EnvMap = self.env.into_iter().collect();
         let mut config = Config::load(&Overrides::default(), &env, dir.path()).unwrap();
         config.launcher = binary();
+        if let Some(tune) = self.tune {
+            tune(&mut config);
+        }
         let app = App::build(config, Role::Serve).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -180,7 +199,7 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    fn new(response: reqwest::Response) -> Self {
+    pub fn new(response: reqwest::Response) -> Self {
         let run_id = response.headers()["x-run-id"].to_str().unwrap().to_owned();
         Self {
             response,
@@ -191,22 +210,37 @@ impl EventStream {
 
     /// The next event, checked for its frame; `None` at the end of the stream.
     pub async fn next(&mut self) -> Option<Value> {
+        let frame = self.next_frame().await.expect("an unbroken stream")?;
+        Some(event_of(&frame))
+    }
+
+    /// The next event's frame, as it came; an error where the connection broke.
+    pub async fn next_frame(&mut self) -> Result<Option<String>, reqwest::Error> {
         loop {
             if let Some(at) = self.buffer.find("\n\n") {
                 let frame: String = self.buffer.drain(..at + 2).collect();
-                if let Some(event) = event_of(&frame) {
-                    return Some(event);
+                if frame.contains("\nid:") || frame.starts_with("id:") {
+                    return Ok(Some(frame));
                 }
                 continue;
             }
             let chunk = tokio::time::timeout(PATIENCE, self.response.chunk())
                 .await
                 .expect("an event in time");
-            match chunk.expect("an unbroken stream") {
+            match chunk? {
                 Some(bytes) => self.buffer.push_str(std::str::from_utf8(&bytes).unwrap()),
-                None => return None,
+                None => return Ok(None),
             }
         }
+    }
+
+    /// All frames to the end, or to the break of the connection.
+    pub async fn frames(mut self) -> Vec<String> {
+        let mut frames = Vec::new();
+        while let Ok(Some(frame)) = self.next_frame().await {
+            frames.push(frame);
+        }
+        frames
     }
 
     /// Reads on until an event of `kind`, and gives it.
@@ -224,6 +258,11 @@ impl EventStream {
 
     /// All events to the end.
     pub async fn rest(mut self) -> Vec<Value> {
+        self.collect().await
+    }
+
+    /// As [`EventStream::rest`], with the stream's facts still at hand.
+    pub async fn collect(&mut self) -> Vec<Value> {
         let mut events = Vec::new();
         while let Some(event) = self.next().await {
             events.push(event);
@@ -232,17 +271,18 @@ impl EventStream {
     }
 }
 
-fn event_of(frame: &str) -> Option<Value> {
+/// The event in a frame, checked against the frame's other fields.
+pub fn event_of(frame: &str) -> Value {
     let field = |name: &str| {
         frame
             .lines()
             .find_map(|line| line.strip_prefix(name))
             .map(str::trim)
     };
-    let event: Value = serde_json::from_str(field("data:")?).unwrap();
+    let event: Value = serde_json::from_str(field("data:").unwrap()).unwrap();
     assert_eq!(field("event:"), event["type"].as_str());
     assert_eq!(field("id:"), Some(event["seq"].to_string().as_str()));
-    Some(event)
+    event
 }
 
 /// The types of events, consecutive ones of a kind once.

@@ -8,7 +8,9 @@ pub mod fake_llm;
 pub mod host_sandbox;
 pub mod http;
 pub mod memory_store;
+pub mod processes;
 pub mod recordings;
+pub mod served;
 
 use sandcaster::net;
 

@@ -1,0 +1,229 @@
+//! Odd responses: whatever a model ends with, the run ends truthfully.
+
+use serde_json::{Value, json};
+
+use super::{bash, check_log, end};
+use crate::support::app::{TestApp, ask, kinds, of_kind, text, warnings};
+use crate::support::fake_llm::{FakeLlm, Reply};
+
+async fn run(llm: &FakeLlm) -> Vec<Value> {
+    let app = TestApp::with_llm(llm).await;
+    let events = app.run(ask("hi")).await;
+    check_log(&events);
+    app.stop().await;
+    events
+}
+
+#[tokio::test]
+async fn a_call_then_an_answer() {
+    let llm = FakeLlm::start([
+        Reply::new()
+            .text("Looking.")
+            .call("bash", &bash("echo hi; echo oops >&2")),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    let use_ = of_kind(&events, "tool_use")[0];
+    assert_eq!(use_["toolName"], "bash");
+    assert_eq!(use_["content"], bash("echo hi; echo oops >&2").to_string());
+    assert_eq!(use_["turn"], 1);
+    let result = of_kind(&events, "tool_result")[0];
+    assert_eq!(result["toolCallId"], use_["toolCallId"]);
+    assert_eq!(
+        (&result["exitCode"], &result["isError"]),
+        (&json!(0), &json!(false))
+    );
+    // What the client saw is what the model saw.
+    let sent = llm.request(1).await.tool_results();
+    assert_eq!(result["content"], sent[0].text);
+    assert!(sent[0].text.contains("hi\noops"), "{}", sent[0].text);
+    let end = end(&events);
+    assert_eq!(end["content"], "Done.");
+    assert_eq!(end["toolCalls"], json!({"bash": 1}));
+    assert_eq!(end["numTurns"], 2);
+}
+
+#[tokio::test]
+async fn an_empty_answer_after_results_is_asked_for_once_more() {
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &bash("true")),
+        Reply::new(),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert_eq!(warnings(&events), ["EMPTY_ANSWER"]);
+    assert_eq!(of_kind(&events, "user").len(), 1);
+    assert_eq!(end(&events)["content"], "Done.");
+}
+
+#[tokio::test]
+async fn two_empty_answers_fail_the_run() {
+    let llm = FakeLlm::start([Reply::new(), Reply::new().text("  \n")]).await;
+    let events = run(&llm).await;
+    let error = end(&events);
+    assert_eq!(error["code"], "LLM_BAD_RESPONSE");
+    assert_eq!(error["retryable"], true);
+    assert_eq!(error["message"], error["content"]);
+    assert!(error["hint"].is_string());
+    assert_eq!(error["inputTokens"], 20);
+}
+
+#[tokio::test]
+async fn an_answer_cut_at_the_output_limit_is_gone_on_with_and_joined() {
+    let llm = FakeLlm::start([
+        Reply::says("One, ").stops("max_tokens"),
+        Reply::says("two, ").stops("max_tokens"),
+        Reply::says("three."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["content"], "One, two, three.");
+    assert_eq!(text(&events), "One, two, three.");
+    assert_eq!(end(&events)["numTurns"], 1);
+    assert_eq!(end(&events).get("truncated"), None);
+    let (first, second) = (llm.request(0).await, llm.request(1).await);
+    assert!(second.body["max_tokens"].as_u64() > first.body["max_tokens"].as_u64());
+}
+
+#[tokio::test]
+async fn an_answer_cut_three_times_is_given_as_it_is() {
+    let cut = |piece: &str| Reply::says(piece).stops("max_tokens");
+    let llm = FakeLlm::start([cut("a"), cut("b"), cut("c")]).await;
+    let events = run(&llm).await;
+    let result = end(&events);
+    assert_eq!(
+        (&result["content"], &result["truncated"]),
+        (&json!("abc"), &json!(true))
+    );
+    assert_eq!(warnings(&events), ["ANSWER_TRUNCATED"]);
+}
+
+#[tokio::test]
+async fn a_call_cut_at_the_output_limit_is_not_run_and_the_model_is_told() {
+    let llm = FakeLlm::start([
+        Reply::new()
+            .text("Writing.")
+            .call("bash", &bash("echo whole"))
+            .call_so_far("bash", "{\"command\": \"echo ha")
+            .stops("max_tokens"),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert!(of_kind(&events, "tool_use").is_empty());
+    assert_eq!(kinds(&events).last(), Some(&"result"));
+    let second = llm.request(1).await;
+    assert!(
+        second.last_text().contains("cut off"),
+        "{}",
+        second.last_text()
+    );
+}
+
+#[tokio::test]
+async fn thinking_cut_at_the_output_limit_gets_one_more_try_with_more_room() {
+    let thinks = || {
+        Reply::new()
+            .thinking("Hmm", "signature")
+            .stops("max_tokens")
+    };
+    let llm = FakeLlm::start([thinks(), Reply::says("Done.")]).await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["content"], "Done.");
+    assert_eq!(of_kind(&events, "thinking")[0]["content"], "Hmm");
+
+    let llm = FakeLlm::start([thinks(), thinks()]).await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["type"], "error");
+    assert_eq!(end(&events)["code"], "CONTEXT_TOO_LONG");
+}
+
+#[tokio::test]
+async fn a_refusal_ends_the_run_and_shown_text_is_no_result() {
+    let llm = FakeLlm::start([Reply::says("Well, ").refuses("cyber", "That would do harm.")]).await;
+    let events = run(&llm).await;
+    assert_eq!(text(&events), "Well, ");
+    let error = end(&events);
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("error"), &json!("LLM_REFUSED"))
+    );
+    assert_eq!(error["retryable"], false);
+    assert!(
+        error["message"].as_str().unwrap().contains("cyber"),
+        "{error}"
+    );
+    assert!(of_kind(&events, "result").is_empty());
+}
+
+#[tokio::test]
+async fn a_paused_response_is_sent_back_and_goes_on() {
+    let search = json!({"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search",
+        "input": {"query": "x"}});
+    let llm = FakeLlm::start([
+        Reply::new()
+            .text("Searching. ")
+            .whole_block(search.clone())
+            .stops("pause_turn"),
+        Reply::says("Found."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["content"], "Searching. Found.");
+    assert_eq!(end(&events)["numTurns"], 1);
+    let second = llm.request(1).await;
+    let last = second.messages().last().unwrap();
+    assert_eq!(last["role"], "assistant");
+    assert_eq!(last["content"].as_array().unwrap().last(), Some(&search));
+}
+
+#[tokio::test]
+async fn an_unknown_stop_reason_is_warned_of_and_the_text_is_the_answer() {
+    let llm = FakeLlm::start([Reply::says("Done.").stops("tired")]).await;
+    let events = run(&llm).await;
+    assert_eq!(warnings(&events), ["STOP_REASON_UNKNOWN"]);
+    assert_eq!(end(&events)["content"], "Done.");
+}
+
+#[tokio::test]
+async fn a_conversation_that_no_longer_fits_is_cleared_once_and_sent_again() {
+    let too_long = || Reply::error(400, "invalid_request_error", "prompt is too long: 2 > 1");
+    let reads = |n: u32| Reply::new().call("bash", &bash(&format!("seq -w {n} 1 {}", n + 900)));
+    let llm = FakeLlm::start([
+        reads(1),
+        reads(2),
+        reads(3),
+        reads(4),
+        too_long(),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["content"], "Done.");
+    let warning = of_kind(&events, "warning")[0];
+    assert_eq!(warning["code"], "CONTEXT_CLEARED");
+    assert!(warning["tokensAfter"].as_u64() < warning["tokensBefore"].as_u64());
+    let last = llm.request(5).await;
+    let results: Vec<_> = last
+        .messages()
+        .iter()
+        .filter_map(|message| message["content"][0]["content"][0]["text"].as_str())
+        .map(|text| text.starts_with("[cleared"))
+        .collect();
+    assert_eq!(results, [true, true, false, false]);
+}
+
+#[tokio::test]
+async fn a_conversation_that_cannot_be_made_to_fit_fails() {
+    let too_long = || Reply::error(400, "invalid_request_error", "prompt is too long: 2 > 1");
+    let llm = FakeLlm::start([too_long()]).await;
+    let events = run(&llm).await;
+    let error = end(&events);
+    assert_eq!(
+        (&error["code"], &error["retryable"]),
+        (&json!("CONTEXT_TOO_LONG"), &json!(false))
+    );
+    assert!(error["hint"].as_str().unwrap().contains("smaller"));
+}

@@ -1,0 +1,266 @@
+//! Tool calls of a response: side by side or one by one, answered each and all, and never against the rules.
+
+use serde_json::{Value, json};
+
+use super::{bash, check_log, end};
+use crate::support::app::{TestApp, ask, of_kind, warnings};
+use crate::support::fake_llm::{FakeLlm, Reply, SentResult};
+
+async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
+    let app = TestApp::with_llm(llm).await;
+    let events = app.run(body).await;
+    check_log(&events);
+    app.stop().await;
+    events
+}
+
+fn texts(results: &[SentResult]) -> Vec<&str> {
+    results.iter().map(|result| result.text.as_str()).collect()
+}
+
+#[tokio::test]
+async fn commands_of_one_turn_never_overlap_and_a_reader_between_them_waits_for_its_turn() {
+    // Whoever finds the directory there has been started while another one ran.
+    let alone = |word: &str| {
+        bash(&format!(
+            "mkdir busy || echo OVERLAP; sleep 0.1; echo {word} > word; rmdir busy; echo {word}"
+        ))
+    };
+    let read = json!({"path": "word"});
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call("bash", &alone("first"))
+            .call("file_read", &read)
+            .call("bash", &alone("second"))
+            .call("bash", &alone("third"))
+            .call("file_read", &read),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm, ask("hi")).await;
+    let results = llm.request(1).await.tool_results();
+    let words: Vec<bool> = results
+        .iter()
+        .zip(["first", "first", "second", "third", "third"])
+        .map(|(result, word)| result.text.contains(word) && !result.is_error)
+        .collect();
+    assert_eq!(words, [true; 5], "{results:#?}");
+    assert!(
+        !texts(&results).concat().contains("OVERLAP"),
+        "{results:#?}"
+    );
+    // Results come in the order asked.
+    let ids = |kind: &str| -> Vec<Value> {
+        let found = of_kind(&events, kind);
+        found
+            .iter()
+            .map(|event| event["toolCallId"].clone())
+            .collect()
+    };
+    assert_eq!(ids("tool_use"), ids("tool_result"));
+}
+
+#[tokio::test]
+async fn the_directory_carries_over_and_variables_do_not() {
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &bash("mkdir sub && cd sub && export X=1")),
+        Reply::new().call("bash", &bash("basename \"$PWD\"; echo \"[$X]\"")),
+        Reply::says("Done."),
+    ])
+    .await;
+    run(&llm, ask("hi")).await;
+    let text = llm.request(2).await.tool_results()[0].text.clone();
+    assert!(text.contains("sub\n[]"), "{text}");
+}
+
+#[tokio::test]
+async fn a_failed_call_is_told_to_the_model_and_stops_nothing() {
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call("bash", &bash("echo out; exit 3"))
+            .call("file_read", &json!({"path": "missing.txt"}))
+            .call("bash", &bash("echo still here")),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm, ask("hi")).await;
+    let results = of_kind(&events, "tool_result");
+    assert_eq!(results[0]["exitCode"], 3);
+    assert_eq!(results[1]["isError"], true);
+    assert_eq!(results[2]["exitCode"], 0);
+    assert_eq!(end(&events)["type"], "result");
+}
+
+#[tokio::test]
+async fn seventy_calls_are_sixty_four_run_and_six_told() {
+    let mut reply = Reply::new();
+    for n in 0..70 {
+        reply = reply.call("glob", &json!({"pattern": format!("*.{n}")}));
+    }
+    let llm = FakeLlm::start([reply, Reply::says("Done.")]).await;
+    let events = run(&llm, ask("hi")).await;
+    let results = llm.request(1).await.tool_results();
+    assert_eq!(results.len(), 70);
+    let told = results
+        .iter()
+        .filter(|result| result.text.starts_with("Not run: at most 64"));
+    assert_eq!(told.count(), 6);
+    assert_eq!(end(&events)["toolCalls"], json!({"glob": 64}));
+}
+
+#[tokio::test]
+async fn arguments_that_are_off_are_taken_or_complained_about() {
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call_so_far("bash", "{\"command\": \"ec")
+            .call("bash", &json!(["echo hi"]))
+            .call(
+                "bash",
+                &json!({"command": "echo fits", "timeout_seconds": "12"}),
+            )
+            .call("bash", &json!({"cmd": "echo synonym"}))
+            .call("bash", &json!({"command": "echo extra", "wings": 2}))
+            .call("bash", &json!({})),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm, ask("hi")).await;
+    let results = llm.request(1).await.tool_results();
+    let failed: Vec<bool> = results.iter().map(|result| result.is_error).collect();
+    assert_eq!(
+        failed,
+        [true, true, false, false, false, true],
+        "{results:#?}"
+    );
+    assert!(results[0].text.contains("not JSON"), "{results:#?}");
+    assert!(
+        results[5].text.contains("command is missing"),
+        "{results:#?}"
+    );
+    for (at, word) in [(2, "fits"), (3, "synonym"), (4, "extra")] {
+        assert!(results[at].text.contains(word), "{results:#?}");
+    }
+    assert_eq!(end(&events)["type"], "result");
+}
+
+#[tokio::test]
+async fn names_are_mapped_and_unknown_ones_complained_about() {
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call("Bash", &bash("echo one"))
+            .call(
+                "functions.bash".replace('.', "_").as_str(),
+                &bash("echo two"),
+            )
+            .call("fly", &json!({})),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm, ask("hi")).await;
+    let results = llm.request(1).await.tool_results();
+    assert!(results[0].text.contains("one"), "{results:#?}");
+    assert!(
+        results[2].text.contains("There is no tool \"fly\""),
+        "{results:#?}"
+    );
+    assert!(results[2].text.contains("bash, file_read"), "{results:#?}");
+    assert_eq!(of_kind(&events, "tool_use")[0]["toolName"], "bash");
+    assert!(warnings(&events).contains(&"TOOL_UNKNOWN"));
+}
+
+#[tokio::test]
+async fn a_tool_that_the_run_does_not_allow_is_neither_offered_nor_run() {
+    let write = json!({"path": "evil.txt", "content": "x"});
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call("file_write", &write)
+            .call("bash", &bash("ls")),
+        Reply::says("Done."),
+    ])
+    .await;
+    let mut body = ask("hi");
+    body["allowedTools"] = json!(["bash"]);
+    let events = run(&llm, body).await;
+    assert_eq!(llm.request(0).await.tool_names(), ["bash"]);
+    assert_eq!(warnings(&events), ["TOOL_DENIED"]);
+    let warning = of_kind(&events, "warning")[0];
+    assert_eq!(warning["toolName"], "file_write");
+    let results = of_kind(&events, "tool_result");
+    assert_eq!(
+        (&results[0]["toolName"], &results[0]["isError"]),
+        (&json!("file_write"), &json!(true))
+    );
+    assert!(!results[1]["content"].as_str().unwrap().contains("evil"));
+    assert!(of_kind(&events, "file").is_empty());
+}
+
+#[tokio::test]
+async fn the_same_call_is_nudged_refused_and_ends_the_run() {
+    let again = || Reply::new().call("bash", &bash("echo same"));
+    let mut replies: Vec<Reply> = (0..8).map(|_| again()).collect();
+    replies.push(Reply::says("I am stuck."));
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm, ask("hi")).await;
+    let result = end(&events);
+    assert_eq!(
+        (&result["stopReason"], &result["subtype"]),
+        (&json!("loop"), &json!("loop"))
+    );
+    assert_eq!(result["content"], "I am stuck.");
+    assert_eq!(result["toolCalls"], json!({"bash": 4}));
+    assert!(
+        llm.request(3)
+            .await
+            .last_text()
+            .contains("3 times in a row")
+    );
+    let refused = llm.request(5).await.tool_results();
+    assert!(
+        refused[0].is_error && refused[0].text.starts_with("Not run"),
+        "{refused:?}"
+    );
+    assert!(llm.request(8).await.tools_are_off());
+    assert!(
+        warnings(&events)
+            .iter()
+            .all(|code| *code == "LOOP_DETECTED")
+    );
+}
+
+#[tokio::test]
+async fn a_poll_whose_output_changes_is_no_loop() {
+    let mut replies: Vec<Reply> = (0..10)
+        .map(|_| Reply::new().call("bash", &bash("echo x >> n; wc -l < n")))
+        .collect();
+    replies.push(Reply::says("Ten."));
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm, ask("hi")).await;
+    assert_eq!(end(&events)["stopReason"], "end");
+    assert!(warnings(&events).is_empty());
+}
+
+#[tokio::test]
+async fn facts_of_the_sandbox_come_once_and_the_prefix_is_the_same_for_every_run() {
+    let turns = || {
+        [
+            Reply::new().call("bash", &bash("true")),
+            Reply::new().call("bash", &bash("false")),
+            Reply::says("Done."),
+        ]
+    };
+    let llm = FakeLlm::start(turns().into_iter().chain(turns())).await;
+    let app = TestApp::with_llm(&llm).await;
+    app.run(ask("one")).await;
+    app.run(ask("two")).await;
+    let (first, second) = (llm.request(1).await, llm.request(2).await);
+    assert!(
+        first.last_text().starts_with("[sandcaster]"),
+        "{}",
+        first.last_text()
+    );
+    assert!(!second.last_text().contains(&first.last_text()));
+    let other = llm.request(3).await;
+    assert_eq!(first.body["system"], other.body["system"]);
+    assert_eq!(first.body["tools"], other.body["tools"]);
+    app.stop().await;
+}

@@ -1,0 +1,195 @@
+//! Turns, time and money: the client is warned, the model is told, and work that was done is not lost.
+
+use serde_json::{Value, json};
+
+use super::{bash, check_log, end};
+use crate::support::app::{TestApp, kinds, of_kind, warnings};
+use crate::support::fake_llm::{FakeLlm, Gate, Received, Reply};
+
+async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
+    let app = TestApp::with_llm(llm).await;
+    let events = app.run(body).await;
+    check_log(&events);
+    app.stop().await;
+    events
+}
+
+fn call(n: u32) -> Reply {
+    Reply::new().call("bash", &bash(&format!("echo {n}")))
+}
+
+#[tokio::test]
+async fn the_last_turn_is_asked_without_tools_and_its_text_is_the_answer() {
+    let llm = FakeLlm::start([call(1), call(2), Reply::says("Half done.")]).await;
+    let events = run(
+        &llm,
+        json!({"prompt": "hi", "model": "sonnet", "maxTurns": 3}),
+    )
+    .await;
+    let result = end(&events);
+    assert_eq!(
+        (
+            &result["type"],
+            &result["stopReason"],
+            &result["subtype"],
+            &result["content"]
+        ),
+        (
+            &json!("result"),
+            &json!("max_turns"),
+            &json!("max_turns"),
+            &json!("Half done.")
+        )
+    );
+    assert_eq!(result["numTurns"], 3);
+    assert_eq!(warnings(&events), ["MAX_TURNS"]);
+    let kinds = kinds(&events);
+    assert_eq!(kinds[kinds.len() - 3..], ["warning", "assistant", "result"]);
+    let off: Vec<bool> = llm.requests().iter().map(Received::tools_are_off).collect();
+    assert_eq!(off, [false, false, true]);
+    assert!(llm.request(2).await.last_text().contains("last turn"));
+}
+
+#[tokio::test]
+async fn calls_despite_the_last_turn_are_not_run() {
+    let llm = FakeLlm::start([call(1), Reply::new().call("bash", &bash("echo forbidden"))]).await;
+    let events = run(
+        &llm,
+        json!({"prompt": "hi", "model": "sonnet", "maxTurns": 2}),
+    )
+    .await;
+    let error = end(&events);
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("error"), &json!("MAX_TURNS"))
+    );
+    assert!(error["hint"].as_str().unwrap().contains("maxTurns"));
+    assert_eq!(of_kind(&events, "tool_use").len(), 1);
+}
+
+#[tokio::test]
+async fn a_run_of_one_turn_has_no_tools_and_no_warning() {
+    let llm = FakeLlm::start([Reply::says("Hello.")]).await;
+    let events = run(
+        &llm,
+        json!({"prompt": "hi", "model": "sonnet", "maxTurns": 1}),
+    )
+    .await;
+    assert!(llm.request(0).await.tools_are_off());
+    assert!(warnings(&events).is_empty());
+    assert_eq!(end(&events)["content"], "Hello.");
+}
+
+#[tokio::test]
+async fn notices_come_at_half_and_four_fifths_and_each_turn_past_nine_tenths() {
+    let mut replies: Vec<Reply> = (0..9).map(call).collect();
+    replies.push(Reply::says("Done."));
+    let llm = FakeLlm::start(replies).await;
+    let events = run(
+        &llm,
+        json!({"prompt": "hi", "model": "sonnet", "maxTurns": 10}),
+    )
+    .await;
+    assert_eq!(warnings(&events), ["SOFT_LIMIT", "MAX_TURNS"]);
+    let soft = of_kind(&events, "warning")[0];
+    assert_eq!(
+        (&soft["limit"], &soft["used"], &soft["max"]),
+        (&json!("turns"), &json!(8), &json!(10))
+    );
+    let told: Vec<usize> = (1..10)
+        .filter(|at| llm.requests()[*at].last_text().contains("turns and"))
+        .collect();
+    assert_eq!(told, [5, 8, 9]);
+}
+
+#[tokio::test]
+async fn a_call_is_stopped_in_time_for_a_last_turn() {
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &bash("echo begun; sleep 60")),
+        Reply::says("It takes too long."),
+    ])
+    .await;
+    let events = run(
+        &llm,
+        json!({"prompt": "hi", "model": "sonnet", "timeout": 5}),
+    )
+    .await;
+    let result = end(&events);
+    assert_eq!(
+        (&result["type"], &result["stopReason"], &result["content"]),
+        (
+            &json!("result"),
+            &json!("max_time"),
+            &json!("It takes too long.")
+        )
+    );
+    assert!(result["durationSecs"].as_f64().unwrap() < 5.0);
+    assert!(warnings(&events).contains(&"MAX_TIME"));
+    let stopped = llm.request(1).await.tool_results();
+    assert!(stopped[0].text.contains("begun"), "{stopped:?}");
+    assert!(llm.request(1).await.tools_are_off());
+}
+
+#[tokio::test]
+async fn the_deadline_is_hard_and_the_run_timed_out() {
+    let gate = Gate::new();
+    let llm = FakeLlm::start([Reply::new().text("Well").wait(&gate)]).await;
+    let app = TestApp::with_llm(&llm).await;
+    let events = app
+        .run(json!({"prompt": "hi", "model": "sonnet", "timeout": 5}))
+        .await;
+    check_log(&events);
+    let error = end(&events);
+    assert_eq!(error["code"], "DEADLINE_EXCEEDED");
+    assert!(
+        error["message"].as_str().unwrap().contains("5 s"),
+        "{error}"
+    );
+    let took = error["durationSecs"].as_f64().unwrap();
+    assert!((5.0..8.0).contains(&took), "{took}");
+    assert_eq!(error["usageComplete"], false);
+    llm.connection_closed(0).await;
+    let run = app
+        .json(&format!("/runs/{}", events[0]["runId"].as_str().unwrap()))
+        .await;
+    assert_eq!(
+        (&run["status"], &run["statusDetail"]),
+        (&json!("error"), &json!("timed_out"))
+    );
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_budget_is_passed_by_one_request_at_most() {
+    // 10,000 in and 1,000 out cost 0.045 dollars.
+    let llm = FakeLlm::start([
+        call(1).usage(10_000, 1000),
+        Reply::says("So far.").usage(10_000, 100),
+    ])
+    .await;
+    let events = run(
+        &llm,
+        json!({"prompt": "hi", "model": "sonnet", "maxBudgetUsd": 0.05}),
+    )
+    .await;
+    let result = end(&events);
+    assert_eq!(
+        (&result["stopReason"], &result["content"]),
+        (&json!("max_budget"), &json!("So far."))
+    );
+    assert!(warnings(&events).contains(&"MAX_BUDGET"));
+    assert!(llm.request(1).await.tools_are_off());
+}
+
+#[tokio::test]
+async fn a_used_up_budget_without_an_answer_says_so() {
+    let llm = FakeLlm::start([call(1).usage(100_000, 1000), Reply::new()]).await;
+    let events = run(
+        &llm,
+        json!({"prompt": "hi", "model": "sonnet", "maxBudgetUsd": 0.05}),
+    )
+    .await;
+    let error = end(&events);
+    assert_eq!(error["code"], "BUDGET_EXCEEDED");
+    assert!(error["costUsd"].as_f64().unwrap() > 0.05);
+}

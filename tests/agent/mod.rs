@@ -1,0 +1,29 @@
+//! Whole runs through the real API, with a scripted LLM and real sandboxes.
+
+mod answers;
+mod calls;
+mod faults;
+mod files;
+mod limits;
+mod start;
+
+use serde_json::{Value, json};
+
+/// The arguments of a `bash` call.
+fn bash(command: &str) -> Value {
+    json!({ "command": command })
+}
+
+/// The last event.
+fn end(events: &[Value]) -> &Value {
+    events.last().unwrap()
+}
+
+/// Each run has one terminal event, its last, and no gap.
+fn check_log(events: &[Value]) {
+    for (at, event) in events.iter().enumerate() {
+        assert_eq!(event["seq"], at + 1, "{event}");
+        let terminal = matches!(event["type"].as_str(), Some("result" | "error"));
+        assert_eq!(terminal, at + 1 == events.len(), "{event}");
+    }
+}

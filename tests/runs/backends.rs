@@ -1,0 +1,254 @@
+//! Runs whose sandboxes, store or logs misbehave in ways that real ones can't be asked to.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use sandcaster::events::{RunEvent, StoredEvent, SystemEvent};
+use sandcaster::ids::{RunId, Seq};
+use sandcaster::runs::LogLimits;
+use sandcaster::sandbox::SandboxError;
+use sandcaster::store::{NewRun, RunState, RunStore as _};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::harness::{Script, run, runs, spec};
+use crate::support::app::{of_kind, warnings};
+use crate::support::fake_llm::{FakeLlm, Gate, Reply};
+use crate::support::memory_store::MemoryStore;
+use crate::support::processes::until;
+
+fn end(events: &[Value]) -> &Value {
+    events.last().unwrap()
+}
+
+#[tokio::test]
+async fn readers_of_one_turn_run_side_by_side_and_the_model_gets_them_in_the_order_asked() {
+    let (second, third) = (CancellationToken::new(), CancellationToken::new());
+    // The first read ends after the third, and the third after the second.
+    let script = Arc::new(Script {
+        reads: vec![("a.txt", third.clone()), ("c.txt", second.clone())],
+        done: vec![("b.txt", second), ("c.txt", third)],
+        ..Script::default()
+    });
+    let read = |path: &str| json!({ "path": path });
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call("file_read", &read("a.txt"))
+            .call("file_read", &read("b.txt"))
+            .call("file_read", &read("c.txt")),
+        Reply::says("Done."),
+    ])
+    .await;
+    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let files = [("a.txt", "first"), ("b.txt", "second"), ("c.txt", "third")];
+    let events = run(&runs, spec(&files)).await;
+    let results = of_kind(&events, "tool_result");
+    let sent = llm.request(1).await.tool_results();
+    // The model gets them as it asked, the client as they come.
+    let texts: Vec<&str> = sent.iter().map(|sent| sent.text.as_str()).collect();
+    for (text, (_, word)) in texts.iter().zip(files) {
+        assert!(text.contains(word), "{texts:?}");
+    }
+    let shown: Vec<&str> = results
+        .iter()
+        .map(|event| event["content"].as_str().unwrap())
+        .collect();
+    assert_eq!(shown, [texts[1], texts[2], texts[0]]);
+    assert_eq!(end(&events)["type"], "result");
+}
+
+#[tokio::test]
+async fn a_backend_at_its_limit_is_waited_for_with_a_warning() {
+    let script = Arc::new(Script::default());
+    let full = SandboxError::RateLimited {
+        message: "the account runs 20 sandboxes".to_owned(),
+        retry_after: Some(Duration::from_millis(10)),
+        at_capacity: true,
+    };
+    script
+        .failures
+        .lock()
+        .extend([full.clone(), full.clone(), full.clone(), full]);
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &json!({"command": "echo hi"})),
+        Reply::says("Done."),
+    ])
+    .await;
+    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let events = run(&runs, spec(&[])).await;
+    assert_eq!(warnings(&events), ["SANDBOX_WAIT"; 4]);
+    assert_eq!(of_kind(&events, "tool_result")[0]["exitCode"], 0);
+    assert_eq!(script.creates.load(Ordering::SeqCst), 5);
+    assert_eq!(script.kills.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_ends_the_run_with_its_code_and_advice() {
+    for (error, code, hint) in [
+        (
+            SandboxError::Auth {
+                message: "the key was refused".to_owned(),
+                hint: "check E2B_API_KEY".to_owned(),
+            },
+            "PROVIDER_AUTH_MISSING",
+            "check E2B_API_KEY",
+        ),
+        (
+            SandboxError::TemplateNotFound("no template x".to_owned()),
+            "TEMPLATE_NOT_FOUND",
+            "",
+        ),
+        (
+            SandboxError::Timeout("too slow".to_owned()),
+            "SANDBOX_TIMEOUT",
+            "",
+        ),
+        (
+            SandboxError::Backend("broken".to_owned()),
+            "SANDBOX_ERROR",
+            "",
+        ),
+    ] {
+        let script = Arc::new(Script::default());
+        script.failures.lock().push(error);
+        let gate = Gate::new();
+        let llm = FakeLlm::start([Reply::new().text("Let me").wait(&gate)]).await;
+        let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+        let events = run(&runs, spec(&[])).await;
+        assert_eq!(end(&events)["code"], code);
+        assert_eq!(end(&events)["hint"].as_str().unwrap_or_default(), hint);
+        // It may have been refused before the request was sent.
+        if llm.requests().is_empty() {
+            llm.take_unused();
+        } else {
+            llm.connection_closed(0).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_destroyed_holds_the_end_up_for_two_seconds_only() {
+    let script = Arc::new(Script {
+        immortal: true,
+        ..Script::default()
+    });
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &json!({"command": "true"})),
+        Reply::says("Done."),
+    ])
+    .await;
+    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let begun = tokio::time::Instant::now();
+    let events = run(&runs, spec(&[])).await;
+    assert_eq!(end(&events)["type"], "result");
+    let took = begun.elapsed();
+    assert!((2.0..6.0).contains(&took.as_secs_f64()), "{took:?}");
+}
+
+#[tokio::test]
+async fn a_log_at_its_limit_ends_the_run_and_the_end_still_fits() {
+    let script = Arc::new(Script::default());
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &json!({"command": "seq 1 3000"})),
+        Reply::says("Done."),
+    ])
+    .await;
+    let limits = LogLimits {
+        events: 1000,
+        bytes: 8000,
+    };
+    let runs = runs(&llm, MemoryStore::new(), &script, limits);
+    let events = run(&runs, spec(&[])).await;
+    let error = end(&events);
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("error"), &json!("LOG_LIMIT"))
+    );
+    assert_eq!(error["seq"], events.len());
+    assert_eq!(script.kills.load(Ordering::SeqCst), 1);
+    llm.take_unused();
+}
+
+#[tokio::test]
+async fn a_store_that_fails_in_mid_run_ends_it_once_the_store_is_back() {
+    let gate = Gate::new();
+    let script = Arc::new(Script::default());
+    let llm = FakeLlm::start([Reply::new().text("One").wait(&gate).text("two")]).await;
+    let store = MemoryStore::new();
+    let runs = runs(&llm, store.clone(), &script, LogLimits::default());
+    let mut handle = runs.start(spec(&[])).await.unwrap();
+    let id = handle.id.clone();
+    gate.reached().await;
+    store.set_broken(true);
+    gate.open();
+    until(
+        || script.kills.load(Ordering::SeqCst) == 1,
+        "the sandbox to be destroyed",
+    )
+    .await;
+    assert_eq!(
+        runs.admits().unwrap_err().code.as_str(),
+        "STORE_UNAVAILABLE"
+    );
+    store.set_broken(false);
+    let mut last = None;
+    while let Some(event) = handle.reader.next().await.unwrap() {
+        last = Some(event);
+    }
+    let error: Value = serde_json::from_str(&last.unwrap().json).unwrap();
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("error"), &json!("STORE_UNAVAILABLE"))
+    );
+    assert_eq!(
+        store.get(&id).await.unwrap().unwrap().state,
+        RunState::Failed
+    );
+}
+
+#[tokio::test]
+async fn a_run_whose_process_died_is_ended_by_the_next_sweep() {
+    let llm = FakeLlm::start([]).await;
+    let store = MemoryStore::new();
+    let script = Arc::new(Script::default());
+    let runs = runs(&llm, store.clone(), &script, LogLimits::default());
+    let run_of = async |owner: &str| {
+        let id = RunId::new();
+        let first = RunEvent::System(SystemEvent::new("init", "Run started"));
+        let run = NewRun {
+            id: id.clone(),
+            owner: owner.to_owned(),
+            prompt: "hi".to_owned(),
+            model: "demo".to_owned(),
+            provider: "demo".to_owned(),
+            sandbox_provider: "local".to_owned(),
+            background: false,
+            started_at: Timestamp::UNIX_EPOCH,
+            first_event: StoredEvent::new(Seq(1), &first).unwrap(),
+        };
+        store.create(run).await.unwrap();
+        id
+    };
+    let (dead, alive) = (run_of("dead").await, run_of("alive").await);
+    runs.start_reaper(|owner| owner == "alive");
+    let ended = async {
+        loop {
+            let run = store.get(&dead).await.unwrap().unwrap();
+            if run.state.terminal() {
+                return run;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended)
+        .await
+        .unwrap();
+    assert_eq!(ended.error_code.as_deref(), Some("SERVER_CRASHED"));
+    assert_eq!(
+        store.get(&alive).await.unwrap().unwrap().state,
+        RunState::Running
+    );
+    runs.shutdown(Duration::from_secs(1)).await;
+}

@@ -1,0 +1,215 @@
+//! Runs without the HTTP server: over any store, with a sandbox backend that the test holds in its hands.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sandcaster::clock::Clock;
+use sandcaster::llm::{self, anthropic};
+use sandcaster::runs::{LogLimits, Runs, RunsConfig, Tasks};
+use sandcaster::sandbox::paths::SandboxPath;
+use sandcaster::sandbox::{
+    ExecSpec, ExecStream, FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
+};
+use sandcaster::secrets::{Redactor, Secret};
+use sandcaster::spec::{
+    InputFile, ModelChoice, Network, Presence, RunSpec, SandboxChoice, SandboxStart, SystemPrompt,
+    ThinkingLevel,
+};
+use sandcaster::store::RunStore;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::app::PATIENCE;
+use crate::support::fake_llm::{FakeLlm, KEY};
+use crate::support::host_sandbox::{HostSandbox, Shell};
+
+/// What is done to a sandbox's operations.
+#[derive(Default)]
+pub struct Script {
+    /// `create` fails with these first.
+    pub failures: Mutex<Vec<SandboxError>>,
+    /// A read of a path that ends so waits for the token.
+    pub reads: Vec<(&'static str, CancellationToken)>,
+    /// Fired once a read of a path that ends so is done.
+    pub done: Vec<(&'static str, CancellationToken)>,
+    /// `kill` never returns.
+    pub immortal: bool,
+    pub creates: AtomicUsize,
+    pub kills: AtomicUsize,
+}
+
+/// A backend whose sandboxes are [`HostSandbox`]es under a [`Script`].
+pub struct Scripted(pub Arc<Script>);
+
+struct ScriptedSandbox {
+    inner: Arc<HostSandbox>,
+    script: Arc<Script>,
+}
+
+#[async_trait]
+impl SandboxBackend for Scripted {
+    async fn create(&self, _: &SandboxSpec, _: &Labels) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        self.0.creates.fetch_add(1, Ordering::SeqCst);
+        let mut failures = self.0.failures.lock();
+        if !failures.is_empty() {
+            return Err(failures.remove(0));
+        }
+        Ok(Arc::new(ScriptedSandbox {
+            inner: HostSandbox::new(Shell::Bash).unwrap(),
+            script: Arc::clone(&self.0),
+        }))
+    }
+
+    async fn list(&self, _: &str) -> Result<Vec<FoundSandbox>, SandboxError> {
+        Ok(Vec::new())
+    }
+
+    async fn kill(&self, _: &str) -> Result<(), SandboxError> {
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<(), SandboxError> {
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Sandbox for ScriptedSandbox {
+    fn id(&self) -> &str {
+        self.inner.id()
+    }
+
+    fn working_dir(&self) -> &str {
+        self.inner.working_dir()
+    }
+
+    async fn exec(&self, spec: ExecSpec) -> Result<ExecStream, SandboxError> {
+        self.inner.exec(spec).await
+    }
+
+    async fn read(&self, path: &str, max_bytes: u64) -> Result<Bytes, SandboxError> {
+        for (_, gate) in self
+            .script
+            .reads
+            .iter()
+            .filter(|(end, _)| path.ends_with(end))
+        {
+            gate.cancelled().await;
+        }
+        let read = self.inner.read(path, max_bytes).await;
+        for (_, done) in self
+            .script
+            .done
+            .iter()
+            .filter(|(end, _)| path.ends_with(end))
+        {
+            done.cancel();
+        }
+        read
+    }
+
+    async fn write(&self, path: &str, bytes: Bytes) -> Result<(), SandboxError> {
+        self.inner.write(path, bytes).await
+    }
+
+    async fn extend(&self, lifetime: Duration) -> Result<(), SandboxError> {
+        self.inner.extend(lifetime).await
+    }
+
+    async fn kill(&self) -> Result<(), SandboxError> {
+        self.script.kills.fetch_add(1, Ordering::SeqCst);
+        if self.script.immortal {
+            std::future::pending::<()>().await;
+        }
+        self.inner.kill().await
+    }
+
+    async fn gone(&self) -> SandboxError {
+        self.inner.gone().await
+    }
+}
+
+/// Runs over `store`, whose LLM is `llm` and whose sandboxes follow `script`.
+pub fn runs(
+    llm: &FakeLlm,
+    store: Arc<dyn RunStore>,
+    script: &Arc<Script>,
+    limits: LogLimits,
+) -> Runs {
+    let key = |name: &str| (name == "ANTHROPIC_API_KEY").then(|| Secret::new(KEY));
+    let llm::Build::With(build) = anthropic::DEF.build else {
+        panic!("it is built");
+    };
+    let made_from = anthropic::DEF.config(crate::support::http(), key, Some(&llm.base_url()));
+    let backend: Arc<dyn SandboxBackend> = Arc::new(Scripted(Arc::clone(script)));
+    let config = RunsConfig {
+        store,
+        owner: "test".to_owned(),
+        providers: BTreeMap::from([("anthropic", build(made_from))]),
+        backends: BTreeMap::from([("local", (backend, None))]),
+        max_concurrent_runs: 100,
+        redactor: Redactor::new([&Secret::new(KEY)]),
+        clock: Clock::system(),
+        tasks: Tasks::new(),
+    };
+    Runs::with_log_limits(config, limits)
+}
+
+/// A run with all tools and these files.
+pub fn spec(files: &[(&str, &str)]) -> RunSpec {
+    RunSpec {
+        prompt: "hi".to_owned(),
+        model: ModelChoice {
+            provider: "anthropic",
+            id: "claude-sonnet-4-6".to_owned(),
+        },
+        thinking: ThinkingLevel::Unset,
+        tools: vec![
+            "bash",
+            "file_read",
+            "file_write",
+            "file_edit",
+            "glob",
+            "grep",
+        ],
+        unavailable_tools: Vec::new(),
+        max_turns: 100,
+        timeout: Duration::from_mins(1),
+        max_budget: None,
+        files: files
+            .iter()
+            .map(|(path, text)| InputFile {
+                path: SandboxPath::parse(path).unwrap(),
+                bytes: Bytes::copy_from_slice(text.as_bytes()),
+            })
+            .collect(),
+        sandbox: SandboxChoice {
+            backend: "local",
+            template: None,
+            network: Network::None,
+            start: SandboxStart::Eager,
+        },
+        system_prompt: SystemPrompt::default(),
+        presence: Presence::Attached {
+            grace: Duration::from_secs(10),
+        },
+    }
+}
+
+/// Runs `spec` to its end and gives its events.
+pub async fn run(runs: &Runs, spec: RunSpec) -> Vec<Value> {
+    let mut handle = runs.start(spec).await.unwrap();
+    let mut events = Vec::new();
+    let read = async {
+        while let Some(event) = handle.reader.next().await.unwrap() {
+            events.push(serde_json::from_str(&event.json).unwrap());
+        }
+    };
+    tokio::time::timeout(PATIENCE, read).await.unwrap();
+    events
+}

@@ -1,0 +1,117 @@
+//! The real binary, serving from a directory.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+
+use super::app::{EventStream, PATIENCE, binary};
+
+/// A server process; killed when it is dropped.
+pub struct Served {
+    child: Child,
+    url: String,
+    log: PathBuf,
+    key: Option<String>,
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Served {
+    /// Starts it in `dir`, with this environment alone, and waits until it listens. Its log goes to the
+    /// file `server.log` there, after what earlier ones wrote.
+    pub async fn start(dir: &Path, env: &[(&str, &str)]) -> Self {
+        let log = dir.join("server.log");
+        let stderr = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .unwrap();
+        let mut child = Command::new(binary())
+            .args(["serve", "--port", "0"])
+            .current_dir(dir)
+            .env_clear()
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(stderr)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        let read = stdout.read_line(&mut line);
+        tokio::time::timeout(PATIENCE, read).await.unwrap().unwrap();
+        let url = line
+            .split_whitespace()
+            .find(|word| word.starts_with("http://"))
+            .unwrap_or_else(|| {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                panic!("it does not listen: {line}{log}")
+            })
+            .to_owned();
+        let key = env.iter().find(|(name, _)| *name == "SANDCASTER_API_KEY");
+        Self {
+            child,
+            url,
+            log,
+            key: key.map(|(_, key)| (*key).to_owned()),
+            _stdout: stdout,
+        }
+    }
+
+    fn with_key(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> reqwest::Response {
+        let sent = self.with_key(request).send();
+        tokio::time::timeout(PATIENCE, sent).await.unwrap().unwrap()
+    }
+
+    /// Starts a run and gives its stream.
+    pub async fn query(&self, body: &Value) -> EventStream {
+        let request = super::http().post(format!("{}/query", self.url)).json(body);
+        let response = self.send(request).await;
+        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        EventStream::new(response)
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        let request = super::http().get(format!("{}{path}", self.url));
+        self.send(request).await
+    }
+
+    pub async fn json(&self, path: &str) -> Value {
+        self.get(path).await.json().await.unwrap()
+    }
+
+    /// The whole stream of a run.
+    pub async fn events(&self, run: &str) -> EventStream {
+        EventStream::new(self.get(&format!("/runs/{run}/events")).await)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id().unwrap()).unwrap();
+        kill(Pid::from_raw(pid), signal).unwrap();
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        tokio::time::timeout(PATIENCE, self.child.wait())
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
