@@ -12,6 +12,7 @@
 )]
 
 mod cli;
+mod clients;
 mod config;
 mod http;
 mod llm;

@@ -1,6 +1,7 @@
 //! Helpers shared by the tests.
 
 pub mod app;
+pub mod clients;
 pub mod fake_llm;
 pub mod host_sandbox;
 pub mod http;
