@@ -194,7 +194,7 @@ async fn words_are_printed_while_the_model_still_speaks_and_a_cut_stream_is_resu
     let mut second = curl(&["-N", &events_url, "-H", &format!("Last-Event-ID: {id}")]);
     let mut second = Watched::spawn(&mut second);
     // The head and its comment come at once, with the model still silent.
-    assert_eq!(second.line().await.as_deref(), Some("retry: 2000"));
+    assert_eq!(second.line().await, Some(format!(": {run}")));
     gate.open();
     let mut rest = String::new();
     while let Some(line) = second.line().await {
