@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -266,11 +267,7 @@ pub fn found(program: &str) -> Option<PathBuf> {
 }
 
 /// Whether the programs of a test are there; says so where they are not.
-#[expect(
-    clippy::disallowed_methods,
-    clippy::print_stderr,
-    reason = "tests have no settings, and what did not run is told to who reads the output"
-)]
+#[expect(clippy::disallowed_methods, reason = "tests have no settings")]
 pub fn have(programs: &[&str], test: &str) -> bool {
     let missing: BTreeSet<&str> = programs
         .iter()
@@ -282,8 +279,25 @@ pub fn have(programs: &[&str], test: &str) -> bool {
     }
     let required = std::env::var_os("SANDCASTER_REQUIRE_CLIENTS").is_some_and(|value| value == "1");
     assert!(!required, "{test} needs {missing:?}, not found on the PATH");
-    eprintln!("skipped: {test}: {missing:?} not found on the PATH");
+    skipped(test, &format!("{missing:?} not found on the PATH"));
     false
+}
+
+/// Says what did not run, to the stream itself: what is printed by macros is kept back when a test passes.
+fn skipped(test: &str, why: &str) {
+    writeln!(std::io::stderr(), "skipped: {test}: {why}").unwrap();
+}
+
+/// The browser, if there is one; says so where there is none. It is no part of what the gate requires: it
+/// is large, and what it shows is tested with its headers too.
+pub fn browser(test: &str) -> Option<String> {
+    let program = ["chromium", "chromium-headless-shell"]
+        .into_iter()
+        .find(|program| found(program).is_some());
+    if program.is_none() {
+        skipped(test, "no chromium on the PATH");
+    }
+    program.map(str::to_owned)
 }
 
 /// Python with `httpx` and `httpx-sse`.
