@@ -13,6 +13,7 @@
 
 mod agent;
 mod cli;
+mod clients;
 mod config;
 mod http;
 mod llm;

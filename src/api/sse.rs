@@ -2,16 +2,22 @@
 //!
 //! A stream that could not be read to its terminal event must look cut, never ended: it yields an
 //! error, and the connection breaks without the body's end.
+//!
+//! Frames are written here and not by the framework's own type, because that closes each comment with a
+//! blank line. Once a stream has had an `id`, Python's `httpx-sse` takes such a line for another event,
+//! with empty data, and programs that parse every event's data fail on it. Comments and `retry` stand as
+//! lines in front of the next event instead, which is the same to every parser.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::CACHE_CONTROL;
+use axum::body::{Body, Bytes};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderName, HeaderValue};
-use axum::response::sse::{Event, KeepAlive};
-use axum::response::{IntoResponse as _, Response, Sse};
+use axum::response::Response;
 use futures::{Stream, StreamExt as _, stream};
+use tokio::time::timeout;
 
 use super::view;
 use crate::events::StoredEvent;
@@ -19,8 +25,11 @@ use crate::ids::RunId;
 use crate::runs::RunReader;
 use crate::store::StoreError;
 
-/// What a client waits before it connects again, in the `retry:` field.
-const RETRY: Duration = Duration::from_secs(2);
+/// What a client waits before it connects again, in milliseconds.
+const RETRY_MILLIS: u64 = 2000;
+
+/// Fills silence. It has no id, so it moves no cursor.
+const HEARTBEAT: &[u8] = b": hb\n";
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -53,12 +62,12 @@ pub fn response<S>(run: &RunId, events: S, heartbeat: Duration) -> Response
 where
     S: Stream<Item = Result<Arc<StoredEvent>, StoreError>> + Send + 'static,
 {
-    let opening = Event::default().retry(RETRY).comment(run.as_str());
-    let opening = stream::once(async { Ok::<_, Cut>(opening) });
-    let frames = opening.chain(frames(run.clone(), events));
-    let keep_alive = KeepAlive::new().interval(heartbeat).text("hb");
-    let mut response = Sse::new(frames).keep_alive(keep_alive).into_response();
+    let opening = format!(": {run}\nretry: {RETRY_MILLIS}\n");
+    let opening = stream::once(async { Ok::<_, Cut>(Bytes::from(opening)) });
+    let frames = opening.chain(filled(frames(run.clone(), events), heartbeat));
+    let mut response = Response::new(Body::from_stream(frames));
     let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(
         CACHE_CONTROL,
         HeaderValue::from_static("no-cache, no-store, no-transform"),
@@ -68,12 +77,26 @@ where
     response
 }
 
+/// `frames`, with a heartbeat after each `pause` without one.
+fn filled<S>(frames: S, pause: Duration) -> impl Stream<Item = Result<Bytes, Cut>> + Send
+where
+    S: Stream<Item = Result<Bytes, Cut>> + Send + 'static,
+{
+    stream::unfold(Box::pin(frames), move |mut frames| async move {
+        // A pause that is over drops the wait, not the stream: no frame is lost.
+        let item = timeout(pause, frames.next())
+            .await
+            .unwrap_or(Some(Ok(Bytes::from_static(HEARTBEAT))))?;
+        Some((item, frames))
+    })
+}
+
 enum Source<S> {
     Open(Pin<Box<S>>),
     Done,
 }
 
-fn frames<S>(run: RunId, events: S) -> impl Stream<Item = Result<Event, Cut>> + Send
+fn frames<S>(run: RunId, events: S) -> impl Stream<Item = Result<Bytes, Cut>> + Send
 where
     S: Stream<Item = Result<Arc<StoredEvent>, StoreError>> + Send + 'static,
 {
@@ -107,9 +130,9 @@ async fn cut(run: &RunId, why: Cut) -> Cut {
 
 /// `id` is the sequence number, `event` the type, `data` one line of JSON. The type comes from a
 /// closed enum and JSON has no raw line break, so no text of a model can forge a frame.
-fn frame(event: &StoredEvent) -> Event {
-    Event::default()
-        .id(event.seq.to_string())
-        .event(event.kind.as_str())
-        .data(&event.json)
+fn frame(event: &StoredEvent) -> Bytes {
+    let StoredEvent {
+        seq, kind, json, ..
+    } = event;
+    Bytes::from(format!("id: {seq}\nevent: {kind}\ndata: {json}\n\n"))
 }

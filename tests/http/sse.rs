@@ -70,12 +70,12 @@ async fn frames_have_id_type_and_one_line_of_json() {
         assert_eq!(reply.header(name), Some(value), "{name}");
     }
     assert!(reply.complete, "the body ends properly");
-    let frames: Vec<_> = reply.text().split_terminator("\n\n").collect();
-    assert_eq!(frames.len(), 4);
-    let mut opening: Vec<_> = frames[0].lines().collect();
-    opening.sort_unstable();
-    assert_eq!(opening, [&format!(": {}", id(1)), "retry: 2000"]);
-    for (frame, event) in frames[1..]
+    let opening = format!(": {}\nretry: 2000\n", id(1));
+    // No blank line after it: some parsers take each of them for an event.
+    let frames = reply.text().strip_prefix(&opening).unwrap();
+    let frames: Vec<_> = frames.split_terminator("\n\n").collect();
+    assert_eq!(frames.len(), 3);
+    for (frame, event) in frames
         .iter()
         .zip([delta(1, "Let me"), delta(2, hostile), result(3)])
     {
@@ -172,13 +172,14 @@ async fn the_head_comes_before_any_event_and_each_event_when_it_happens() {
     read_until(&mut connection, &mut seen, "retry: 2000").await;
     assert!(seen.starts_with("HTTP/1.1 200"));
     // Nothing has happened yet, so silence is filled.
-    read_until(&mut connection, &mut seen, ": hb\n\n").await;
+    read_until(&mut connection, &mut seen, ": hb\n").await;
     assert!(!seen.contains("\nid: "), "a comment moves no cursor");
     send.send(Ok(delta(1, "first"))).await.unwrap();
     read_until(&mut connection, &mut seen, "id: 1\n").await;
     send.send(Ok(result(2))).await.unwrap();
     read_until(&mut connection, &mut seen, "0\r\n\r\n").await;
     assert_eq!(seen.matches("retry:").count(), 1);
+    assert!(!seen.contains(": hb\n\n"), "a comment ends no event");
     assert!(Reply::parse(seen.as_bytes()).complete);
 }
 

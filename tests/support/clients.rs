@@ -1,0 +1,387 @@
+//! The real program as a process of its own, and the real clients that drive it.
+//!
+//! Clients that a package registry has are installed once, below the build's own temporary directory.
+//! Where the tools for that are missing a test says so and passes; with `SANDCASTER_REQUIRE_CLIENTS=1`,
+//! as in the gate, it fails.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::time::timeout;
+
+use super::app::binary;
+use super::fake_llm::{FakeLlm, KEY};
+
+/// Longer than anything takes; a test that waits for it has failed.
+pub const PATIENCE: Duration = Duration::from_secs(45);
+/// For installing a client: a registry may be slow.
+const INSTALL_PATIENCE: Duration = Duration::from_secs(150);
+
+const HTTPX: &str = "httpx==0.28.1";
+const HTTPX_SSE: &str = "httpx-sse==0.4.1";
+const EVENTSOURCE_PARSER: &str = "eventsource-parser@3.0.6";
+
+/// `sandcaster serve` in a directory of its own. Killed when it is dropped.
+pub struct Served {
+    pub url: String,
+    pub start_line: String,
+    pub dir: TempDir,
+    process: Child,
+    /// Held, so that the program's stdout stays open.
+    _stdout: Lines<BufReader<ChildStdout>>,
+}
+
+impl Served {
+    /// Without any key.
+    pub async fn keyless() -> Self {
+        Self::start(&[]).await
+    }
+
+    /// With `llm` as Anthropic, and further variables.
+    pub async fn with_llm(llm: &FakeLlm, env: &[(&str, &str)]) -> Self {
+        let base_url = llm.base_url();
+        let llm = [
+            ("ANTHROPIC_API_KEY", KEY),
+            ("ANTHROPIC_BASE_URL", base_url.as_str()),
+        ];
+        Self::start(&[&llm, env].concat()).await
+    }
+
+    /// With nothing in its environment but `env`. The address is read from its start line.
+    pub async fn start(env: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log = std::fs::File::create(dir.path().join("server.log")).unwrap();
+        let mut process = Command::new(binary())
+            .args(["serve", "--port", "0"])
+            .current_dir(dir.path())
+            .env_clear()
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap()).lines();
+        let said = || std::fs::read_to_string(dir.path().join("server.log")).unwrap_or_default();
+        let start_line = timeout(PATIENCE, stdout.next_line())
+            .await
+            .unwrap_or_else(|_| panic!("no start line: {}", said()))
+            .unwrap()
+            .unwrap_or_else(|| panic!("the program ended: {}", said()));
+        let url = start_line
+            .strip_prefix("sandcaster listening on ")
+            .and_then(|rest| rest.split(' ').next())
+            .unwrap_or_else(|| panic!("unexpected start line: {start_line}"))
+            .to_owned();
+        Self {
+            url,
+            start_line,
+            dir,
+            process,
+            _stdout: stdout,
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.url)
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("server.log")).unwrap()
+    }
+
+    /// Sends a signal by its name, without `SIG`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.process.id().expect("the program runs").to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-s", name, &pid])
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Waits for its end, and gives the exit code.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = timeout(PATIENCE, self.process.wait()).await;
+        ended.expect("an end in time").unwrap().code()
+    }
+
+    /// A JSON answer, fetched without any of the clients under test. No reader is attached by it.
+    pub async fn json(&self, path: &str) -> Value {
+        let request = super::http().get(self.url(path));
+        let response = request.header("accept", "application/json").send();
+        let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+        response.json().await.unwrap()
+    }
+
+    /// Waits until the run is in `state` (`statusDetail`), without reading its stream: that would keep it
+    /// alive.
+    pub async fn run_is(&self, run: &str, state: &str) -> Value {
+        let path = format!("/runs/{run}");
+        let mut looks = tokio::time::interval(Duration::from_millis(25));
+        let looking = async {
+            loop {
+                looks.tick().await;
+                let run = self.json(&path).await;
+                if run["statusDetail"] == state {
+                    return run;
+                }
+            }
+        };
+        timeout(PATIENCE, looking)
+            .await
+            .unwrap_or_else(|_| panic!("{run} is not {state}: {}", self.log()))
+    }
+}
+
+/// Processes of the sandbox of `run`, by what their command lines say of it.
+pub fn sandbox_processes(run: &str) -> Vec<u32> {
+    let label = format!("sandcaster-run={run}");
+    let entries = std::fs::read_dir("/proc").unwrap();
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0)
+                .any(|word| word == label.as_bytes())
+        })
+        .collect()
+}
+
+/// Waits until nothing of the sandbox of `run` is left.
+pub async fn sandbox_gone(run: &str) {
+    let mut looks = tokio::time::interval(Duration::from_millis(25));
+    let looking = async {
+        while !sandbox_processes(run).is_empty() {
+            looks.tick().await;
+        }
+    };
+    timeout(PATIENCE, looking)
+        .await
+        .unwrap_or_else(|_| panic!("left of {run}: {:?}", sandbox_processes(run)));
+}
+
+/// Runs a client to its end. Its arguments are in the message if it takes too long.
+pub async fn run(command: &mut Command) -> Output {
+    bounded(command, PATIENCE).await
+}
+
+async fn bounded(command: &mut Command, patience: Duration) -> Output {
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    timeout(patience, output)
+        .await
+        .unwrap_or_else(|_| panic!("{command:?} did not end"))
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Runs a client that must succeed, and gives its stdout.
+pub async fn stdout_of(command: &mut Command) -> String {
+    let output = run(command).await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let stdout = text(output.stdout);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{stdout}\n{}",
+        output.status,
+        text(output.stderr)
+    );
+    stdout
+}
+
+/// The lines of JSON that a client printed.
+pub fn json_lines(stdout: &str) -> Vec<Value> {
+    let lines = stdout.lines().filter(|line| !line.is_empty());
+    lines
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
+}
+
+/// A client that runs while the test looks at what it prints. Killed when it is dropped.
+pub struct Watched {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// Closing it tells a client that waits for that to go on.
+    stdin: Option<ChildStdin>,
+}
+
+impl Watched {
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut process = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        Self {
+            lines: BufReader::new(process.stdout.take().unwrap()).lines(),
+            stdin: process.stdin.take(),
+            process,
+        }
+    }
+
+    /// The next line, or `None` at the end.
+    pub async fn line(&mut self) -> Option<String> {
+        let line = timeout(PATIENCE, self.lines.next_line()).await;
+        line.expect("a line in time").unwrap()
+    }
+
+    /// The next line as JSON.
+    pub async fn json(&mut self) -> Value {
+        let line = self.line().await.expect("another line");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    }
+
+    /// Lets it go on to its end, which must be a good one.
+    pub async fn finish(mut self) {
+        drop(self.stdin.take());
+        while self.line().await.is_some() {}
+        let status = timeout(PATIENCE, self.process.wait()).await;
+        assert!(status.expect("an end in time").unwrap().success());
+    }
+
+    /// Ends it at once, as by a closed terminal.
+    pub async fn kill(mut self) {
+        timeout(PATIENCE, self.process.kill())
+            .await
+            .expect("an end in time")
+            .unwrap();
+    }
+}
+
+/// Where `program` lies, if it is on the `PATH`.
+#[expect(clippy::disallowed_methods, reason = "tests have no settings")]
+pub fn found(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+/// Whether the programs of a test are there; says so where they are not.
+#[expect(clippy::disallowed_methods, reason = "tests have no settings")]
+pub fn have(programs: &[&str], test: &str) -> bool {
+    let missing: BTreeSet<&str> = programs
+        .iter()
+        .copied()
+        .filter(|program| found(program).is_none())
+        .collect();
+    if missing.is_empty() {
+        return true;
+    }
+    let required = std::env::var_os("SANDCASTER_REQUIRE_CLIENTS").is_some_and(|value| value == "1");
+    assert!(!required, "{test} needs {missing:?}, not found on the PATH");
+    skipped(test, &format!("{missing:?} not found on the PATH"));
+    false
+}
+
+/// Says what did not run, to the stream itself: what is printed by macros is kept back when a test passes.
+fn skipped(test: &str, why: &str) {
+    writeln!(std::io::stderr(), "skipped: {test}: {why}").unwrap();
+}
+
+/// The browser, if there is one; says so where there is none. It is no part of what the gate requires: it
+/// is large, and what it shows is tested with its headers too.
+pub fn browser(test: &str) -> Option<String> {
+    let program = ["chromium", "chromium-headless-shell"]
+        .into_iter()
+        .find(|program| found(program).is_some());
+    if program.is_none() {
+        skipped(test, "no chromium on the PATH");
+    }
+    program.map(str::to_owned)
+}
+
+/// Python with `httpx` and `httpx-sse`.
+pub async fn python() -> PathBuf {
+    let dir = installed("python", &[HTTPX, HTTPX_SSE], async |dir| {
+        let mut venv = Command::new("python3");
+        let venv = bounded(venv.args(["-m", "venv"]).arg(dir), INSTALL_PATIENCE).await;
+        succeeded(&venv, "python3 -m venv (Debian: package python3-venv)");
+        let mut pip = Command::new(dir.join("bin/python"));
+        pip.args(["-m", "pip", "install", "--quiet"]).args([
+            "--disable-pip-version-check",
+            HTTPX,
+            HTTPX_SSE,
+        ]);
+        succeeded(&bounded(&mut pip, INSTALL_PATIENCE).await, "pip install");
+    })
+    .await;
+    dir.join("bin/python")
+}
+
+/// A directory with our Node client and npm's `eventsource-parser`.
+pub async fn node_client() -> TempDir {
+    let installed = installed("node", &[EVENTSOURCE_PARSER], async |dir| {
+        std::fs::create_dir_all(dir).unwrap();
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--no-save", "--no-package-lock", "--no-audit"])
+            .args(["--no-fund", "--ignore-scripts", "--prefix"])
+            .arg(dir)
+            .arg(EVENTSOURCE_PARSER)
+            .current_dir(dir);
+        succeeded(&bounded(&mut npm, INSTALL_PATIENCE).await, "npm install");
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(
+        installed.join("node_modules"),
+        dir.path().join("node_modules"),
+    )
+    .unwrap();
+    for entry in std::fs::read_dir(scripts()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension() == Some(OsStr::new("mjs")) {
+            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    dir
+}
+
+/// Where our own client programs lie.
+pub fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/clients")
+}
+
+fn succeeded(output: &Output, what: &str) {
+    assert!(
+        output.status.success(),
+        "{what} failed: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// The directory of these packages, installed by the first test that needs them; the others wait. What
+/// was installed in part is thrown away.
+async fn installed(kind: &str, packages: &[&str], install: impl AsyncFnOnce(&Path)) -> PathBuf {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
+    std::fs::create_dir_all(&root).unwrap();
+    let name = format!("{kind}-{}", packages.join("-").replace(['=', '@'], "_"));
+    let dir = root.join(&name);
+    let complete = root.join(format!("{name}.complete"));
+    let lock = std::fs::File::create(root.join(format!("{kind}.lock"))).unwrap();
+    // Other processes may install the same; the lock ends with whoever holds it.
+    let locking = tokio::task::spawn_blocking(move || {
+        lock.lock().unwrap();
+        lock
+    });
+    let held = timeout(INSTALL_PATIENCE * 2, locking).await;
+    let _held = held.expect("the lock in time").unwrap();
+    if !complete.exists() {
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).unwrap();
+        }
+        install(&dir).await;
+        std::fs::write(&complete, "").unwrap();
+    }
+    dir
+}
