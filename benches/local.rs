@@ -1,5 +1,6 @@
 //! The `local` sandbox by itself.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ pub async fn local_figures(
     let backend = build(&BackendConfig {
         http: sandcaster::net::build().expect("a client"),
         keys: Vec::new(),
+        base_urls: BTreeMap::new(),
         launcher: env!("CARGO_BIN_EXE_sandcaster").into(),
         local: LocalLimits::default(),
     });

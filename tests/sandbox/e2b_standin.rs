@@ -4,30 +4,31 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::support::clients;
+use crate::support::clients::{bounded, have};
 use crate::support::fake_e2b::FakeE2b;
+use crate::support::{judges, recordings};
 
 /// How many cases the shared check has at least.
 const CASES: usize = 44;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(shared_evidence),
+    ignore = "needs E2B's check: set SANDCASTER_SHARED"
+)]
 async fn the_official_python_sdk_accepts_the_stand_in() {
-    let what = "E2B's Python SDK";
-    let script = clients::shared().map(|dir| dir.join("tools/e2b_sdk_check.py"));
-    let Some(script) = script.filter(|script| script.is_file()) else {
-        return clients::skipped(what, "the shared folder with its check is missing");
-    };
-    let python = match clients::python().await {
-        Ok(python) => python,
-        Err(why) => return clients::skipped(what, &why),
-    };
+    if !have(&["python3"], "E2B's Python SDK") {
+        return;
+    }
+    let python = judges::e2b_python().await;
+    let script = recordings::shared().join("tools/e2b_sdk_check.py");
     let e2b = FakeE2b::start().await;
     // The check provokes refusals of every kind, and faults by calls of its own.
     e2b.allow_refusals();
     e2b.serve_check_controls();
     let mut check = Command::new(python);
     let check = check.arg(script).arg(e2b.url());
-    let output = clients::run(check, Duration::from_secs(150)).await.unwrap();
+    let output = bounded(check, Duration::from_secs(150)).await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let passed = said.lines().last().and_then(|verdict| {
         let passed = verdict.strip_suffix(" passed, 0 failed, 0 skipped")?;
@@ -39,14 +40,14 @@ async fn the_official_python_sdk_accepts_the_stand_in() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_official_javascript_sdk_accepts_the_stand_in() {
-    let dir = match clients::node().await {
-        Ok(dir) => dir,
-        Err(why) => return clients::skipped("E2B's JavaScript SDK", &why),
-    };
+    if !have(&["node", "npm"], "E2B's JavaScript SDK") {
+        return;
+    }
+    let dir = judges::e2b_node().await;
     let e2b = FakeE2b::start().await;
     let mut check = Command::new("node");
     let check = check.arg(dir.join("e2b_check.mjs")).arg(e2b.url());
-    let output = clients::run(check, Duration::from_mins(1)).await.unwrap();
+    let output = bounded(check, Duration::from_mins(1)).await;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(said.lines().last(), Some("13 passed, 0 failed"), "{said}");
     e2b.wait_until_empty(Duration::from_secs(5)).await;

@@ -23,7 +23,7 @@ use super::fake_llm::{FakeLlm, KEY};
 /// Longer than anything takes; a test that waits for it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 /// For installing a client: a registry may be slow.
-const INSTALL_PATIENCE: Duration = Duration::from_secs(150);
+pub(super) const INSTALL_PATIENCE: Duration = Duration::from_secs(150);
 
 const HTTPX: &str = "httpx==0.28.1";
 const HTTPX_SSE: &str = "httpx-sse==0.4.1";
@@ -175,7 +175,7 @@ pub async fn run(command: &mut Command) -> Output {
     bounded(command, PATIENCE).await
 }
 
-async fn bounded(command: &mut Command, patience: Duration) -> Output {
+pub async fn bounded(command: &mut Command, patience: Duration) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
     timeout(patience, output)
         .await
@@ -284,8 +284,9 @@ pub fn have(programs: &[&str], test: &str) -> bool {
 }
 
 /// Says what did not run, to the stream itself: what is printed by macros is kept back when a test passes.
-fn skipped(test: &str, why: &str) {
-    writeln!(std::io::stderr(), "skipped: {test}: {why}").unwrap();
+pub fn skipped(test: &str, why: &str) {
+    let line = format!("skipped: {test}: {why}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 /// The browser, if there is one; says so where there is none. It is no part of what the gate requires: it
@@ -351,7 +352,7 @@ pub fn scripts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/clients")
 }
 
-fn succeeded(output: &Output, what: &str) {
+pub(super) fn succeeded(output: &Output, what: &str) {
     assert!(
         output.status.success(),
         "{what} failed: {}{}",
@@ -362,7 +363,11 @@ fn succeeded(output: &Output, what: &str) {
 
 /// The directory of these packages, installed by the first test that needs them; the others wait. What
 /// was installed in part is thrown away.
-async fn installed(kind: &str, packages: &[&str], install: impl AsyncFnOnce(&Path)) -> PathBuf {
+pub(super) async fn installed(
+    kind: &str,
+    packages: &[&str],
+    install: impl AsyncFnOnce(&Path),
+) -> PathBuf {
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("clients");
     std::fs::create_dir_all(&root).unwrap();
     let name = format!("{kind}-{}", packages.join("-").replace(['=', '@'], "_"));
