@@ -2,6 +2,7 @@
 
 mod answers;
 mod calls;
+mod compaction;
 mod faults;
 mod files;
 mod limits;

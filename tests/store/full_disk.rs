@@ -5,11 +5,14 @@
 
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sandcaster::events::Durability;
-use sandcaster::store::{Append, Role, RunStore, SqliteStore, StoreError, StoreOptions};
+use sandcaster::events::{Durability, StoredEvent};
+use sandcaster::store::{
+    Append, CommitListener, Role, RunStore, SqliteStore, StoreError, StoreOptions,
+};
 
 use super::{Heard, PATIENCE, append, created, delta, end_event, finish, log};
 
@@ -54,11 +57,36 @@ fn child_writes_to_a_full_disk() {
     runtime.block_on(async { tokio::time::timeout(PATIENCE, fill(&dir)).await.unwrap() });
 }
 
+/// Looks at the store's health in the moment of a failure: a smaller write may succeed right after it.
+struct Watching {
+    heard: Heard,
+    store: Arc<SqliteStore>,
+    unhealthy: AtomicBool,
+}
+
+impl CommitListener for Watching {
+    fn committed(&self, events: &[Arc<StoredEvent>]) {
+        self.heard.committed(events);
+    }
+
+    fn failed(&self, events: &[Arc<StoredEvent>], error: &StoreError) {
+        if matches!(error, StoreError::Failed(_)) && !self.store.healthy() {
+            self.unhealthy.store(true, Ordering::Relaxed);
+        }
+        self.heard.failed(events, error);
+    }
+}
+
 async fn fill(dir: &str) {
     let store = SqliteStore::open(StoreOptions::new(dir, Role::Serve)).unwrap();
     let mut runs = Vec::new();
     for _ in 0..6 {
-        runs.push((created(&*store).await, Arc::new(Heard::default())));
+        let heard = Arc::new(Watching {
+            heard: Heard::default(),
+            store: Arc::clone(&store),
+            unhealthy: AtomicBool::new(false),
+        });
+        runs.push((created(&*store).await, heard));
     }
     let text = "x".repeat(2000);
     for seq in 2..100 {
@@ -77,12 +105,15 @@ async fn fill(dir: &str) {
         store.flush(Durability::Committed).await,
         Ok(()) | Err(StoreError::Failed(_))
     ));
-    assert!(!store.healthy());
     let failed: usize = runs
         .iter()
-        .map(|(_, heard)| heard.failed.lock().len())
+        .map(|(_, watching)| watching.heard.failed.lock().len())
         .sum();
     assert!(failed > 0, "the limit was never reached");
+    assert!(
+        runs.iter()
+            .any(|(_, watching)| watching.unhealthy.load(Ordering::Relaxed))
+    );
     assert!(matches!(
         store.finish(finish(&runs[0].0, end_event(2, &text))).await,
         Err(StoreError::Failed(_) | StoreError::Refused(_))
@@ -93,8 +124,8 @@ async fn fill(dir: &str) {
     while !store.healthy() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    for (run, heard) in &runs {
-        let told = heard.committed.lock().clone();
+    for (run, watching) in &runs {
+        let told = watching.heard.committed.lock().clone();
         let read: Vec<u64> = log(&*store, run)
             .await
             .iter()

@@ -219,8 +219,13 @@ impl EventStream {
         loop {
             if let Some(at) = self.buffer.find("\n\n") {
                 let frame: String = self.buffer.drain(..at + 2).collect();
-                if frame.contains("\nid:") || frame.starts_with("id:") {
-                    return Ok(Some(frame));
+                // Comments and `retry` belong to the stream, not to the event whose block they stand in.
+                let event: String = frame
+                    .split_inclusive('\n')
+                    .filter(|line| !line.starts_with(':') && !line.starts_with("retry:"))
+                    .collect();
+                if event.starts_with("id:") {
+                    return Ok(Some(event));
                 }
                 continue;
             }
