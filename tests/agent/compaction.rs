@@ -12,10 +12,12 @@ const CROWDED: u64 = 161_000;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crowded_conversation_is_summarised_and_the_run_goes_on_from_the_summary() {
     let secret_of_turn_one = nonce();
+    let long = "head -c 29000 /dev/zero | tr '\\0' z";
     let llm = FakeLlm::start([
-        Reply::new().call("bash", &bash(&format!("echo {secret_of_turn_one}"))),
+        Reply::new().call("bash", &bash(&format!("echo {secret_of_turn_one}; {long}"))),
+        Reply::new().call("bash", &bash(&format!("echo second; {long}"))),
         Reply::new()
-            .call("bash", &bash("echo second"))
+            .call("bash", &bash(&format!("echo third; {long}")))
             .usage(CROWDED, 10),
         Reply::says("GOAL: count. DONE: two echoes.").usage(1000, 50),
         Reply::says("All done."),
@@ -30,16 +32,16 @@ async fn a_crowded_conversation_is_summarised_and_the_run_goes_on_from_the_summa
     let warning = of_kind(&events, "warning")[0];
     assert!(warning["tokensBefore"].as_u64() > warning["tokensAfter"].as_u64());
     assert!(!text(&events).contains("GOAL"), "the summary is no answer");
-    assert_eq!(end(&events)["inputTokens"], 10 + CROWDED + 1000 + 10);
+    assert_eq!(end(&events)["inputTokens"], 20 + CROWDED + 1000 + 10);
 
-    let asked = llm.request(2).await;
+    let asked = llm.request(3).await;
     assert!(asked.tools_are_off());
     assert!(
         asked
             .last_text()
             .starts_with("[sandcaster] The conversation is about to be shortened")
     );
-    let went_on = llm.request(3).await;
+    let went_on = llm.request(4).await;
     let body = went_on.body.to_string();
     assert!(body.contains("Count to two"), "the user's words stay");
     assert!(
@@ -47,7 +49,7 @@ async fn a_crowded_conversation_is_summarised_and_the_run_goes_on_from_the_summa
         "the summary stands in for the rest"
     );
     assert!(!body.contains(&secret_of_turn_one), "the old turn is gone");
-    assert!(body.contains("echo second"), "the newest turn stays whole");
+    assert!(body.contains("echo third"), "the newest turn stays whole");
     app.stop().await;
 }
 
