@@ -194,7 +194,8 @@ impl TestAppBuilder {
 /// A run's events as a client reads them.
 pub struct EventStream {
     response: reqwest::Response,
-    buffer: String,
+    /// Bytes, since a chunk may end within a character.
+    buffer: Vec<u8>,
     pub run_id: String,
 }
 
@@ -203,7 +204,7 @@ impl EventStream {
         let run_id = response.headers()["x-run-id"].to_str().unwrap().to_owned();
         Self {
             response,
-            buffer: String::new(),
+            buffer: Vec::new(),
             run_id,
         }
     }
@@ -217,8 +218,10 @@ impl EventStream {
     /// The next event's frame, as it came; an error where the connection broke.
     pub async fn next_frame(&mut self) -> Result<Option<String>, reqwest::Error> {
         loop {
-            if let Some(at) = self.buffer.find("\n\n") {
-                let frame: String = self.buffer.drain(..at + 2).collect();
+            let end = self.buffer.windows(2).position(|pair| pair == b"\n\n");
+            if let Some(at) = end {
+                let frame = self.buffer.drain(..at + 2).collect();
+                let frame = String::from_utf8(frame).unwrap();
                 if frame.contains("\nid:") || frame.starts_with("id:") {
                     return Ok(Some(frame));
                 }
@@ -228,7 +231,7 @@ impl EventStream {
                 .await
                 .expect("an event in time");
             match chunk? {
-                Some(bytes) => self.buffer.push_str(std::str::from_utf8(&bytes).unwrap()),
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
                 None => return Ok(None),
             }
         }
