@@ -28,6 +28,9 @@ const SIDE_BY_SIDE: usize = 8;
 const TOOL_GRACE: Duration = Duration::from_secs(5);
 /// Longer strings of a call's arguments are shortened in its event.
 const SHOWN_ARGUMENT: usize = 16 * 1024;
+/// Arguments that are longer in all are shown as the beginning of their JSON text, so that the event with
+/// both of their forms stays within rule EV-1.
+const SHOWN_ARGUMENTS: usize = 64 * 1024;
 /// The only sandbox that calls can act in so far.
 const PRIMARY: &str = "primary";
 
@@ -291,6 +294,10 @@ async fn act(
         biased;
         () = context.token.cancelled() => return (Answered::failed("cancelled: the run ends"), None),
         workspace = context.workspace.workspace() => workspace,
+        () = tokio::time::sleep_until(wrap_up.instant()) => {
+            let text = "not run: the sandbox was not ready before the run's time was nearly over";
+            return (Answered::failed(text), None);
+        }
     };
     let workspace = match workspace {
         Ok(workspace) => workspace,
@@ -348,10 +355,16 @@ fn tool_use(context: &RunContext, one: &Planned<'_>, turn: u32) -> ToolUseEvent 
         Plan::Refuse(_) => json_of(&one.call.args),
     };
     clean(context, &mut input);
-    let input_truncated = shorten(&mut input);
+    let mut input_truncated = shorten(&mut input);
+    let mut content = input.to_string();
+    if content.len() > SHOWN_ARGUMENTS {
+        input = Value::String(content);
+        input_truncated |= shorten(&mut input);
+        content = input.to_string();
+    }
     ToolUseEvent {
         tool_name: one.name.clone(),
-        content: input.to_string(),
+        content,
         input,
         input_truncated,
         tool_call_id: one.call.id.clone(),

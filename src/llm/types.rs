@@ -329,7 +329,9 @@ impl LlmError {
         }
     }
 
-    /// Whether the same request may succeed when it is sent again.
+    /// Whether sending the same request again at once is worth a try within the run. An answer that can't be
+    /// understood is not asked for again here, though a later run may well get a better one: that is what
+    /// `retryable` in an `error` event speaks of ([`ErrorCode::retryable`]).
     pub fn retryable(&self) -> bool {
         self.should_retry.unwrap_or(match self.kind {
             LlmErrorKind::RateLimited

@@ -4,11 +4,13 @@
 //! creation is a task of its own: a run that ends sooner waits a moment for it and then leaves it to itself;
 //! it destroys what it made.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -174,7 +176,14 @@ impl RunSandbox {
         let this = Arc::clone(&self.0);
         // Detached on purpose: it ends by itself, and destroys what it made if the run has ended.
         let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
-            this.create_and_watch().await;
+            let work = AssertUnwindSafe(this.create_and_watch());
+            if work.catch_unwind().await.is_err() {
+                tracing::error!(run.id = %this.owner.run, backend = this.entry.name, "making the sandbox panicked");
+                this.failed(Problem::new(
+                    ErrorCode::Internal,
+                    "a fault in sandcaster itself kept the sandbox from being made",
+                ));
+            }
             this.settled.cancel();
         });
     }
@@ -198,26 +207,32 @@ impl RunSandbox {
 
 impl Inner {
     async fn create_and_watch(&self) {
-        let made = self.make().await;
-        let failed = made.as_ref().err().cloned();
-        let sandbox = made
-            .as_ref()
-            .ok()
-            .map(|workspace| Arc::clone(&workspace.sandbox));
-        self.made.send_replace(Some(made));
-        if let Some(problem) = failed {
-            if !self.ended.is_cancelled() {
-                self.owner.control.stop(Stop::Sandbox(problem));
+        let sandbox = match self.make().await {
+            Ok(workspace) => {
+                let sandbox = Arc::clone(&workspace.sandbox);
+                self.made.send_replace(Some(Ok(workspace)));
+                sandbox
             }
-            return;
-        }
-        let Some(sandbox) = sandbox else { return };
+            Err(problem) => {
+                self.failed(problem);
+                return;
+            }
+        };
         tokio::select! {
             // The end comes first: a sandbox that we destroy is not lost.
             biased;
             () = self.ended.cancelled() => {}
             error = sandbox.gone() => self.owner.control.stop(Stop::Sandbox(problem_of(&error))),
         }
+    }
+
+    /// There is no sandbox, and there won't be one.
+    fn failed(&self, problem: Problem) {
+        // Whatever ran out of the run's time is told as that: by the run's task, which has the same deadline.
+        if !self.ended.is_cancelled() && !self.owner.deadline.passed() {
+            self.owner.control.stop(Stop::Sandbox(problem.clone()));
+        }
+        self.made.send_replace(Some(Err(problem)));
     }
 
     async fn make(&self) -> Result<Arc<Workspace>, Problem> {

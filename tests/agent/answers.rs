@@ -227,3 +227,19 @@ async fn a_conversation_that_cannot_be_made_to_fit_fails() {
     );
     assert!(error["hint"].as_str().unwrap().contains("smaller"));
 }
+
+#[tokio::test]
+async fn a_very_long_delta_becomes_several_events_of_the_same_text() {
+    let long = "wörd ".repeat(60_000);
+    let llm = FakeLlm::start([Reply::says(&long)]).await;
+    let events = run(&llm).await;
+    let deltas = of_kind(&events, "assistant");
+    assert!(deltas.len() > 4);
+    assert!(
+        deltas
+            .iter()
+            .all(|event| event.to_string().len() < 256 * 1024)
+    );
+    assert_eq!(text(&events), long);
+    assert_eq!(end(&events)["content"], long);
+}

@@ -188,3 +188,15 @@ async fn an_answer_that_cannot_be_understood_may_be_asked_for_again_by_the_clien
     );
     assert!(error["message"].as_str().unwrap().contains("base URL"));
 }
+
+#[tokio::test]
+async fn a_run_that_waits_to_ask_again_can_be_cancelled() {
+    let slow = Reply::error(429, "rate_limit_error", "slow down").header("retry-after", "60");
+    let llm = FakeLlm::start([slow]).await;
+    let app = TestApp::with_llm(&llm).await;
+    let mut stream = app.query(ask("hi")).await;
+    assert_eq!(stream.until("warning").await["code"], "LLM_RETRY");
+    app.cancel(&stream.run_id).await;
+    assert_eq!(stream.until("error").await["code"], "CANCELLED");
+    app.stop().await;
+}

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{bash, check_log, end};
-use crate::support::app::{TestApp, binary, kinds, of_kind, text, warnings};
+use crate::support::app::{TestApp, kinds, of_kind, slow_launcher, text, warnings};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 
 #[tokio::test]
@@ -88,20 +88,6 @@ async fn cache_reads_and_writes_are_billed_at_their_own_prices() {
     // 100 × 3 + 10 × 15 + 10,000 × 0.3 + 1,000 × 3.75 dollars per million.
     assert_eq!(result["costUsd"], 0.0072);
     app.stop().await;
-}
-
-/// A launcher that waits while the file `closed` is there, and fails if `broken` is.
-fn slow_launcher(dir: &std::path::Path) -> std::path::PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
-    let script = dir.join("launcher");
-    let text = format!(
-        "#!/bin/sh\nwhile [ -e {0}/closed ]; do sleep 0.01; done\n[ -e {0}/broken ] && exit 7\nexec {1} \"$@\"\n",
-        dir.display(),
-        binary().display()
-    );
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
-    script
 }
 
 #[tokio::test]

@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use jiff::Timestamp;
 use sandcaster::events::{RunEvent, StoredEvent, SystemEvent};
 use sandcaster::ids::{RunId, Seq};
-use sandcaster::runs::LogLimits;
+use sandcaster::llm::{LlmError, LlmProvider, LlmRequest, LlmStream, ModelFacts};
+use sandcaster::runs::{LogLimits, RunReader};
 use sandcaster::sandbox::SandboxError;
-use sandcaster::store::{NewRun, RunState, RunStore as _};
+use sandcaster::store::{NewRun, Role, RunState, RunStore as _, SqliteStore, StoreOptions};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::harness::{Script, run, runs, spec};
+use super::harness::{Script, run, runs, runs_with, spec};
 use crate::support::app::{of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::memory_store::MemoryStore;
@@ -251,4 +254,142 @@ async fn a_run_whose_process_died_is_ended_by_the_next_sweep() {
         RunState::Running
     );
     runs.shutdown(Duration::from_secs(1)).await;
+}
+
+/// An LLM whose code has a fault.
+struct Faulty;
+
+#[async_trait]
+impl LlmProvider for Faulty {
+    async fn open(&self, _: &LlmRequest) -> Result<LlmStream, LlmError> {
+        panic!("the provider has a fault");
+    }
+
+    fn model(&self, _: &str) -> Option<ModelFacts> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn a_panic_ends_its_run_alone_and_its_sandbox_goes() {
+    let script = Arc::new(Script::default());
+    let store = MemoryStore::new();
+    let runs = runs_with(Arc::new(Faulty), store, &script, LogLimits::default());
+    for _ in 0..2 {
+        let events = run(&runs, spec(&[])).await;
+        let error = end(&events);
+        assert_eq!(
+            (&error["type"], &error["code"]),
+            (&json!("error"), &json!("INTERNAL"))
+        );
+        assert!(
+            !error["message"].as_str().unwrap().contains("provider has"),
+            "{error}"
+        );
+    }
+    let made = script.creates.load(Ordering::SeqCst);
+    until(
+        || script.kills.load(Ordering::SeqCst) == made,
+        "the sandboxes to go",
+    )
+    .await;
+    until(|| runs.live() == 0, "the runs to be over").await;
+}
+
+#[tokio::test]
+async fn a_panic_while_the_sandbox_is_made_ends_the_run_at_once() {
+    let script = Arc::new(Script {
+        panics: true,
+        ..Script::default()
+    });
+    let gate = Gate::new();
+    let llm = FakeLlm::start([Reply::new().text("Let me").wait(&gate)]).await;
+    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let begun = tokio::time::Instant::now();
+    let events = run(&runs, spec(&[])).await;
+    assert_eq!(end(&events)["code"], "INTERNAL");
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+    runs.shutdown(Duration::from_secs(5)).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+    if llm.requests().is_empty() {
+        llm.take_unused();
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_never_comes_still_leaves_time_for_an_answer() {
+    let script = Arc::new(Script {
+        stuck: true,
+        ..Script::default()
+    });
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &json!({"command": "true"})),
+        Reply::says("There is no sandbox."),
+    ])
+    .await;
+    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let mut spec = spec(&[]);
+    spec.timeout = Duration::from_secs(3);
+    let events = run(&runs, spec).await;
+    let result = end(&events);
+    assert_eq!(
+        (&result["content"], &result["stopReason"]),
+        (&json!("There is no sandbox."), &json!("max_time"))
+    );
+    let told = &llm.request(1).await.tool_results()[0];
+    assert!(told.is_error && told.text.contains("not ready"), "{told:?}");
+}
+
+#[tokio::test]
+async fn two_hundred_runs_give_two_readers_each_the_same_log() {
+    let llm = FakeLlm::instant(100).await;
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap();
+    let script = Arc::new(Script::default());
+    let runs = runs(&llm, store.clone(), &script, LogLimits::default());
+    let mut readers = JoinSet::new();
+    for _ in 0..200 {
+        let mut spec = spec(&[]);
+        spec.tools.clear();
+        let handle = runs.start(spec).await.unwrap();
+        let second = runs.reader(&handle.id, Seq::ZERO).await.unwrap();
+        let (store, id) = (store.clone(), handle.id.clone());
+        readers.spawn(async move {
+            let (first, second) = tokio::join!(read(handle.reader), read(second));
+            let log = store.read(&id, Seq::ZERO, 1000).await.unwrap();
+            assert_eq!(log.len(), 102);
+            assert_eq!(first, log);
+            assert_eq!(second, log);
+            let ends = log.iter().filter(|event| event.kind.terminal());
+            assert_eq!(ends.count(), 1);
+            for (at, event) in log.iter().enumerate() {
+                assert_eq!(event.seq, Seq(at as u64 + 1));
+            }
+        });
+    }
+    let all = async {
+        while let Some(read) = readers.join_next().await {
+            read.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), all)
+        .await
+        .unwrap();
+    assert_eq!(script.creates.load(Ordering::SeqCst), 0);
+}
+
+async fn read(mut reader: RunReader) -> Vec<StoredEvent> {
+    let mut events = Vec::new();
+    while let Some(event) = reader.next().await.unwrap() {
+        events.push(StoredEvent::clone(&event));
+    }
+    events
 }

@@ -212,3 +212,28 @@ async fn a_server_without_runs_stops_within_a_second() {
         begun.elapsed()
     );
 }
+
+#[tokio::test]
+async fn a_sandbox_that_does_not_react_does_not_keep_the_server_from_stopping() {
+    let dir = tempfile::tempdir().unwrap();
+    let sleep = own_sleep();
+    let mut server = Served::start(dir.path(), &[]).await;
+    let mut stream = server.query(&demo(&[&format!("sleep {sleep}")])).await;
+    until_sleeping(&sleep).await;
+    for pid in running(&stream.run_id) {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
+    }
+    let begun = tokio::time::Instant::now();
+    server.signal(Signal::SIGTERM);
+    assert_eq!(stream.until("error").await["code"], "SERVER_SHUTDOWN");
+    let code = server.ended().await.code();
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(code, Some(0), "{}", server.log());
+    until_gone(&sleep).await;
+    until_gone(&stream.run_id).await;
+}

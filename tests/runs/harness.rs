@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sandcaster::clock::Clock;
-use sandcaster::llm::{self, anthropic};
+use sandcaster::llm::{self, LlmProvider, anthropic};
 use sandcaster::runs::{LogLimits, Runs, RunsConfig, Tasks};
 use sandcaster::sandbox::paths::SandboxPath;
 use sandcaster::sandbox::{
@@ -37,6 +37,10 @@ pub struct Script {
     pub reads: Vec<(&'static str, CancellationToken)>,
     /// Fired once a read of a path that ends so is done.
     pub done: Vec<(&'static str, CancellationToken)>,
+    /// `create` panics.
+    pub panics: bool,
+    /// `create` never returns.
+    pub stuck: bool,
     /// `kill` never returns.
     pub immortal: bool,
     pub creates: AtomicUsize,
@@ -55,6 +59,10 @@ struct ScriptedSandbox {
 impl SandboxBackend for Scripted {
     async fn create(&self, _: &SandboxSpec, _: &Labels) -> Result<Arc<dyn Sandbox>, SandboxError> {
         self.0.creates.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.0.panics, "the backend has a fault");
+        if self.0.stuck {
+            std::future::pending::<()>().await;
+        }
         let mut failures = self.0.failures.lock();
         if !failures.is_empty() {
             return Err(failures.remove(0));
@@ -141,18 +149,31 @@ pub fn runs(
     script: &Arc<Script>,
     limits: LogLimits,
 ) -> Runs {
+    runs_with(anthropic(llm), store, script, limits)
+}
+
+fn anthropic(llm: &FakeLlm) -> Arc<dyn LlmProvider> {
     let key = |name: &str| (name == "ANTHROPIC_API_KEY").then(|| Secret::new(KEY));
     let llm::Build::With(build) = anthropic::DEF.build else {
         panic!("it is built");
     };
-    let made_from = anthropic::DEF.config(crate::support::http(), key, Some(&llm.base_url()));
+    build(anthropic::DEF.config(crate::support::http(), key, Some(&llm.base_url())))
+}
+
+/// As [`runs`], with any LLM.
+pub fn runs_with(
+    provider: Arc<dyn LlmProvider>,
+    store: Arc<dyn RunStore>,
+    script: &Arc<Script>,
+    limits: LogLimits,
+) -> Runs {
     let backend: Arc<dyn SandboxBackend> = Arc::new(Scripted(Arc::clone(script)));
     let config = RunsConfig {
         store,
         owner: "test".to_owned(),
-        providers: BTreeMap::from([("anthropic", build(made_from))]),
+        providers: BTreeMap::from([("anthropic", provider)]),
         backends: BTreeMap::from([("local", (backend, None))]),
-        max_concurrent_runs: 100,
+        max_concurrent_runs: 1000,
         redactor: Redactor::new([&Secret::new(KEY)]),
         clock: Clock::system(),
         tasks: Tasks::new(),

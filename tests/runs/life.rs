@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::app::{PATIENCE, TestApp, ask, demo, of_kind};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
-use crate::support::processes::{on_host, own_sleep, running, until_sleeping};
+use crate::support::processes::{on_host, own_sleep, running, until_gone, until_sleeping};
 
 /// Every call that was asked for has a result.
 fn check_calls(events: &[Value]) {
@@ -302,7 +302,7 @@ async fn a_sandbox_that_dies_ends_the_run_within_a_second() {
         (&json!("SANDBOX_LOST"), &json!(true))
     );
     assert!(error["hint"].is_string());
-    assert_eq!(running(&sleep), [0; 0]);
+    until_gone(&sleep).await;
     app.stop().await;
 }
 

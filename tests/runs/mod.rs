@@ -7,6 +7,7 @@ mod faulty_store;
 mod harness;
 mod life;
 mod log;
+mod moments;
 mod one_shot;
 mod resume;
 mod secrets;

@@ -11,6 +11,7 @@ use tokio::process::{Child, Command};
 use crate::support::app::{PATIENCE, binary, kinds, of_kind, text};
 use crate::support::fake_llm::{FakeLlm, KEY, Reply};
 use crate::support::processes::{own_sleep, running, until_gone, until_sleeping};
+use crate::support::served::Served;
 
 fn query(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Child {
     Command::new(binary())
@@ -95,7 +96,7 @@ async fn json_is_one_event_per_line_as_the_api_gives_them() {
     assert_eq!(of_kind(&events, "file")[0]["content"], "hi\n");
     assert_eq!(kinds(&events).last(), Some(&"result"));
     // It is in the store that a server in this directory shows.
-    let server = crate::support::served::Served::start(dir.path(), &[]).await;
+    let server = Served::start(dir.path(), &[]).await;
     let runs = server.json("/runs").await;
     assert_eq!(runs[0]["id"], events[0]["runId"]);
     assert_eq!(runs[0]["status"], "completed");
@@ -158,10 +159,35 @@ async fn a_command_that_was_killed_leaves_no_sandbox_and_its_run_is_ended_by_the
     until_sleeping(&sleep).await;
     child.kill().await.unwrap();
     until_gone(&sleep).await;
-    let server = crate::support::served::Served::start(dir.path(), &[]).await;
+    let server = Served::start(dir.path(), &[]).await;
     let runs = server.json("/runs").await;
     assert_eq!(
         (&runs[0]["statusDetail"], &runs[0]["errorCode"]),
         (&json!("interrupted"), &json!("SERVER_CRASHED"))
     );
+}
+
+#[tokio::test]
+async fn a_server_shows_the_run_of_a_command_beside_it_but_does_not_stop_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Served::start(dir.path(), &[]).await;
+    let sleep = own_sleep();
+    let prompt = format!("$ echo hi\n$ sleep {sleep}");
+    let child = query(dir.path(), &[&prompt, "-m", "demo", "--json"], &[]);
+    until_sleeping(&sleep).await;
+    let runs = server.json("/runs").await;
+    assert_eq!(runs[0]["status"], "running");
+    let run = runs[0]["id"].as_str().unwrap();
+    let mut stream = server.events(run).await;
+    assert_eq!(stream.until("tool_result").await["exitCode"], 0);
+    let refused = server
+        .post(&format!("/runs/{run}/cancel"), &json!({}))
+        .await;
+    assert_eq!(refused.status(), 501);
+    let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+    kill(pid, Signal::SIGTERM).unwrap();
+    let output = ended(child).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(stream.until("error").await["code"], "CANCELLED");
+    assert_eq!(stream.next().await, None);
 }

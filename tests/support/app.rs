@@ -23,6 +23,20 @@ pub fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_sandcaster"))
 }
 
+/// A launcher of sandboxes in `dir` that waits while the file `closed` is there, and fails if `broken` is.
+pub fn slow_launcher(dir: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    let script = dir.join("launcher");
+    let text = format!(
+        "#!/bin/sh\nwhile [ -e {0}/closed ]; do sleep 0.01; done\n[ -e {0}/broken ] && exit 7\nexec {1} \"$@\"\n",
+        dir.display(),
+        binary().display()
+    );
+    std::fs::write(&script, text).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
 /// A running application. Stopped when it is dropped; [`TestApp::stop`] does it in order.
 pub struct TestApp {
     pub app: App,
@@ -194,7 +208,10 @@ impl TestAppBuilder {
 /// A run's events as a client reads them.
 pub struct EventStream {
     response: reqwest::Response,
-    buffer: String,
+    /// Bytes, since a chunk may end within a character.
+    buffer: Vec<u8>,
+    /// So many bytes of it were looked through for an end.
+    looked: usize,
     pub run_id: String,
 }
 
@@ -203,7 +220,8 @@ impl EventStream {
         let run_id = response.headers()["x-run-id"].to_str().unwrap().to_owned();
         Self {
             response,
-            buffer: String::new(),
+            buffer: Vec::new(),
+            looked: 0,
             run_id,
         }
     }
@@ -217,8 +235,13 @@ impl EventStream {
     /// The next event's frame, as it came; an error where the connection broke.
     pub async fn next_frame(&mut self) -> Result<Option<String>, reqwest::Error> {
         loop {
-            if let Some(at) = self.buffer.find("\n\n") {
-                let frame: String = self.buffer.drain(..at + 2).collect();
+            let end = self.buffer[self.looked..]
+                .windows(2)
+                .position(|pair| pair == b"\n\n");
+            if let Some(at) = end {
+                let frame = self.buffer.drain(..self.looked + at + 2).collect();
+                self.looked = 0;
+                let frame = String::from_utf8(frame).unwrap();
                 // Comments and `retry` belong to the stream, not to the event whose block they stand in.
                 let event: String = frame
                     .split_inclusive('\n')
@@ -229,11 +252,12 @@ impl EventStream {
                 }
                 continue;
             }
+            self.looked = self.buffer.len().saturating_sub(1);
             let chunk = tokio::time::timeout(PATIENCE, self.response.chunk())
                 .await
                 .expect("an event in time");
             match chunk? {
-                Some(bytes) => self.buffer.push_str(std::str::from_utf8(&bytes).unwrap()),
+                Some(bytes) => self.buffer.extend_from_slice(&bytes),
                 None => return Ok(None),
             }
         }

@@ -88,6 +88,11 @@ impl Served {
         self.send(request).await
     }
 
+    pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
+        let request = super::http().post(format!("{}{path}", self.url));
+        self.send(request.json(body)).await
+    }
+
     pub async fn json(&self, path: &str) -> Value {
         self.get(path).await.json().await.unwrap()
     }
