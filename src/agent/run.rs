@@ -19,7 +19,6 @@ use crate::events::{
 };
 use crate::llm::{
     AssistantBlock, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, Message, ToolChoice,
-    ToolSpec,
 };
 use crate::net::retry::RetryBudget;
 use crate::secrets::Redactor;
@@ -117,8 +116,6 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
 
 struct Agent<'a> {
     context: &'a RunContext,
-    system: Vec<String>,
-    tools: Vec<ToolSpec>,
     history: Vec<Message>,
     limits: Limits,
     guard: LoopGuard,
@@ -138,16 +135,8 @@ enum TurnEnd {
 impl<'a> Agent<'a> {
     fn new(context: &'a RunContext) -> Self {
         let spec = &context.spec;
-        let tools = spec
-            .tools
-            .iter()
-            .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()))
-            .map(|built| (built.spec)())
-            .collect();
         Self {
             context,
-            system: prompt::system(spec),
-            tools,
             history: vec![Message::User(prompt::first_message(
                 spec,
                 context.working_dir,
@@ -365,8 +354,9 @@ impl<'a> Agent<'a> {
         }
         let mut made_room = false;
         loop {
-            let request = self.request(last);
-            match respond(self.context, &mut self.retries, &request, turn).await {
+            let (context, history, full_output) = (self.context, &self.history, self.full_output);
+            let request = || request(context, history, full_output, last);
+            match respond(context, &mut self.retries, &request, turn).await {
                 Err(Halt::Llm(error))
                     if error.kind == LlmErrorKind::ContextTooLong && !made_room =>
                 {
@@ -379,29 +369,6 @@ impl<'a> Agent<'a> {
                 }
                 other => return other,
             }
-        }
-    }
-
-    fn request(&self, last: bool) -> LlmRequest {
-        let spec = &self.context.spec;
-        let full = self
-            .context
-            .provider
-            .model(&spec.model.id)
-            .and_then(|facts| facts.max_output_tokens);
-        LlmRequest {
-            model: spec.model.id.clone(),
-            system: self.system.clone(),
-            tools: self.tools.clone(),
-            tool_choice: if last {
-                ToolChoice::None
-            } else {
-                ToolChoice::Auto
-            },
-            messages: self.history.clone(),
-            max_tokens: full.filter(|_| self.full_output),
-            thinking: spec.thinking,
-            deadline: self.context.deadline,
         }
     }
 
@@ -475,6 +442,35 @@ impl<'a> Agent<'a> {
             &format!("no price is known for {model}, so no costUsd is given"),
         )
         .await
+    }
+}
+
+/// The next request. System prompt and tools are made anew for each one, always the same, so that nothing of
+/// it has to be kept while its answer streams: with the tools' schemas it is the largest thing a run has.
+fn request(context: &RunContext, history: &[Message], full_output: bool, last: bool) -> LlmRequest {
+    let spec = &context.spec;
+    let full = context
+        .provider
+        .model(&spec.model.id)
+        .and_then(|facts| facts.max_output_tokens);
+    LlmRequest {
+        model: spec.model.id.clone(),
+        system: prompt::system(spec),
+        tools: spec
+            .tools
+            .iter()
+            .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()))
+            .map(|built| (built.spec)())
+            .collect(),
+        tool_choice: if last {
+            ToolChoice::None
+        } else {
+            ToolChoice::Auto
+        },
+        messages: history.to_vec(),
+        max_tokens: full.filter(|_| full_output),
+        thinking: spec.thinking,
+        deadline: context.deadline,
     }
 }
 

@@ -144,9 +144,10 @@ impl RunTask {
             .spawn(TaskKind::Agent, async move { run_agent(&context).await });
         let ended = self.watch(agent, deadline).await;
 
-        self.collect(&sandbox, &ended).await;
-        sandbox.end().await;
-        self.finish(ended, &tally).await;
+        // Boxed, so that a run under way holds no room for what comes at its end.
+        Box::pin(self.collect(&sandbox, &ended)).await;
+        Box::pin(sandbox.end()).await;
+        Box::pin(self.finish(ended, &tally)).await;
         drop(self.place);
     }
 
