@@ -21,10 +21,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the binary over a new directory, with `llm` as its Anthropic; also gives the time until the
-    /// first healthy answer.
-    pub async fn start(llm: SocketAddr) -> (Self, Duration) {
+    /// Starts the binary over a new directory with `file` as its `sandcaster.json` and `llm` as its Anthropic;
+    /// also gives the time until the first healthy answer.
+    pub async fn start(llm: SocketAddr, file: &str) -> (Self, Duration) {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        std::fs::write(dir.path().join("sandcaster.json"), file).expect("a settings file");
         let begun = Instant::now();
         let mut child = Command::new(env!("CARGO_BIN_EXE_sandcaster"))
             .args(["serve", "--port", "0"])

@@ -136,17 +136,15 @@ impl Redactor {
     fn suspicious_tail(&self, text: &str) -> usize {
         let mut longest = 0;
         for Needle(needle) in self.needles.iter() {
+            let needle = needle.as_bytes();
             let most = needle.len().saturating_sub(1).min(text.len());
-            for len in (longest + 1..=most).rev() {
-                let start = text.len() - len;
-                if text.is_char_boundary(start)
-                    && needle.is_char_boundary(len)
-                    && text.get(start..) == needle.get(..len)
-                {
-                    longest = len;
-                    break;
-                }
-            }
+            // Equal bytes at a text's end that begin like a text are whole characters.
+            let tail = text.as_bytes().split_at(text.len() - most).1;
+            let begins = (0..most).find(|&at| {
+                let rest = tail.split_at(at).1;
+                rest.first() == needle.first() && needle.starts_with(rest)
+            });
+            longest = longest.max(begins.map_or(0, |at| most - at));
         }
         longest
     }
@@ -166,14 +164,14 @@ impl RedactingStream {
             return piece.to_owned();
         }
         self.held.push_str(piece);
-        let cleaned = self.redactor.clean(&self.held).into_owned();
-        let keep = self.redactor.suspicious_tail(&cleaned);
-        let shown = cleaned.len() - keep;
-        cleaned
-            .get(shown..)
-            .unwrap_or_default()
-            .clone_into(&mut self.held);
-        cleaned.get(..shown).unwrap_or_default().to_owned()
+        let cleaned = match self.redactor.clean(&self.held) {
+            Cow::Owned(cleaned) => Some(cleaned),
+            Cow::Borrowed(_) => None,
+        };
+        let mut shown = cleaned.unwrap_or_else(|| std::mem::take(&mut self.held));
+        let keep = self.redactor.suspicious_tail(&shown);
+        self.held = shown.split_off(shown.len() - keep);
+        shown
     }
 
     /// The end: gives what was held back.

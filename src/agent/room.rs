@@ -2,11 +2,11 @@
 
 use super::context::{self, Cleared};
 use super::prompt;
-use super::run::{Agent, Halt};
+use super::run::{Agent, Halt, request};
 use super::turn::{Audience, Response, respond};
 use crate::error::WarningCode;
 use crate::events::{RunEvent, WarningEvent};
-use crate::llm::{LlmErrorKind, LlmStop, Message, ToolChoice};
+use crate::llm::{LlmErrorKind, LlmStop, Message};
 
 /// At most so many summaries in a run.
 const MOST: u32 = 8;
@@ -39,16 +39,9 @@ impl Agent<'_> {
         }
         let mut made_room = false;
         loop {
-            let request = self.request(last);
-            match respond(
-                self.context,
-                &mut self.retries,
-                &request,
-                turn,
-                Audience::Clients,
-            )
-            .await
-            {
+            let (run, history, full_output) = (self.context, &self.history, self.full_output);
+            let build = || request(run, history, full_output, last);
+            match respond(run, &mut self.retries, &build, turn, Audience::Clients).await {
                 Err(Halt::Llm(error))
                     if error.kind == LlmErrorKind::ContextTooLong && !made_room =>
                 {
@@ -90,20 +83,16 @@ impl Agent<'_> {
     async fn compact(&mut self, turn: u32) -> Result<(), Halt> {
         self.compactions.count += 1;
         self.compactions.last_turn = turn;
-        let mut request = self.request(true);
-        request.tool_choice = ToolChoice::None;
-        request.max_tokens = Some(SUMMARY_TOKENS);
-        request
-            .messages
-            .push(Message::User(prompt::SUMMARISE.to_owned()));
-        let answered = respond(
-            self.context,
-            &mut self.retries,
-            &request,
-            turn,
-            Audience::Agent,
-        )
-        .await;
+        let (run, history) = (self.context, &self.history);
+        let build = || {
+            let mut summarise = request(run, history, false, true);
+            summarise.max_tokens = Some(SUMMARY_TOKENS);
+            summarise
+                .messages
+                .push(Message::User(prompt::SUMMARISE.to_owned()));
+            summarise
+        };
+        let answered = respond(run, &mut self.retries, &build, turn, Audience::Agent).await;
         let summary = match answered {
             Ok(response)
                 if matches!(response.stop, Some(LlmStop::End))

@@ -18,9 +18,7 @@ use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{
     Durability, EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent,
 };
-use crate::llm::{
-    AssistantBlock, LlmError, LlmProvider, LlmRequest, LlmStop, Message, ToolChoice, ToolSpec,
-};
+use crate::llm::{AssistantBlock, LlmError, LlmProvider, LlmRequest, LlmStop, Message, ToolChoice};
 use crate::net::retry::RetryBudget;
 use crate::secrets::Redactor;
 use crate::spec::{NanoUsd, RunSpec};
@@ -117,15 +115,13 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
 
 pub(super) struct Agent<'a> {
     pub(super) context: &'a RunContext,
-    system: Vec<String>,
-    tools: Vec<ToolSpec>,
     pub(super) history: Vec<Message>,
     limits: Limits,
     guard: LoopGuard,
     pub(super) retries: RetryBudget,
     pub(super) window: Window,
     /// Ask for the model's full output limit instead of the usual one.
-    full_output: bool,
+    pub(super) full_output: bool,
     price_warned: bool,
     pub(super) compactions: Compactions,
 }
@@ -139,16 +135,8 @@ enum TurnEnd {
 impl<'a> Agent<'a> {
     fn new(context: &'a RunContext) -> Self {
         let spec = &context.spec;
-        let tools = spec
-            .tools
-            .iter()
-            .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()))
-            .map(|built| (built.spec)())
-            .collect();
         Self {
             context,
-            system: prompt::system(spec),
-            tools,
             history: vec![Message::User(prompt::first_message(
                 spec,
                 context.working_dir,
@@ -359,29 +347,6 @@ impl<'a> Agent<'a> {
         }
     }
 
-    pub(super) fn request(&self, last: bool) -> LlmRequest {
-        let spec = &self.context.spec;
-        let full = self
-            .context
-            .provider
-            .model(&spec.model.id)
-            .and_then(|facts| facts.max_output_tokens);
-        LlmRequest {
-            model: spec.model.id.clone(),
-            system: self.system.clone(),
-            tools: self.tools.clone(),
-            tool_choice: if last {
-                ToolChoice::None
-            } else {
-                ToolChoice::Auto
-            },
-            messages: self.history.clone(),
-            max_tokens: full.filter(|_| self.full_output),
-            thinking: spec.thinking,
-            deadline: self.context.deadline,
-        }
-    }
-
     /// Appends a response without its calls and thinking: what was cut can't be echoed whole.
     fn keep_text(&mut self, response: Response) {
         let blocks: Vec<_> = response
@@ -438,6 +403,40 @@ impl<'a> Agent<'a> {
             &format!("no price is known for {model}, so no costUsd is given"),
         )
         .await
+    }
+}
+
+/// The next request. System prompt and tools are made anew for each one, always the same, so that nothing of
+/// it has to be kept while its answer streams: with the tools' schemas it is the largest thing a run has.
+pub(super) fn request(
+    context: &RunContext,
+    history: &[Message],
+    full_output: bool,
+    last: bool,
+) -> LlmRequest {
+    let spec = &context.spec;
+    let full = context
+        .provider
+        .model(&spec.model.id)
+        .and_then(|facts| facts.max_output_tokens);
+    LlmRequest {
+        model: spec.model.id.clone(),
+        system: prompt::system(spec),
+        tools: spec
+            .tools
+            .iter()
+            .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()))
+            .map(|built| (built.spec)())
+            .collect(),
+        tool_choice: if last {
+            ToolChoice::None
+        } else {
+            ToolChoice::Auto
+        },
+        messages: history.to_vec(),
+        max_tokens: full.filter(|_| full_output),
+        thinking: spec.thinking,
+        deadline: context.deadline,
     }
 }
 

@@ -1,6 +1,5 @@
 //! One response of the LLM: sent, retried while nothing was shown, streamed into events.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -60,11 +59,11 @@ pub(super) enum Audience {
     Agent,
 }
 
-/// Sends `request` and streams its response, again while nothing of it was shown and a retry may help.
+/// Sends a request and streams its response, again while nothing of it was shown and a retry may help.
 pub(super) async fn respond(
     context: &RunContext,
     budget: &mut RetryBudget,
-    request: &LlmRequest,
+    request: &(dyn Fn() -> LlmRequest + Sync),
     turn: u32,
     audience: Audience,
 ) -> Result<Response, Halt> {
@@ -109,16 +108,18 @@ pub(super) async fn respond(
 /// One attempt. The outer error ends the run; the inner one may be retried.
 async fn stream(
     context: &RunContext,
-    request: &LlmRequest,
+    request: &(dyn Fn() -> LlmRequest + Sync),
     turn: u32,
     audience: Audience,
 ) -> Result<Result<Response, Failed>, Halt> {
-    let provider = Arc::clone(&context.provider);
-    let opened = tokio::select! {
-        // Dropping the request is its cancellation; nothing of it was shown yet.
-        biased;
-        () = context.token.cancelled() => return Err(Halt::Stopped),
-        opened = provider.open(request) => opened,
+    let opened = {
+        let request = request();
+        tokio::select! {
+            // Dropping the request is its cancellation; nothing of it was shown yet.
+            biased;
+            () = context.token.cancelled() => return Err(Halt::Stopped),
+            opened = context.provider.open(&request) => opened,
+        }
     };
     let mut deltas = match opened {
         Ok(deltas) => deltas,
@@ -221,19 +222,19 @@ impl<'a> DeltaWriter<'a> {
     async fn text(&mut self, piece: &str) -> Result<(), Halt> {
         self.switch(false).await?;
         let shown = self.redact.push(piece);
-        self.emit(&shown).await
+        self.emit(shown).await
     }
 
     async fn thinking(&mut self, piece: &str) -> Result<(), Halt> {
         self.switch(true).await?;
         let shown = self.redact.push(piece);
-        self.emit(&shown).await
+        self.emit(shown).await
     }
 
     /// Gives out what the redactor held back.
     async fn finish(&mut self) -> Result<(), Halt> {
         let held = self.redact.finish();
-        self.emit(&held).await
+        self.emit(held).await
     }
 
     async fn switch(&mut self, thinking: bool) -> Result<(), Halt> {
@@ -244,20 +245,26 @@ impl<'a> DeltaWriter<'a> {
         Ok(())
     }
 
-    async fn emit(&self, text: &str) -> Result<(), Halt> {
-        if self.audience == Audience::Agent {
+    async fn emit(&self, text: String) -> Result<(), Halt> {
+        if text.is_empty() || self.audience == Audience::Agent {
             return Ok(());
         }
-        for piece in pieces(text, LONGEST_DELTA) {
-            let delta = Delta::new(piece, self.turn);
-            let event = if self.thinking {
-                RunEvent::Thinking(delta)
-            } else {
-                RunEvent::Assistant(delta)
-            };
-            self.context.emit(event).await?;
+        if text.len() <= LONGEST_DELTA {
+            return self.context.emit(self.event(text)).await;
+        }
+        for piece in pieces(&text, LONGEST_DELTA) {
+            self.context.emit(self.event(piece.to_owned())).await?;
         }
         Ok(())
+    }
+
+    fn event(&self, text: String) -> RunEvent {
+        let delta = Delta::new(text, self.turn);
+        if self.thinking {
+            RunEvent::Thinking(delta)
+        } else {
+            RunEvent::Assistant(delta)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! An event with its place in the log, serialised once.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use serde::Serialize;
 
@@ -90,6 +90,9 @@ impl RunEvent {
     }
 }
 
+/// What `,"seq":` and a number take at most.
+const SEQ_ROOM: usize = 32;
+
 /// An event in a run's log. `json` is one line and holds `type` first and `seq` last.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredEvent {
@@ -108,13 +111,13 @@ impl StoredEvent {
     /// Only when the event can't be written as JSON, which is a fault of ours.
     pub fn new(seq: Seq, event: &RunEvent) -> Result<Self, serde_json::Error> {
         let mut json = serde_json::to_string(event)?;
+        json.reserve(SEQ_ROOM);
         if json.contains("\\u0000") {
             json = without_nul(&json);
         }
         json.truncate(json.len().saturating_sub(1));
-        json.push_str(",\"seq\":");
-        json.push_str(&seq.to_string());
-        json.push('}');
+        // Writing to a string can't fail.
+        let _infallible = write!(json, ",\"seq\":{seq}}}");
         Ok(Self {
             seq,
             kind: event.kind(),

@@ -91,7 +91,7 @@ pub(super) async fn open<D: Decoder>(call: Call<'_>, decoder: D) -> Result<LlmSt
         .headers(call.headers)
         .body(call.body)
         .send();
-    let response = match tokio::time::timeout_at(until, request).await {
+    let mut response = match tokio::time::timeout_at(until, request).await {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => return Err(unreachable(provider, error, &call.redactor)),
         Err(_) if until < head_at => return Err(out_of_time(provider)),
@@ -134,6 +134,8 @@ pub(super) async fn open<D: Decoder>(call: Call<'_>, decoder: D) -> Result<LlmSt
         decoder,
         redactor: call.redactor,
     };
+    // The head's values are slices of the connection's first buffer and would keep all of it in memory.
+    response.headers_mut().clear();
     let body = sse::timed_body(response, call.limits.silence, call.deadline);
     let mut body = Box::pin(body);
     let first = match body.next().await {

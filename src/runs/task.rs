@@ -144,11 +144,12 @@ impl RunTask {
             .spawn(TaskKind::Agent, async move { run_agent(&context).await });
         let ended = self.watch(agent, deadline).await;
 
-        self.collect(&sandbox, &ended).await;
-        sandbox.end().await;
+        // Boxed, so that a run under way holds no room for what comes at its end.
+        Box::pin(self.collect(&sandbox, &ended)).await;
+        Box::pin(sandbox.end()).await;
         // Before the end is told: who has read it finds the place free.
         drop(self.place.take());
-        self.finish(ended, &tally).await;
+        Box::pin(self.finish(ended, &tally)).await;
     }
 
     /// Waits for the agent, or for a reason to stop it.

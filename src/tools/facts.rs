@@ -26,8 +26,8 @@ for p in "$@"; do command -v "$p" >/dev/null 2>&1 && echo "has=$p"; done
 echo "uid=$(id -u 2>/dev/null)"
 echo "arch=$(uname -m 2>/dev/null)"
 if [ -r /etc/os-release ]; then echo "os=$(. /etc/os-release 2>/dev/null; echo "$PRETTY_NAME")"; fi
-echo "free=$(df -kP . 2>/dev/null | tail -n 1 | tr -s ' ' | cut -d ' ' -f 4)"
-"$b" -lc 'echo "path=$PATH"' </dev/null 2>/dev/null | grep '^path=/' | tail -n 1
+df -kP . 2>/dev/null | { read -r _; read -r _ _ _ free _; echo "free=$free"; }
+"$b" -lc 'echo "path=$PATH"' </dev/null 2>/dev/null | grep '^path=/'
 "#;
 
 /// What the probe found. Where it found nothing, the default is what any POSIX image has.

@@ -5,6 +5,8 @@ mod backends;
 mod death;
 mod faulty_store;
 mod harness;
+#[cfg(target_os = "linux")]
+mod leaks;
 mod life;
 mod log;
 mod moments;

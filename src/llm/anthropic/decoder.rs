@@ -1,7 +1,8 @@
 //! Events of one answer in, deltas out. Pure: no I/O, no clock.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
 
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::errors::classify;
@@ -17,12 +18,30 @@ pub struct AnthropicDecoder {
     /// The message's id once its start was seen; empty where a gateway gives none.
     message: Option<String>,
     /// Blocks that have started and not stopped, by the index in the events: never by position.
-    open: BTreeMap<u64, OpenBlock>,
+    open: Vec<(u64, OpenBlock)>,
     blocks_seen: bool,
     calls: usize,
     usage: Usage,
     stop: Option<LlmStop>,
     finished: bool,
+}
+
+/// A `content_block_delta` with text, borrowed where its text has no escapes.
+#[derive(Deserialize)]
+struct TextDelta<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    index: u64,
+    #[serde(borrow)]
+    delta: TextPiece<'a>,
+}
+
+#[derive(Deserialize)]
+struct TextPiece<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    #[serde(borrow)]
+    text: Cow<'a, str>,
 }
 
 #[derive(Debug)]
@@ -44,6 +63,9 @@ impl AnthropicDecoder {
     pub fn on_event(&mut self, event: &SseEvent) -> Result<Vec<LlmDelta>, LlmError> {
         if self.finished || event.data.trim().is_empty() {
             return Ok(Vec::new());
+        }
+        if let Some(deltas) = self.text_delta(&event.data) {
+            return Ok(deltas);
         }
         let data: Value = serde_json::from_str(&event.data).map_err(|error| {
             LlmError::new(
@@ -117,12 +139,37 @@ impl AnthropicDecoder {
             json: None,
             start,
         };
-        self.open.insert(index_of(data), block);
+        let index = index_of(data);
+        self.open.retain(|(open, _)| *open != index);
+        self.open.push((index, block));
         out
     }
 
+    fn block(&mut self, index: u64) -> Option<&mut OpenBlock> {
+        let block = self.open.iter_mut().find(|(open, _)| *open == index);
+        block.map(|(_, block)| block)
+    }
+
+    /// The piece of text that nearly every event is, read without a tree; `None` for everything else.
+    fn text_delta(&mut self, data: &str) -> Option<Vec<LlmDelta>> {
+        let event: TextDelta<'_> = serde_json::from_str(data).ok()?;
+        if event.kind != "content_block_delta" || event.delta.kind != "text_delta" {
+            return None;
+        }
+        let Some(block) = self.block(event.index) else {
+            return Some(Vec::new());
+        };
+        let text = event.delta.text;
+        block.text.push_str(&text);
+        Some(if text.is_empty() {
+            Vec::new()
+        } else {
+            vec![LlmDelta::Text(text.into_owned())]
+        })
+    }
+
     fn block_delta(&mut self, data: &Value) -> Vec<LlmDelta> {
-        let Some(block) = self.open.get_mut(&index_of(data)) else {
+        let Some(block) = self.block(index_of(data)) else {
             return Vec::new();
         };
         let empty = Value::Null;
@@ -157,10 +204,11 @@ impl AnthropicDecoder {
     }
 
     fn block_stop(&mut self, data: &Value) -> Vec<LlmDelta> {
-        let Some(block) = self.open.remove(&index_of(data)) else {
+        let index = index_of(data);
+        let Some(at) = self.open.iter().position(|(open, _)| *open == index) else {
             return Vec::new();
         };
-        let block = block.complete();
+        let block = self.open.remove(at).1.complete();
         if matches!(block, AssistantBlock::ToolCall(_)) {
             self.calls += 1;
         }
@@ -180,7 +228,9 @@ impl AnthropicDecoder {
         self.finished = true;
         let mut out = Vec::new();
         // Blocks that never stopped: their text was shown and counts, a call was cut off.
-        for (_, block) in std::mem::take(&mut self.open) {
+        let mut open = std::mem::take(&mut self.open);
+        open.sort_by_key(|(index, _)| *index);
+        for (_, block) in open {
             if let Some(block) = block.cut_off() {
                 self.calls += usize::from(matches!(block, AssistantBlock::ToolCall(_)));
                 out.push(LlmDelta::Block(block));

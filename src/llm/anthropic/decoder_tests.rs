@@ -300,3 +300,28 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_piece_of_text_is_the_same_in_any_spelling() {
+    let spellings = [
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"a\n\"é"}}"#,
+        r#" {"delta" : {"text":"a\u000a\u0022\u00e9","type":"text_delta"}, "index":0, "type":"content_block_delta"} "#,
+        r#"{"type":"content_block_\u0064elta","index":0,"delta":{"type":"text_delta","text":"a\n\"é"}}"#,
+        r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"a\n\"é"}}"#,
+        r#"{"type":"content_block_delta","index":0,"index":0,"delta":{"type":"text_delta","text":"a\n\"é","x":[1]},"p":"x"}"#,
+    ];
+    for data in spellings {
+        let mut decoder = AnthropicDecoder::default();
+        feed(&mut decoder, &start("m"));
+        feed(&mut decoder, &text(0, "")[0]);
+        let event = SseEvent {
+            event: None,
+            data: data.to_owned(),
+        };
+        let shown = decoder.on_event(&event).unwrap();
+        assert_eq!(shown, [LlmDelta::Text("a\n\"é".to_owned())], "{data}");
+        let block = feed(&mut decoder, &block_end(0));
+        let whole = AssistantBlock::Text("a\n\"é".to_owned());
+        assert_eq!(block, [LlmDelta::Block(whole)], "{data}");
+    }
+}
