@@ -1,26 +1,32 @@
 //! Finds sandboxes that nobody needs any more, by their labels, and destroys them.
 //!
-//! Decided from the store, never from this process's memory: a sandbox goes when its run has ended or is
-//! unknown to the store whose id it carries.
+//! Decided from the store, never from this process's memory: a sandbox goes when its run has ended, or when
+//! the store whose id it carries does not know its run and it is not brand new (rule RC-3).
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::sandbox::BackendEntry;
+use crate::clock::Clock;
 use crate::ids::random_fraction;
+use crate::sandbox::FoundSandbox;
 use crate::store::RunStore;
 
 /// Between sweeps, give or take a fifth.
 const EVERY: Duration = Duration::from_mins(1);
 /// For one backend's list or kill call.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// A sandbox of an unknown run is left alone for so long.
+const UNKNOWN_AGE: SignedDuration = SignedDuration::from_secs(120);
 
 /// Sweeps at once and then every minute, until `stop`.
 pub(super) async fn reap(
     store: Arc<dyn RunStore>,
     backends: Vec<BackendEntry>,
+    clock: Clock,
     stop: CancellationToken,
 ) {
     loop {
@@ -28,7 +34,7 @@ pub(super) async fn reap(
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = sweep(store.as_ref(), entry) => {}
+                () = sweep(store.as_ref(), entry, &clock) => {}
             }
         }
         let pause = EVERY.mul_f64(0.8 + 0.4 * random_fraction());
@@ -41,7 +47,7 @@ pub(super) async fn reap(
 }
 
 /// One look at one backend.
-async fn sweep(store: &dyn RunStore, entry: &BackendEntry) {
+async fn sweep(store: &dyn RunStore, entry: &BackendEntry, clock: &Clock) {
     let found = match tokio::time::timeout(CALL_LIMIT, entry.backend.list(store.id())).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
@@ -57,13 +63,17 @@ async fn sweep(store: &dyn RunStore, entry: &BackendEntry) {
         }
     };
     for sandbox in found {
-        let needed = match &sandbox.run {
-            // Without an answer of the store nothing is decided.
-            Some(run) => store
-                .get(run)
-                .await
-                .map_or(true, |run| run.is_some_and(|run| !run.state.terminal())),
-            None => false,
+        let known = match &sandbox.run {
+            Some(run) => match store.get(run).await {
+                Ok(run) => run,
+                // Without an answer of the store nothing is decided.
+                Err(_) => continue,
+            },
+            None => None,
+        };
+        let needed = match known {
+            Some(run) => !run.state.terminal(),
+            None => is_new(&sandbox, clock.now()),
         };
         if needed {
             continue;
@@ -85,4 +95,10 @@ async fn sweep(store: &dyn RunStore, entry: &BackendEntry) {
             ),
         }
     }
+}
+
+/// Whether it is too young to be an orphan for sure. What doesn't tell its age is not.
+fn is_new(sandbox: &FoundSandbox, now: Timestamp) -> bool {
+    let young = |at| now.duration_since(at) < UNKNOWN_AGE;
+    sandbox.started_at.is_some_and(young)
 }

@@ -79,6 +79,9 @@ pub(super) struct Listed {
     pub(super) id: String,
     #[serde(default)]
     pub(super) metadata: BTreeMap<String, String>,
+    /// RFC 3339.
+    #[serde(rename = "startedAt", default)]
+    pub(super) started_at: Option<String>,
 }
 
 /// Labels as metadata.
@@ -233,7 +236,17 @@ impl Control {
 
     /// A running sandbox by its id, with its token; `None` if there is none.
     pub(super) async fn detail(&self, id: &str) -> Result<Option<Created>, SandboxError> {
-        let doing = "asking for a sandbox";
+        let running = |detail: &Created| detail.state.as_deref().is_none_or(|s| s == "running");
+        Ok(self.described(id).await?.filter(running))
+    }
+
+    /// Whether a sandbox exists, in whatever state.
+    pub(super) async fn exists(&self, id: &str) -> Result<bool, SandboxError> {
+        Ok(is_id(id) && self.described(id).await?.is_some())
+    }
+
+    /// A sandbox by its id, in whatever state; `None` if there is none.
+    async fn described(&self, id: &str) -> Result<Option<Created>, SandboxError> {
         let until = Deadline::after(self.timing.call.saturating_mul(3));
         let path = format!("/sandboxes/{id}");
         let request = || self.request(Method::GET, &path);
@@ -242,17 +255,9 @@ impl Control {
             self.read_created(&bytes)
         };
         match read.await {
-            Ok(detail)
-                if detail
-                    .state
-                    .as_deref()
-                    .is_none_or(|state| state == "running") =>
-            {
-                Ok(Some(detail))
-            }
-            Ok(_) => Ok(None),
+            Ok(detail) => Ok(Some(detail)),
             Err(Fault::Refused(answer)) if answer.status == 404 => Ok(None),
-            Err(fault) => Err(fault.control_error(doing)),
+            Err(fault) => Err(fault.control_error("asking for a sandbox")),
         }
     }
 
