@@ -13,6 +13,8 @@
 
 mod cli;
 mod config;
+#[cfg(target_os = "linux")]
+mod e2b;
 mod http;
 mod llm;
 mod runs;

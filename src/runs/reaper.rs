@@ -102,3 +102,26 @@ fn is_new(sandbox: &FoundSandbox, now: Timestamp) -> bool {
     let young = |at| now.duration_since(at) < UNKNOWN_AGE;
     sandbox.started_at.is_some_and(young)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_new_sandbox_of_an_unknown_run_is_left_alone() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let aged = |seconds: i64| FoundSandbox {
+            id: "sb".to_owned(),
+            run: None,
+            started_at: Some(now - SignedDuration::from_secs(seconds)),
+        };
+        assert!(is_new(&aged(0), now) && is_new(&aged(119), now));
+        assert!(is_new(&aged(-3), now), "the backend's clock is ahead");
+        assert!(!is_new(&aged(120), now));
+        let ageless = FoundSandbox {
+            started_at: None,
+            ..aged(0)
+        };
+        assert!(!is_new(&ageless, now));
+    }
+}

@@ -39,9 +39,9 @@ struct E2b {
     settings: Result<Settings, SandboxError>,
 }
 
-struct Settings {
-    control: Arc<Control>,
-    key: Secret,
+pub(super) struct Settings {
+    pub(super) control: Arc<Control>,
+    pub(super) key: Secret,
     /// Of sandboxes whose answer names none.
     domain: String,
     /// One origin for all sandboxes.
@@ -49,7 +49,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn read(config: &BackendConfig, timing: Timing) -> Result<Self, SandboxError> {
+    pub(super) fn read(config: &BackendConfig, timing: Timing) -> Result<Self, SandboxError> {
         let key = config
             .keys
             .iter()

@@ -101,12 +101,12 @@ pub(super) fn seconds(lifetime: Duration) -> u64 {
 }
 
 /// Whether `id` can stand in a path: what E2B's own ids look like, the old composite form included.
-fn is_id(id: &str) -> bool {
+pub(super) fn is_id(id: &str) -> bool {
     !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 impl Control {
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http
             .request(method, format!("{}{path}", self.base))
             .header("X-API-Key", self.key.clone())
@@ -140,7 +140,7 @@ impl Control {
         }
     }
 
-    fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8]) -> Result<T, Fault> {
+    pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8]) -> Result<T, Fault> {
         serde_json::from_slice(bytes).map_err(|error| {
             let start = String::from_utf8_lossy(bytes.get(..200).unwrap_or(bytes));
             // An answer that can't be read may still hold a token, of a form that we don't know.
@@ -153,7 +153,7 @@ impl Control {
 
     /// Sends a request that may be repeated until it succeeds, fails for good, or `tries` are used up. Gives
     /// the answer's headers and body.
-    async fn repeat(
+    pub(super) async fn repeat(
         &self,
         tries: u32,
         until: Deadline,
