@@ -15,6 +15,8 @@ mod agent;
 mod cli;
 mod clients;
 mod config;
+#[cfg(target_os = "linux")]
+mod e2b;
 mod http;
 mod llm;
 mod runs;

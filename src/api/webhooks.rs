@@ -1,6 +1,7 @@
 //! `POST /webhooks/e2b`: E2B's lifecycle events (API reference; E2B webhooks, delivery and signature).
 //!
-//! A delivery is verified, joined to its run and stored; it is never more than a hint (WH-4). The
+//! A delivery is verified, joined to its run, stored, and, if it is fresh and new, told to the run; it is
+//! never more than a hint (WH-4). The
 //! signature is a plain SHA-256 over secret and body, which can be extended by who has one signed body,
 //! so the body must be exactly one JSON object, and what counts as the same event is decided by the
 //! body's `id`, since headers are not signed (WH-2).
@@ -26,6 +27,7 @@ use super::extract::WEBHOOK_LIMIT;
 use super::listen::Caller;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::RunId;
+use crate::runs::{SandboxNews, SandboxSignal};
 use crate::secrets::Secret;
 use crate::store::{StoreError, WebhookDelivery};
 
@@ -53,6 +55,8 @@ struct Payload {
 struct EventData {
     #[serde(alias = "sandboxMetadata")]
     sandbox_metadata: Option<Map<String, Value>>,
+    #[serde(alias = "killReason")]
+    kill_reason: Option<Value>,
 }
 
 /// `POST /webhooks/e2b`. Answers 200 to everything that is genuine, also to what has no effect: a
@@ -83,12 +87,13 @@ pub(super) async fn e2b(
         .map_err(|_| malformed())?;
     let age = received_at.duration_since(sent_at);
     let fresh = age <= signed_duration(OLDEST) && age >= -signed_duration(AHEAD);
+    let signal = signal(&payload, signed);
     let stored = timeout(
         STORE_LIMIT,
         store(&state, payload, value, signed, received_at),
     )
     .await;
-    let new = stored
+    let (new, run) = stored
         .unwrap_or_else(|_| {
             Err(StoreError::Failed(
                 "a webhook was not stored in time".to_owned(),
@@ -96,6 +101,9 @@ pub(super) async fn e2b(
         })
         .map_err(|error| store_problem(&error))?;
     tracing::debug!(signed, fresh, new, "took a webhook delivery");
+    if let (true, true, Some(run), Some(signal)) = (fresh, new, run, signal) {
+        state.app.runs.sandbox_event(&run, signal);
+    }
     Ok(json(StatusCode::OK, &json!({ "status": "ok" })))
 }
 
@@ -109,18 +117,38 @@ async fn store(
     body: Value,
     signed: bool,
     received_at: jiff::Timestamp,
-) -> Result<bool, StoreError> {
+) -> Result<(bool, Option<RunId>), StoreError> {
     let run = owner(state, &payload).await?;
     let delivery = WebhookDelivery {
         event_id: payload.id,
         event_type: payload.kind,
         sandbox_id: payload.sandbox_id,
-        run,
+        run: run.clone(),
         signed,
         received_at,
         body,
     };
-    state.app.runs.store().put_webhook(delivery).await
+    let new = state.app.runs.store().put_webhook(delivery).await?;
+    Ok((new, run))
+}
+
+/// What the delivery says of a sandbox, in our words.
+fn signal(payload: &Payload, signed: bool) -> Option<SandboxSignal> {
+    let data = payload.event_data.as_ref();
+    let news = match payload.kind.as_str() {
+        "sandbox.lifecycle.created" => SandboxNews::Created,
+        "sandbox.lifecycle.killed" => SandboxNews::Killed {
+            reason: data.and_then(|data| Some(data.kill_reason.as_ref()?.as_str()?.to_owned())),
+        },
+        other => SandboxNews::Other {
+            event: other.to_owned(),
+        },
+    };
+    Some(SandboxSignal {
+        sandbox_id: payload.sandbox_id.clone()?,
+        news,
+        signed,
+    })
 }
 
 /// The run that the sandbox belongs to: by our own records, else by the label that it carries, if this

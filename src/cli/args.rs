@@ -42,6 +42,33 @@ pub(super) enum Command {
     Query(Query),
     /// Say what is configured and what can be used, without showing a secret
     Doctor,
+    /// Have E2B report sandboxes that die to this server
+    #[command(subcommand, after_help = WEBHOOK_EXAMPLES)]
+    Webhook(WebhookCommand),
+}
+
+const WEBHOOK_EXAMPLES: &str = "\
+Examples:
+  sandcaster webhook register https://agents.example.com
+  sandcaster webhook list
+  sandcaster webhook delete 0b4c6fd2-…
+
+E2B_API_KEY names the account; SANDCASTER_WEBHOOK_SECRET is what E2B signs with and the server checks.";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WebhookCommand {
+    /// Have events sent to a server, signed with its secret; done again, it changes the secret
+    Register {
+        /// The server's public address, as E2B reaches it (https)
+        url: String,
+    },
+    /// Show the account's webhooks
+    List,
+    /// Delete a webhook
+    Delete {
+        /// Its id, as `list` shows it
+        id: String,
+    },
 }
 
 const SERVE_EXAMPLES: &str = "\
@@ -120,7 +147,7 @@ pub(super) enum Parsed {
 
 /// Commands that the older sandcaster has, and this one not yet.
 static PLANNED: &[&str] = &["init", "templates", "session", "chat", "runs"];
-static COMMANDS: &[&str] = &["serve", "query", "doctor", "help"];
+static COMMANDS: &[&str] = &["serve", "query", "doctor", "webhook", "help"];
 
 /// Reads the arguments; the first is the program's name. A first word that is no command and no flag is
 /// a prompt for `query`.
@@ -187,7 +214,7 @@ impl Cli {
                 overrides.require_auth = serve.require_auth;
             }
             Command::Query(query) => overrides.template.clone_from(&query.template),
-            Command::Doctor => {}
+            Command::Doctor | Command::Webhook(_) => {}
         }
         overrides
     }

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `query` (also without its name) and `doctor`.
+//! The command line: `serve`, `query` (also without its name), `doctor` and `webhook`.
 //!
 //! Exit codes: 0 done; 1 the run or the server failed; 2 wrong usage or settings, nothing was started;
 //! 130 interrupted twice.
@@ -10,6 +10,7 @@ mod query;
 mod serve;
 mod show;
 mod signals;
+mod webhook;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -67,7 +68,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
     };
     let quiet = match cli.command {
         Command::Serve(_) => "info",
-        Command::Query(_) | Command::Doctor => "error",
+        Command::Query(_) | Command::Doctor | Command::Webhook(_) => "error",
     };
     let _log = telemetry::start(Logging {
         filter: config
@@ -94,6 +95,7 @@ fn run(arguments: Vec<OsString>) -> ExitCode {
             Command::Serve(_) => serve::run(config, printer).await,
             Command::Query(query) => query::run(query, config, &cwd, printer).await,
             Command::Doctor => doctor::run(&config, printer).await,
+            Command::Webhook(command) => webhook::run(&command, &config, printer).await,
         }
     });
     // Blocking work that hangs must not keep the process alive.

@@ -4,12 +4,14 @@
 
 mod control;
 mod lease;
+mod lifetime;
 mod log;
 mod reader;
 mod reaper;
 mod recovery;
 mod registry;
 mod sandbox;
+mod signal;
 mod tail;
 mod task;
 mod tasks;
@@ -18,4 +20,5 @@ pub use log::{EndFacts, LogLimits, LogWriter, Logs, RunFacts};
 pub use reader::{CursorError, LogReader};
 pub use recovery::recover;
 pub use registry::{CancelOutcome, Health, RunHandle, RunReader, Runs, RunsConfig};
+pub use signal::{SandboxNews, SandboxSignal};
 pub use tasks::{OnPanic, OnStop, TaskKind, Tasks};

@@ -1,25 +1,29 @@
 //! Ends runs whose process died, then finds sandboxes that nobody needs any more, by their labels, and
 //! destroys them.
 //!
-//! Decided from the store, never from this process's memory: a sandbox goes when its run has ended or is
-//! unknown to the store whose id it carries. Runs are looked at because a `sandcaster query` can die while
-//! the server on the same store goes on.
+//! Decided from the store, never from this process's memory: a sandbox goes when its run has ended, or when
+//! the store whose id it carries does not know its run and it is not brand new (rule RC-3). Runs are looked
+//! at because a `sandcaster query` can die while the server on the same store goes on.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 
 use super::recovery::recover;
 use super::sandbox::BackendEntry;
 use crate::clock::Clock;
 use crate::ids::random_fraction;
+use crate::sandbox::FoundSandbox;
 use crate::store::RunStore;
 
 /// Between sweeps, give or take a fifth.
 const EVERY: Duration = Duration::from_mins(1);
 /// For one backend's list or kill call.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// A sandbox of an unknown run is left alone for so long.
+const UNKNOWN_AGE: SignedDuration = SignedDuration::from_secs(120);
 
 /// What it looks at.
 pub(super) struct Reaper {
@@ -40,7 +44,7 @@ pub(super) async fn reap(reaper: Reaper, stop: CancellationToken) {
                 tracing::warn!(%error, "failed to look for runs whose process died; the next sweep tries again");
             }
             for entry in &reaper.backends {
-                sweep(store, entry).await;
+                sweep(store, entry, &reaper.clock).await;
             }
         };
         tokio::select! {
@@ -58,7 +62,7 @@ pub(super) async fn reap(reaper: Reaper, stop: CancellationToken) {
 }
 
 /// One look at one backend.
-async fn sweep(store: &dyn RunStore, entry: &BackendEntry) {
+async fn sweep(store: &dyn RunStore, entry: &BackendEntry, clock: &Clock) {
     let found = match tokio::time::timeout(CALL_LIMIT, entry.backend.list(store.id())).await {
         Ok(Ok(found)) => found,
         Ok(Err(error)) => {
@@ -74,13 +78,17 @@ async fn sweep(store: &dyn RunStore, entry: &BackendEntry) {
         }
     };
     for sandbox in found {
-        let needed = match &sandbox.run {
-            // Without an answer of the store nothing is decided.
-            Some(run) => store
-                .get(run)
-                .await
-                .map_or(true, |run| run.is_some_and(|run| !run.state.terminal())),
-            None => false,
+        let known = match &sandbox.run {
+            Some(run) => match store.get(run).await {
+                Ok(run) => run,
+                // Without an answer of the store nothing is decided.
+                Err(_) => continue,
+            },
+            None => None,
+        };
+        let needed = match known {
+            Some(run) => !run.state.terminal(),
+            None => is_new(&sandbox, clock.now()),
         };
         if needed {
             continue;
@@ -101,5 +109,34 @@ async fn sweep(store: &dyn RunStore, entry: &BackendEntry) {
                 "destroying a sandbox took too long"
             ),
         }
+    }
+}
+
+/// Whether it is too young to be an orphan for sure. What doesn't tell its age is not.
+fn is_new(sandbox: &FoundSandbox, now: Timestamp) -> bool {
+    let young = |at| now.duration_since(at) < UNKNOWN_AGE;
+    sandbox.started_at.is_some_and(young)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_new_sandbox_of_an_unknown_run_is_left_alone() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let aged = |seconds: i64| FoundSandbox {
+            id: "sb".to_owned(),
+            run: None,
+            started_at: Some(now - SignedDuration::from_secs(seconds)),
+        };
+        assert!(is_new(&aged(0), now) && is_new(&aged(119), now));
+        assert!(is_new(&aged(-3), now), "the backend's clock is ahead");
+        assert!(!is_new(&aged(120), now));
+        let ageless = FoundSandbox {
+            started_at: None,
+            ..aged(0)
+        };
+        assert!(!is_new(&ageless, now));
     }
 }

@@ -14,7 +14,8 @@ use super::lease::{ReaderLease, Readers};
 use super::log::{LogLimits, Logs, RunFacts};
 use super::reader::{CursorError, LogReader};
 use super::reaper::{self, Reaper};
-use super::sandbox::BackendEntry;
+use super::sandbox::{BackendEntry, Owner, RunSandbox};
+use super::signal::SandboxSignal;
 use super::task::RunTask;
 use super::tasks::{TaskKind, Tasks};
 use crate::clock::{Clock, Deadline, rfc3339_seconds};
@@ -76,6 +77,7 @@ struct Inner {
 struct LiveRun {
     control: RunControl,
     readers: Readers,
+    sandbox: RunSandbox,
 }
 
 /// Whether work can be taken.
@@ -282,9 +284,24 @@ impl Runs {
             .await
             .map_err(|error| cursor_problem(&id, error))?;
 
+        let writer = Arc::new(writer);
+        let spec = Arc::new(spec);
+        let control = RunControl::default();
+        let deadline = Deadline::at(started + spec.timeout);
+        let owner = Owner {
+            run: id.clone(),
+            spec: Arc::clone(&spec),
+            sink: writer.clone(),
+            control: control.clone(),
+            deadline,
+            store: Arc::clone(&inner.store),
+            tasks: inner.tasks.clone(),
+            clock: inner.clock.clone(),
+        };
         let live = LiveRun {
-            control: RunControl::default(),
+            control,
             readers: Readers::default(),
+            sandbox: RunSandbox::new(owner, backend),
         };
         // Attached before anything can be awaited: a client that leaves at once is counted.
         let lease = live.readers.attach(READERS_PER_RUN);
@@ -292,18 +309,19 @@ impl Runs {
         tracing::info!(run.id = %id, llm.provider = spec.model.provider, llm.model = spec.model.id, sandbox.backend = spec.sandbox.backend, "run started");
         let task = RunTask {
             id: id.clone(),
-            spec: Arc::new(spec),
-            writer: Arc::new(writer),
+            spec,
+            writer,
             control: live.control,
             readers: live.readers,
             provider,
-            backend,
+            sandbox: live.sandbox,
             working_dir,
             store: Arc::clone(&inner.store),
             tasks: inner.tasks.clone(),
             clock: inner.clock.clone(),
             redactor: inner.redactor.clone(),
             started,
+            deadline,
             place: Some(place),
         };
         // A stop that began meanwhile has not seen this run.
@@ -382,6 +400,15 @@ impl Runs {
             already_ended,
             record,
         })
+    }
+
+    /// Tells a run what its sandbox's backend said by itself. A run that is not live here, and a sandbox that
+    /// isn't the run's, are not affected. Returns at once.
+    pub fn sandbox_event(&self, run: &RunId, signal: SandboxSignal) {
+        let sandbox = self.0.live.lock().get(run).map(|live| live.sandbox.clone());
+        if let Some(sandbox) = sandbox {
+            sandbox.heed(signal);
+        }
     }
 
     /// Whether work can be taken. No I/O.

@@ -13,9 +13,12 @@ use async_trait::async_trait;
 use futures::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{RunControl, Stop};
+use super::lifetime::{extend, lifetime};
+use super::signal::{Questions, SandboxNews, SandboxSignal, word};
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Workspace, WorkspaceSource};
 use crate::clock::{Clock, Deadline};
@@ -26,10 +29,6 @@ use crate::sandbox::{FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError
 use crate::spec::RunSpec;
 use crate::store::{RunStore, SandboxRecord};
 
-/// Longer than the run: what the backend is asked to keep a sandbox for.
-const LIFETIME_MARGIN: Duration = Duration::from_mins(2);
-/// The longest lifetime asked for.
-const LONGEST_LIFETIME: Duration = Duration::from_hours(1);
 /// One create call.
 const CREATE_LIMIT: Duration = Duration::from_mins(1);
 /// How long a run's end waits for its sandbox to be gone.
@@ -81,6 +80,10 @@ impl SandboxBackend for NoBackend {
         Ok(())
     }
 
+    async fn alive(&self, _: &str) -> Result<bool, SandboxError> {
+        Ok(false)
+    }
+
     async fn probe(&self) -> Result<(), SandboxError> {
         Err(SandboxError::HostCannot {
             message: "this server has no usable sandbox backend".to_owned(),
@@ -118,11 +121,15 @@ struct Inner {
     ended: CancellationToken,
     /// The creation task has nothing more to do.
     settled: CancellationToken,
+    /// What the backend was asked because of reports.
+    questions: Questions,
 }
 
 struct Held {
     sandbox: Arc<dyn Sandbox>,
     record: SandboxRecord,
+    /// When the backend ends it by itself.
+    end: Instant,
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -165,6 +172,7 @@ impl RunSandbox {
             held: Mutex::new(None),
             ended: CancellationToken::new(),
             settled: CancellationToken::new(),
+            questions: Questions::default(),
         }))
     }
 
@@ -186,6 +194,22 @@ impl RunSandbox {
             }
             this.settled.cancel();
         });
+    }
+
+    /// Heeds what the backend says of the sandbox by itself, in the background. What is not about the sandbox
+    /// that this run holds now has no effect.
+    pub(super) fn heed(&self, signal: SandboxSignal) {
+        let this = Arc::clone(&self.0);
+        let heeding = async move {
+            // The end first: its own kill is reported too, and is no news.
+            tokio::select! {
+                biased;
+                () = this.ended.cancelled() => {}
+                () = this.heed(signal) => {}
+            }
+        };
+        // Ends by itself within seconds, and with the run.
+        let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, heeding);
     }
 
     /// Destroys the sandbox; returns once it is gone, or after 2 s, when the rest goes on in the background.
@@ -218,11 +242,58 @@ impl Inner {
                 return;
             }
         };
+        let Some(end) = self.held.lock().as_ref().map(|held| held.end) else {
+            return;
+        };
         tokio::select! {
             // The end comes first: a sandbox that we destroy is not lost.
             biased;
             () = self.ended.cancelled() => {}
-            error = sandbox.gone() => self.owner.control.stop(Stop::Sandbox(problem_of(&error))),
+            error = sandbox.gone() => self.lost(&error),
+            never = extend(sandbox.as_ref(), end, self.owner.deadline) => match never {},
+        }
+    }
+
+    fn lost(&self, error: &SandboxError) {
+        self.owner.control.stop(Stop::Sandbox(problem_of(error)));
+    }
+
+    fn holds(&self, sandbox_id: &str) -> bool {
+        let held = self.held.lock();
+        held.as_ref()
+            .is_some_and(|held| held.sandbox.id() == sandbox_id)
+    }
+
+    async fn heed(&self, signal: SandboxSignal) {
+        let SandboxSignal {
+            sandbox_id,
+            news,
+            signed,
+        } = signal;
+        if !self.holds(&sandbox_id) {
+            return;
+        }
+        let BackendEntry { name, backend, .. } = &self.entry;
+        match news {
+            SandboxNews::Killed { reason } => {
+                let asked = self
+                    .questions
+                    .ask(backend.as_ref(), name, &sandbox_id, reason, signed);
+                if let Some(error) = asked.await {
+                    self.lost(&error);
+                }
+            }
+            SandboxNews::Other { event } if signed => {
+                let event = word(&event);
+                let message = format!("{name} reports {event} for the run's sandbox");
+                let warning = WarningEvent::new(WarningCode::SandboxEvent, message)
+                    .fact("event", event)
+                    .fact("sandboxId", sandbox_id);
+                // A log that is closed needs no warning any more.
+                let _told = self.owner.sink.emit(RunEvent::Warning(warning)).await;
+            }
+            // Known already; or no more than hearsay.
+            SandboxNews::Created | SandboxNews::Other { .. } => {}
         }
     }
 
@@ -237,10 +308,11 @@ impl Inner {
 
     async fn make(&self) -> Result<Arc<Workspace>, Problem> {
         let place = self.place().await?;
-        let (sandbox, record) = self.create().await?;
+        let (sandbox, record, end) = self.create().await?;
         *self.held.lock() = Some(Held {
             sandbox: Arc::clone(&sandbox),
             record: record.clone(),
+            end,
             _place: place,
         });
         self.remember(record).await?;
@@ -285,12 +357,14 @@ impl Inner {
     }
 
     /// Asks the backend, again where waiting may help. Each attempt is in the store before it is made.
-    async fn create(&self) -> Result<(Arc<dyn Sandbox>, SandboxRecord), Problem> {
+    /// Gives when it ends by itself, too.
+    async fn create(&self) -> Result<(Arc<dyn Sandbox>, SandboxRecord, Instant), Problem> {
         let owner = &self.owner;
         let mut attempt = 1;
         let mut throttled = 0;
         loop {
-            let lifetime = (owner.deadline.remaining() + LIFETIME_MARGIN).min(LONGEST_LIFETIME);
+            let lifetime = lifetime(owner.deadline);
+            let end = Instant::now() + lifetime;
             let expires = owner
                 .clock
                 .now()
@@ -323,7 +397,7 @@ impl Inner {
                         sandbox_id: Some(sandbox.id().to_owned()),
                         ..record
                     };
-                    return Ok((sandbox, record));
+                    return Ok((sandbox, record, end));
                 }
                 Err(error) => error,
             };

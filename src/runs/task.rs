@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::{RunControl, Stop};
 use super::lease::Readers;
 use super::log::{EndFacts, LogWriter};
-use super::sandbox::{BackendEntry, Owner, RunSandbox};
+use super::sandbox::RunSandbox;
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Answer, Halt, RunContext, Tally, WorkspaceSource as _, files, run_agent};
 use crate::clock::{Clock, Deadline};
@@ -39,13 +39,14 @@ pub(super) struct RunTask {
     pub(super) control: RunControl,
     pub(super) readers: Readers,
     pub(super) provider: Arc<dyn LlmProvider>,
-    pub(super) backend: BackendEntry,
+    pub(super) sandbox: RunSandbox,
     pub(super) working_dir: &'static str,
     pub(super) store: Arc<dyn RunStore>,
     pub(super) tasks: Tasks,
     pub(super) clock: Clock,
     pub(super) redactor: Redactor,
     pub(super) started: Instant,
+    pub(super) deadline: Deadline,
     /// Given back when there is nothing left to do but to write the end.
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
@@ -108,21 +109,9 @@ impl RunTask {
 
     /// Runs to the terminal event.
     pub(super) async fn run(mut self) {
-        let deadline = Deadline::at(self.started + self.spec.timeout);
+        let deadline = self.deadline;
         let tally = Arc::new(Tally::new(&self.spec.model));
-        let sandbox = RunSandbox::new(
-            Owner {
-                run: self.id.clone(),
-                spec: Arc::clone(&self.spec),
-                sink: self.writer.clone(),
-                control: self.control.clone(),
-                deadline,
-                store: Arc::clone(&self.store),
-                tasks: self.tasks.clone(),
-                clock: self.clock.clone(),
-            },
-            self.backend.clone(),
-        );
+        let sandbox = self.sandbox.clone();
         if self.spec.sandbox.start == SandboxStart::Eager && self.spec.needs_sandbox() {
             sandbox.start();
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::clock::Deadline;
@@ -53,6 +54,8 @@ pub struct FoundSandbox {
     pub id: String,
     /// The run in its labels, if it reads as one.
     pub run: Option<RunId>,
+    /// When it was made, where the backend says so.
+    pub started_at: Option<Timestamp>,
 }
 
 /// What makes sandboxes.
@@ -81,6 +84,12 @@ pub trait SandboxBackend: Send + Sync {
     /// # Errors
     /// When the backend can't be asked or refuses.
     async fn kill(&self, id: &str) -> Result<(), SandboxError>;
+
+    /// Whether the sandbox `id` still exists, running or paused.
+    ///
+    /// # Errors
+    /// When the backend can't be asked.
+    async fn alive(&self, id: &str) -> Result<bool, SandboxError>;
 
     /// Whether sandboxes can be made here and now, by a look that costs little; what is missing, if not.
     async fn probe(&self) -> Result<(), SandboxError>;

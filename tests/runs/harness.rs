@@ -81,6 +81,10 @@ impl SandboxBackend for Scripted {
         Ok(())
     }
 
+    async fn alive(&self, _: &str) -> Result<bool, SandboxError> {
+        Ok(true)
+    }
+
     async fn probe(&self) -> Result<(), SandboxError> {
         Ok(())
     }

@@ -39,9 +39,9 @@ struct E2b {
     settings: Result<Settings, SandboxError>,
 }
 
-struct Settings {
-    control: Arc<Control>,
-    key: Secret,
+pub(super) struct Settings {
+    pub(super) control: Arc<Control>,
+    pub(super) key: Secret,
     /// Of sandboxes whose answer names none.
     domain: String,
     /// One origin for all sandboxes.
@@ -49,7 +49,7 @@ struct Settings {
 }
 
 impl Settings {
-    fn read(config: &BackendConfig, timing: Timing) -> Result<Self, SandboxError> {
+    pub(super) fn read(config: &BackendConfig, timing: Timing) -> Result<Self, SandboxError> {
         let key = config
             .keys
             .iter()
@@ -209,6 +209,7 @@ impl SandboxBackend for E2b {
         let listed = settings.control.list(&[(INSTANCE, instance)]).await?;
         let found = listed.into_iter().map(|listed| FoundSandbox {
             run: listed.metadata.get(RUN).and_then(|run| RunId::parse(run)),
+            started_at: listed.started_at.and_then(|at| at.parse().ok()),
             id: listed.id,
         });
         Ok(found.collect())
@@ -217,6 +218,11 @@ impl SandboxBackend for E2b {
     async fn kill(&self, id: &str) -> Result<(), SandboxError> {
         let settings = self.settings.as_ref().map_err(Clone::clone)?;
         settings.control.kill(id).await
+    }
+
+    async fn alive(&self, id: &str) -> Result<bool, SandboxError> {
+        let settings = self.settings.as_ref().map_err(Clone::clone)?;
+        settings.control.exists(id).await
     }
 
     /// Looks at the settings only. A question to E2B would make each start of the server wait for it, and

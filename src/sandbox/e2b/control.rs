@@ -79,6 +79,9 @@ pub(super) struct Listed {
     pub(super) id: String,
     #[serde(default)]
     pub(super) metadata: BTreeMap<String, String>,
+    /// RFC 3339.
+    #[serde(rename = "startedAt", default)]
+    pub(super) started_at: Option<String>,
 }
 
 /// Labels as metadata.
@@ -98,12 +101,12 @@ pub(super) fn seconds(lifetime: Duration) -> u64 {
 }
 
 /// Whether `id` can stand in a path: what E2B's own ids look like, the old composite form included.
-fn is_id(id: &str) -> bool {
+pub(super) fn is_id(id: &str) -> bool {
     !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
 impl Control {
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http
             .request(method, format!("{}{path}", self.base))
             .header("X-API-Key", self.key.clone())
@@ -137,7 +140,7 @@ impl Control {
         }
     }
 
-    fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8]) -> Result<T, Fault> {
+    pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8]) -> Result<T, Fault> {
         serde_json::from_slice(bytes).map_err(|error| {
             let start = String::from_utf8_lossy(bytes.get(..200).unwrap_or(bytes));
             // An answer that can't be read may still hold a token, of a form that we don't know.
@@ -150,7 +153,7 @@ impl Control {
 
     /// Sends a request that may be repeated until it succeeds, fails for good, or `tries` are used up. Gives
     /// the answer's headers and body.
-    async fn repeat(
+    pub(super) async fn repeat(
         &self,
         tries: u32,
         until: Deadline,
@@ -233,7 +236,17 @@ impl Control {
 
     /// A running sandbox by its id, with its token; `None` if there is none.
     pub(super) async fn detail(&self, id: &str) -> Result<Option<Created>, SandboxError> {
-        let doing = "asking for a sandbox";
+        let running = |detail: &Created| detail.state.as_deref().is_none_or(|s| s == "running");
+        Ok(self.described(id).await?.filter(running))
+    }
+
+    /// Whether a sandbox exists, in whatever state.
+    pub(super) async fn exists(&self, id: &str) -> Result<bool, SandboxError> {
+        Ok(is_id(id) && self.described(id).await?.is_some())
+    }
+
+    /// A sandbox by its id, in whatever state; `None` if there is none.
+    async fn described(&self, id: &str) -> Result<Option<Created>, SandboxError> {
         let until = Deadline::after(self.timing.call.saturating_mul(3));
         let path = format!("/sandboxes/{id}");
         let request = || self.request(Method::GET, &path);
@@ -242,17 +255,9 @@ impl Control {
             self.read_created(&bytes)
         };
         match read.await {
-            Ok(detail)
-                if detail
-                    .state
-                    .as_deref()
-                    .is_none_or(|state| state == "running") =>
-            {
-                Ok(Some(detail))
-            }
-            Ok(_) => Ok(None),
+            Ok(detail) => Ok(Some(detail)),
             Err(Fault::Refused(answer)) if answer.status == 404 => Ok(None),
-            Err(fault) => Err(fault.control_error(doing)),
+            Err(fault) => Err(fault.control_error("asking for a sandbox")),
         }
     }
 

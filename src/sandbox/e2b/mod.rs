@@ -2,7 +2,8 @@
 //!
 //! `control` speaks to the control plane (create, list, kill, lifetime), `create` holds what must hold
 //! when an answer gets lost, `envd` is one sandbox (files, life), `process` its commands, `connect`
-//! the framing of their streams, `errors` what failures mean.
+//! the framing of their streams, `errors` what failures mean, `webhooks` the registrations that have E2B tell us
+//! of a sandbox's death.
 //!
 //! What must hold: the key goes to the control plane only, and neither it nor a sandbox's token into any
 //! sandbox, error or log. Every wait has an end. A create whose answer was lost never leads to a second
@@ -19,6 +20,7 @@ mod files;
 mod follow;
 mod input;
 mod process;
+mod webhooks;
 
 use std::time::Duration;
 
@@ -26,6 +28,7 @@ use crate::sandbox::{BackendDef, Build};
 use crate::spec::Network;
 
 pub use backend::build_with;
+pub use webhooks::{Registered, Webhook, Webhooks};
 
 /// The row of E2B in [`super::BACKENDS`].
 pub const DEF: BackendDef = BackendDef {

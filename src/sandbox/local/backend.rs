@@ -106,6 +106,7 @@ impl SandboxBackend for Local {
             .map(|found| FoundSandbox {
                 id: found.labels.id,
                 run: found.labels.run,
+                started_at: None,
             })
             .collect())
     }
@@ -121,6 +122,12 @@ impl SandboxBackend for Local {
             Ok(())
         })
         .await
+    }
+
+    async fn alive(&self, id: &str) -> Result<bool, SandboxError> {
+        let (program, id) = (self.launcher.clone(), id.to_owned());
+        let found = blocking(move || launcher::find(&program)).await?;
+        Ok(found.iter().any(|found| found.labels.id == id))
     }
 
     async fn probe(&self) -> Result<(), SandboxError> {

@@ -39,6 +39,10 @@ impl SandboxBackend for Unsupported {
         Ok(())
     }
 
+    async fn alive(&self, _: &str) -> Result<bool, SandboxError> {
+        Ok(false)
+    }
+
     async fn probe(&self) -> Result<(), SandboxError> {
         Err(error())
     }

@@ -1,0 +1,180 @@
+//! Whatever way a run ends, its sandbox is gone, and no other is touched.
+
+use serde_json::{Value, json};
+
+use super::{application, calls, left, others, talkative};
+use crate::support::app::{TestApp, ask};
+use crate::support::fake_e2b::{Death, FakeE2b, Route, StreamFault};
+use crate::support::fake_llm::{FakeLlm, Reply};
+
+async fn end_of(app: &TestApp, run: &str) -> Value {
+    let record = app.ended(run).await;
+    assert_eq!(record["sandboxes"][0]["destroyed"], true, "{record}");
+    record
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_an_answer_or_an_error() {
+    let e2b = FakeE2b::start().await;
+    let others = others(&e2b);
+    let llm = FakeLlm::start([calls("echo hi"), Reply::says("Hi.")]).await;
+    let app = application(&e2b, &llm).start().await;
+    let run = app.query(ask("hi")).await;
+    let id = run.run_id.clone();
+    assert_eq!(run.rest().await.last().unwrap()["type"], "result");
+    // By the terminal event it is gone already.
+    assert_eq!(e2b.sandboxes().len(), others.len());
+    left(&e2b, &others).await;
+    end_of(&app, &id).await;
+
+    llm.then(calls("sleep 600 & echo started"));
+    llm.then(Reply::error(400, "invalid_request_error", "no such thing"));
+    let run = app.query(ask("hi")).await;
+    let id = run.run_id.clone();
+    let end = run.rest().await.pop().unwrap();
+    assert_eq!(end["code"], "LLM_BAD_REQUEST", "{end}");
+    left(&e2b, &others).await;
+    end_of(&app, &id).await;
+    assert_eq!(e2b.created(), 2 + others.len() as u64);
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_a_cancel() {
+    let e2b = FakeE2b::start().await;
+    let others = others(&e2b);
+    let (llm, held) = talkative("sleep 600 & echo started").await;
+    let app = application(&e2b, &llm).start().await;
+    let mut run = app.query(ask("hi")).await;
+    run.until("tool_result").await;
+    held.reached().await;
+    assert_eq!(e2b.sandboxes().len(), others.len() + 1);
+    let answer = app
+        .post(&format!("/runs/{}/cancel", run.run_id), &json!({}))
+        .await;
+    assert!(answer.status().is_success());
+    let id = run.run_id.clone();
+    assert_eq!(run.rest().await.last().unwrap()["code"], "CANCELLED");
+    llm.connection_closed(1).await;
+    left(&e2b, &others).await;
+    end_of(&app, &id).await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_a_client_has_gone() {
+    let e2b = FakeE2b::start().await;
+    let others = others(&e2b);
+    let (llm, held) = talkative("echo hi").await;
+    let app = application(&e2b, &llm)
+        .file(json!({"disconnectGraceSecs": 0}))
+        .start()
+        .await;
+    let mut run = app.query(ask("hi")).await;
+    run.until("tool_result").await;
+    held.reached().await;
+    let id = run.run_id.clone();
+    drop(run);
+    llm.connection_closed(1).await;
+    left(&e2b, &others).await;
+    assert_eq!(end_of(&app, &id).await["errorCode"], "CLIENT_GONE");
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_a_command_was_cancelled_in_the_middle() {
+    let e2b = FakeE2b::start().await;
+    let others = others(&e2b);
+    let llm = FakeLlm::start([calls("echo begun; sleep 600")]).await;
+    let app = application(&e2b, &llm).start().await;
+    let mut run = app.query(ask("hi")).await;
+    run.until("tool_use").await;
+    while e2b.processes_left() == 0 {
+        tokio::task::yield_now().await;
+    }
+    app.post(&format!("/runs/{}/cancel", run.run_id), &json!({}))
+        .await;
+    assert_eq!(run.rest().await.last().unwrap()["code"], "CANCELLED");
+    left(&e2b, &others).await;
+}
+
+#[tokio::test]
+async fn nothing_is_left_after_the_server_was_stopped() {
+    let e2b = FakeE2b::start().await;
+    let others = others(&e2b);
+    let (llm, held) = talkative("echo hi").await;
+    let app = application(&e2b, &llm).start().await;
+    let mut run = app.query(ask("hi")).await;
+    run.until("tool_result").await;
+    held.reached().await;
+    let reading = async { run.rest().await };
+    let (events, _dir) = tokio::join!(reading, app.stop());
+    assert_eq!(events.last().unwrap()["code"], "SERVER_SHUTDOWN");
+    left(&e2b, &others).await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_dies_under_a_command_ends_the_run_truthfully() {
+    let e2b = FakeE2b::start().await;
+    let llm = FakeLlm::start([calls("echo begun; sleep 600")]).await;
+    let app = application(&e2b, &llm).start().await;
+    let mut run = app.query(ask("hi")).await;
+    run.until("tool_use").await;
+    while e2b.processes_left() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let sandbox = e2b.sandboxes().pop().unwrap().id;
+    assert!(e2b.die(&sandbox, Death::Reset, "timeout").await);
+    let events = run.rest().await;
+    let end = events.last().unwrap();
+    assert_eq!(end["code"], "SANDBOX_LOST", "{end}");
+    assert!(end["hint"].is_string());
+    left(&e2b, &[]).await;
+}
+
+#[tokio::test]
+async fn a_kill_that_fails_twice_is_repeated_until_the_sandbox_is_gone() {
+    let e2b = FakeE2b::start().await;
+    e2b.on(Route::Delete).first(2).respond(500);
+    let llm = FakeLlm::start([calls("echo hi"), Reply::says("Hi.")]).await;
+    let app = application(&e2b, &llm).start().await;
+    let events = app.run(ask("hi")).await;
+    assert_eq!(events.last().unwrap()["type"], "result");
+    left(&e2b, &[]).await;
+    assert!(e2b.calls(Route::Delete) >= 3);
+}
+
+#[tokio::test]
+async fn a_create_whose_answer_is_lost_makes_no_second_sandbox() {
+    let e2b = FakeE2b::start().await;
+    e2b.on(Route::Create).nth(1).drop_after_send();
+    let llm = FakeLlm::start([calls("echo hi"), Reply::says("Hi.")]).await;
+    let app = application(&e2b, &llm).start().await;
+    let events = app.run(ask("hi")).await;
+    assert_eq!(events.last().unwrap()["content"], "Hi.");
+    assert_eq!(e2b.created(), 1);
+    left(&e2b, &[]).await;
+}
+
+#[tokio::test]
+async fn a_stream_cut_in_the_middle_of_a_command_is_taken_up_again() {
+    let e2b = FakeE2b::start().await;
+    let cut = StreamFault::CutInFrame {
+        after: 1,
+        ending: crate::support::fake_e2b::Ending::Reset,
+    };
+    e2b.on(Route::Start)
+        .matching(|seen| seen.json().to_string().contains("only-this-one"))
+        .stream(cut);
+    let command = "sleep 0.3; echo only-this-one";
+    let llm = FakeLlm::start([calls(command), Reply::says("Hi.")]).await;
+    let app = application(&e2b, &llm).start().await;
+    let events = app.run(ask("hi")).await;
+    let result = &crate::support::app::of_kind(&events, "tool_result")[0];
+    assert!(
+        result["content"]
+            .as_str()
+            .unwrap()
+            .contains("only-this-one"),
+        "{result}"
+    );
+    assert_eq!(events.last().unwrap()["content"], "Hi.");
+    left(&e2b, &[]).await;
+}
