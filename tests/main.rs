@@ -14,6 +14,7 @@
 mod cli;
 mod clients;
 mod config;
+mod docs;
 mod http;
 mod llm;
 mod runs;

@@ -30,8 +30,8 @@ fn base_url_variables() -> impl Iterator<Item = &'static str> {
         .filter(|name| !name.is_empty())
 }
 
-/// Every variable that is read here.
-pub(super) fn variables() -> impl Iterator<Item = &'static str> {
+/// Every variable that is read here: keys, secrets and base URLs.
+pub fn variables() -> impl Iterator<Item = &'static str> {
     key_variables()
         .chain(base_url_variables())
         .chain([API_KEY, WEBHOOK_SECRET, ALLOW_INSECURE])
