@@ -180,7 +180,7 @@ pub struct EventStream {
 }
 
 impl EventStream {
-    fn new(response: reqwest::Response) -> Self {
+    pub fn new(response: reqwest::Response) -> Self {
         let run_id = response.headers()["x-run-id"].to_str().unwrap().to_owned();
         Self {
             response,
