@@ -287,7 +287,11 @@ pub fn have(programs: &[&str], test: &str) -> bool {
     false
 }
 
-/// Says what did not run, to the stream itself: what is printed by macros is kept back when a test passes.
+/// Says what did not run.
+#[expect(
+    clippy::explicit_write,
+    reason = "what the macros print is kept back when a test passes"
+)]
 fn skipped(test: &str, why: &str) {
     writeln!(std::io::stderr(), "skipped: {test}: {why}").unwrap();
 }
