@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::app::{demo, kinds, text};
-use crate::support::clients::{Served, Watched, have, stdout_of};
+use crate::support::drivers::have;
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
+use crate::support::program::{Served, Watched, stdout_of};
 
 const KEY: &str = "my-secret-token";
 
