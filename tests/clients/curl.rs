@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::app::{demo, kinds, text};
-use crate::support::drivers::have;
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::program::{Served, Watched, stdout_of};
+use crate::support::real_clients::have;
 
 const KEY: &str = "my-secret-token";
 
@@ -121,6 +121,12 @@ fn settled(events: Vec<Value>) -> Vec<Value> {
     for event in &mut settled {
         let fields = event.as_object_mut().unwrap();
         fields.retain(|name, _| !changing.contains(&name.as_str()));
+        // A failed command's result ends in `[exit 1 · 0.0 s]`.
+        if fields["type"] == "tool_result"
+            && let Some((untimed, _)) = fields["content"].as_str().unwrap().split_once(" · ")
+        {
+            fields["content"] = json!(untimed);
+        }
     }
     settled
 }

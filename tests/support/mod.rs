@@ -1,12 +1,12 @@
 //! Helpers shared by the tests.
 
 pub mod app;
-pub mod drivers;
 pub mod fake_llm;
 pub mod host_sandbox;
 pub mod http;
 pub mod memory_store;
 pub mod program;
+pub mod real_clients;
 pub mod recordings;
 
 use sandcaster::net;

@@ -119,7 +119,7 @@ pub async fn node_client() -> TempDir {
 
 /// Where our own client programs lie.
 pub fn scripts() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/drivers")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/support/real_clients")
 }
 
 fn succeeded(output: &Output, what: &str) {
