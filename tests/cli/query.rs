@@ -9,8 +9,8 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::app::{binary, kinds};
+use crate::support::clients::{PATIENCE, json_lines, run};
 use crate::support::fake_llm::{FakeLlm, KEY, Reply};
-use crate::support::program::{PATIENCE, json_lines, run};
 
 fn query(dir: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary());

@@ -4,8 +4,8 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use crate::support::app::{binary, demo};
+use crate::support::clients::{Served, run, sandbox_gone, sandbox_processes};
 use crate::support::fake_llm::FakeLlm;
-use crate::support::program::{Served, run, sandbox_gone, sandbox_processes};
 use crate::support::{app, http};
 
 /// The stream of a new run, read until its sandbox runs a command.

@@ -16,9 +16,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::app::{demo, kinds, text};
+use crate::support::clients::{PATIENCE, Served, browser, scripts};
 use crate::support::http;
-use crate::support::program::{PATIENCE, Served};
-use crate::support::real_clients::{browser, scripts};
 
 /// A web site with one page, which reports once.
 struct Site {

@@ -6,9 +6,8 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::app::{demo, kinds, text};
+use crate::support::clients::{Served, Watched, have, stdout_of};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
-use crate::support::program::{Served, Watched, stdout_of};
-use crate::support::real_clients::have;
 
 const KEY: &str = "my-secret-token";
 

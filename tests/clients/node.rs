@@ -7,11 +7,10 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::support::app::{demo, kinds};
-use crate::support::fake_llm::{FakeLlm, Gate, Reply};
-use crate::support::program::{
-    Served, Watched, json_lines, run, sandbox_gone, sandbox_processes, stdout_of,
+use crate::support::clients::{
+    Served, Watched, have, json_lines, node_client, run, sandbox_gone, sandbox_processes, stdout_of,
 };
-use crate::support::real_clients::{have, node_client};
+use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 
 const PROGRAMS: &[&str] = &["node", "npm"];
 

@@ -5,10 +5,11 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::app::{demo, kinds};
+use crate::support::clients::{
+    PATIENCE, Served, Watched, have, json_lines, python, scripts, stdout_of,
+};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::http;
-use crate::support::program::{PATIENCE, Served, Watched, json_lines, stdout_of};
-use crate::support::real_clients::{have, python, scripts};
 
 async fn events(request: &Value) -> (Vec<Value>, Value) {
     let mut command = Command::new(python().await);

@@ -1,12 +1,11 @@
 //! Helpers shared by the tests.
 
 pub mod app;
+pub mod clients;
 pub mod fake_llm;
 pub mod host_sandbox;
 pub mod http;
 pub mod memory_store;
-pub mod program;
-pub mod real_clients;
 pub mod recordings;
 
 use sandcaster::net;
