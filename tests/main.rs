@@ -15,6 +15,7 @@ mod agent;
 mod cli;
 mod clients;
 mod config;
+mod docs;
 #[cfg(target_os = "linux")]
 mod e2b;
 mod http;

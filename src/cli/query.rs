@@ -59,9 +59,9 @@ pub(super) async fn run(query: Query, config: Config, cwd: &Path, printer: Print
             )
             .await
         }
-        Err(error) => {
+        Err((code, error)) => {
             printer.note(&format!("error: {error}"));
-            FAILED
+            code
         }
     };
     let limit = if code == INTERRUPTED {
@@ -75,17 +75,19 @@ pub(super) async fn run(query: Query, config: Config, cwd: &Path, printer: Print
     code
 }
 
-async fn start(app: &App, request: QueryRequest) -> Result<(RunHandle, Signals), String> {
-    let signals = Signals::new().map_err(|error| error.to_string())?;
+/// Starts the run; else the exit code and why.
+async fn start(app: &App, request: QueryRequest) -> Result<(RunHandle, Signals), (u8, String)> {
+    let signals = Signals::new().map_err(|error| (FAILED, error.to_string()))?;
+    // What can't be done with these arguments and settings, as opposed to what went wrong.
     let spec = app
         .config
         .resolve(request, &app.usable)
-        .map_err(|problem| described(&problem))?;
+        .map_err(|problem| (REFUSED, described(&problem)))?;
     let handle = app
         .runs
         .start(spec)
         .await
-        .map_err(|problem| described(&problem))?;
+        .map_err(|problem| (FAILED, described(&problem)))?;
     Ok((handle, signals))
 }
 

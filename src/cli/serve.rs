@@ -115,15 +115,18 @@ fn bind_fault(host: &str, port: u16, error: &io::Error) -> String {
 /// What a request that says nothing gets, and where runs are kept.
 fn choices(app: &App) -> String {
     let provider = app.config.default_model().map_or_else(
-        |_| "none: set ANTHROPIC_API_KEY, or send \"model\": \"demo\"".to_owned(),
-        |model| format!("{} {}", model.provider, model.id),
+        |_| {
+            "no provider: set ANTHROPIC_API_KEY, or send \"model\": \"demo\" with a request"
+                .to_owned()
+        },
+        |model| format!("provider {}, model {}", model.provider, model.id),
     );
-    let sandbox = app
-        .config
-        .default_backend(&app.usable)
-        .map_or("none: see sandcaster doctor", |name| name);
+    let sandbox = app.config.default_backend(&app.usable).map_or_else(
+        |_| "no sandbox: see sandcaster doctor".to_owned(),
+        |name| format!("sandbox {name}"),
+    );
     let store = app.config.data_dir.display();
-    format!("provider {provider}, sandbox {sandbox}, store {store}")
+    format!("{provider}; {sandbox}; store {store}")
 }
 
 #[cfg(test)]

@@ -341,8 +341,18 @@ pub(super) fn set_max_sandboxes(
     Ok(())
 }
 
+/// Its variables, in one word.
+const MAX_SANDBOXES_VARIABLE: &str = "SANDCASTER_MAX_SANDBOXES_<BACKEND>";
+
 fn max_sandboxes_variable(backend: &str) -> String {
-    format!("SANDCASTER_MAX_SANDBOXES_{}", backend.to_ascii_uppercase())
+    MAX_SANDBOXES_VARIABLE.replace("<BACKEND>", &backend.to_ascii_uppercase())
+}
+
+/// Every setting by its place in the file and its variable; either may be empty. For the documentation's
+/// test.
+pub fn settings() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let rows = FIELDS.iter().map(|field| (field.path, field.variable));
+    rows.chain([(MAX_SANDBOXES, MAX_SANDBOXES_VARIABLE)])
 }
 
 /// Every variable that is read here.

@@ -35,8 +35,8 @@ fn host_variables() -> impl Iterator<Item = &'static str> {
     BACKENDS.iter().flat_map(|def| def.host_vars).copied()
 }
 
-/// Every variable that is read here.
-pub(super) fn variables() -> impl Iterator<Item = &'static str> {
+/// Every variable that is read here: keys, secrets and base URLs.
+pub fn variables() -> impl Iterator<Item = &'static str> {
     key_variables()
         .chain(base_url_variables())
         .chain(host_variables())

@@ -21,7 +21,9 @@ mod values;
 
 pub use env::{EnvMap, Source, process as process_environment};
 pub(crate) use env::{process_arguments, working_directory};
-pub use request::QueryRequest;
+pub use fields::settings as setting_names;
+pub use keys::variables as key_variables;
+pub use request::{QueryRequest, request_fields};
 pub use settings::{
     Config, ConfigError, FILE_NAME, LogSettings, Overrides, ProjectSettings, ServerSettings,
     StoreDurability,

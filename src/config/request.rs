@@ -70,6 +70,11 @@ static FIELDS: &[(&str, Take)] = &[
     }),
 ];
 
+/// The names of all fields that a request may have. For the documentation's test.
+pub fn request_fields() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|(name, _)| *name)
+}
+
 /// Fields that are documented or known from older clients, and not built yet.
 static PLANNED: &[&str] = &[
     "outputFormat",

@@ -1,3 +1,5 @@
 //! The command, as users start it.
 
 mod command;
+mod query;
+mod serve;

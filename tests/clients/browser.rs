@@ -63,13 +63,11 @@ async fn take_report(State(report): State<mpsc::Sender<Value>>, body: String) {
 
 fn open(program: &str, profile: &TempDir, url: &str) -> Child {
     Command::new(program)
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--no-first-run",
-        ])
-        .args(["--disable-dev-shm-usage", "--no-proxy-server"])
+        .args(["--headless", "--no-sandbox", "--disable-gpu"])
+        .args(["--no-first-run", "--disable-dev-shm-usage"])
+        // It must speak to nobody but the two servers of the test.
+        .args(["--no-proxy-server", "--disable-background-networking"])
+        .args(["--disable-component-update", "--disable-sync"])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .arg(url)
         .stdin(Stdio::null())

@@ -102,6 +102,50 @@ async fn curl_streams_a_demo_run_in_a_real_sandbox() {
     assert_eq!(stdout_of(&mut curl(&[&download])).await, "over\n");
 }
 
+/// Without what differs from run to run. When the sandbox is there differs too.
+fn settled(events: Vec<Value>) -> Vec<Value> {
+    let changing = [
+        "seq",
+        "runId",
+        "sandboxId",
+        "deadline",
+        "durationMs",
+        "durationSecs",
+        "url",
+    ];
+    let mut settled: Vec<Value> = events
+        .into_iter()
+        .filter(|event| event["subtype"] != "sandbox_created")
+        .collect();
+    for event in &mut settled {
+        let fields = event.as_object_mut().unwrap();
+        fields.retain(|name, _| !changing.contains(&name.as_str()));
+        // A failed command's result ends in `[exit 1 · 0.0 s]`.
+        if fields["type"] == "tool_result"
+            && let Some((untimed, _)) = fields["content"].as_str().unwrap().split_once(" · ")
+        {
+            fields["content"] = json!(untimed);
+        }
+    }
+    settled
+}
+
+#[tokio::test]
+async fn the_readmes_session_runs_as_it_is_printed_there() {
+    if !have(&["curl"], "the_readmes_session_runs_as_it_is_printed_there") {
+        return;
+    }
+    let readme = include_str!("../../README.md");
+    let (_, after) = readme.split_once("-d '{\"model\": \"demo\"").unwrap();
+    let (body, after) = after.split_once("'\n```\n").unwrap();
+    let (_, after) = after.split_once("```\n").unwrap();
+    let (printed, _) = after.split_once("\n```").unwrap();
+    let body: Value = serde_json::from_str(&format!("{{\"model\": \"demo\"{body}")).unwrap();
+    let server = Served::keyless().await;
+    let stream = stdout_of(&mut post(&server.url("/query"), &body)).await;
+    assert_eq!(settled(events(&stream)), settled(events(printed)));
+}
+
 #[tokio::test]
 async fn the_references_example_gives_the_references_stream() {
     if !have(

@@ -55,9 +55,13 @@ impl Served {
         Self::start(&[&llm, env].concat()).await
     }
 
-    /// With nothing in its environment but `env`. The address is read from its start line.
+    /// With nothing in its environment but `env`.
     pub async fn start(env: &[(&str, &str)]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::over(tempfile::tempdir().unwrap(), env).await
+    }
+
+    /// Over the directory of another one. The address is read from its start line.
+    pub async fn over(dir: TempDir, env: &[(&str, &str)]) -> Self {
         let log = std::fs::File::create(dir.path().join("server.log")).unwrap();
         let mut process = Command::new(binary())
             .args(["serve", "--port", "0"])

@@ -1,0 +1,88 @@
+//! `sandcaster serve` as a process: what it says, who it refuses, how it stops.
+
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::support::app::{binary, demo};
+use crate::support::clients::{Served, run, sandbox_gone, sandbox_processes};
+use crate::support::fake_llm::FakeLlm;
+use crate::support::{app, http};
+
+/// The stream of a new run, read until its sandbox runs a command.
+async fn busy(server: &Served) -> app::EventStream {
+    let body = demo(&["echo up", "sleep 600"]);
+    let sent = http().post(server.url("/query")).json(&body).send();
+    let mut stream = app::EventStream::new(sent.await.unwrap());
+    stream.until("tool_result").await;
+    assert!(!sandbox_processes(&stream.run_id).is_empty());
+    stream
+}
+
+#[tokio::test]
+async fn the_start_line_says_where_and_with_what() {
+    let llm = FakeLlm::start([]).await;
+    let server = Served::with_llm(&llm, &[]).await;
+    let store = server.dir.path().join(".sandcaster");
+    assert_eq!(
+        server.start_line,
+        format!(
+            "sandcaster listening on {} (provider anthropic, model claude-sonnet-4-6; sandbox local; store {})",
+            server.url,
+            store.display()
+        )
+    );
+    let keyless = Served::keyless().await;
+    assert!(keyless.start_line.contains("set ANTHROPIC_API_KEY"));
+    assert!(keyless.start_line.contains("\"demo\""));
+}
+
+#[tokio::test]
+async fn a_second_server_on_the_same_store_is_refused_and_the_first_goes_on() {
+    let first = Served::keyless().await;
+    let mut second = Command::new(binary());
+    second
+        .args(["serve", "--port", "0"])
+        .current_dir(first.dir.path())
+        .env_clear();
+    let output = run(&mut second).await;
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("another sandcaster server"), "{stderr}");
+    assert!(stderr.contains("--data-dir"), "{stderr}");
+    assert!(output.stdout.is_empty());
+    assert_eq!(first.json("/health").await["status"], "ok");
+}
+
+#[tokio::test]
+async fn a_signal_ends_runs_with_their_event_and_leaves_nothing() {
+    for signal in ["TERM", "INT"] {
+        let mut server = Served::keyless().await;
+        let stream = busy(&server).await;
+        let run = stream.run_id.clone();
+        server.signal(signal);
+        let events = stream.rest().await;
+        let last = events.last().expect("a terminal event");
+        assert_eq!(last["code"], "SERVER_SHUTDOWN", "{signal}: {last}");
+        assert_eq!(server.ended().await, Some(0), "{signal}");
+        sandbox_gone(&run).await;
+    }
+}
+
+#[tokio::test]
+async fn a_killed_server_leaves_no_sandbox_and_the_next_one_tells_the_truth() {
+    let mut server = Served::keyless().await;
+    let mut stream = busy(&server).await;
+    let run = stream.run_id.clone();
+    let seen = stream.until("tool_use").await;
+    server.signal("KILL");
+    assert_eq!(server.ended().await, None);
+    sandbox_gone(&run).await;
+    let next = Served::over(server.dir, &[]).await;
+    let record = next.json(&format!("/runs/{run}")).await;
+    assert_eq!(record["statusDetail"], "interrupted");
+    assert_eq!(record["status"], "error");
+    let log = next.json(&format!("/runs/{run}/events")).await;
+    let log: Vec<Value> = log["events"].as_array().unwrap().clone();
+    assert!(log.contains(&seen), "what a client saw is there");
+    assert_eq!(log.last().unwrap()["code"], "SERVER_CRASHED");
+}
