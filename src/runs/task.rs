@@ -145,7 +145,7 @@ impl RunTask {
         let ended = self.watch(agent, deadline).await;
 
         self.collect(&sandbox, &ended).await;
-        sandbox.end().await;
+        sandbox.end(ended.is_ok()).await;
         // Before the end is told: who has read it finds the place free.
         drop(self.place.take());
         self.finish(ended, &tally).await;
