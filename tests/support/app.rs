@@ -242,8 +242,13 @@ impl EventStream {
                 let frame = self.buffer.drain(..self.looked + at + 2).collect();
                 self.looked = 0;
                 let frame = String::from_utf8(frame).unwrap();
-                if frame.contains("\nid:") || frame.starts_with("id:") {
-                    return Ok(Some(frame));
+                // Comments and `retry` belong to the stream, not to the event whose block they stand in.
+                let event: String = frame
+                    .split_inclusive('\n')
+                    .filter(|line| !line.starts_with(':') && !line.starts_with("retry:"))
+                    .collect();
+                if event.starts_with("id:") {
+                    return Ok(Some(event));
                 }
                 continue;
             }
