@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
 use serde_json::{Map, Value};
+use tokio_util::sync::CancellationToken;
 
 use super::loops::{LoopGuard, Verdict};
 use super::run::{Halt, RunContext};
@@ -26,6 +27,8 @@ const LEAST_CHARS: usize = 2000;
 const SIDE_BY_SIDE: usize = 8;
 /// A tool that ignores its deadline is left behind so much later.
 const TOOL_GRACE: Duration = Duration::from_secs(5);
+/// A tool that ignores a cancel is left behind so much later, so that its call has a result all the same.
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// Longer strings of a call's arguments are shortened in its event.
 const SHOWN_ARGUMENT: usize = 16 * 1024;
 /// Arguments that are longer in all are shown as the beginning of their JSON text, so that the event with
@@ -316,23 +319,34 @@ async fn act(
         cancel: context.token.clone(),
         redactor: context.redactor.clone(),
     };
-    // A tool keeps to its own limits; this is for one that does not.
-    let hard = tokio::time::timeout_at(
-        context.deadline.plus(TOOL_GRACE).instant(),
-        built.tool.call(args, &tool_context),
-    );
-    match hard.await {
-        Ok(ToolOutcome::Answer(answer)) => {
+    // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
+    let outcome = tokio::select! {
+        biased;
+        outcome = built.tool.call(args, &tool_context) => outcome,
+        () = tokio::time::sleep_until(context.deadline.plus(TOOL_GRACE).instant()) => {
+            return (Answered::failed("stopped: the run's time was over"), None);
+        }
+        () = long_cancelled(&context.token) => {
+            return (Answered::failed("cancelled: the run ends"), None);
+        }
+    };
+    match outcome {
+        ToolOutcome::Answer(answer) => {
             let complaint = answer.is_error;
             (Answered { answer, complaint }, None)
         }
-        Ok(ToolOutcome::Complaint(text)) => (Answered::failed(context.redactor.clean(&text)), None),
-        Ok(ToolOutcome::Fatal(error)) => (
+        ToolOutcome::Complaint(text) => (Answered::failed(context.redactor.clean(&text)), None),
+        ToolOutcome::Fatal(error) => (
             Answered::failed(error.to_string()),
             Some(Halt::Problem(lost(&error))),
         ),
-        Err(_elapsed) => (Answered::failed("stopped: the run's time was over"), None),
     }
+}
+
+/// Returns once the run was cancelled and tools have had their time to notice.
+async fn long_cancelled(token: &CancellationToken) {
+    token.cancelled().await;
+    tokio::time::sleep(CANCEL_GRACE).await;
 }
 
 /// The problem that a lost sandbox ends a run with.

@@ -33,6 +33,9 @@ use crate::store::{RunStore, SandboxRecord};
 const CREATE_LIMIT: Duration = Duration::from_mins(1);
 /// How long a run's end waits for its sandbox to be gone.
 const END_WAIT: Duration = Duration::from_secs(2);
+/// How long the end of a run that has its answer waits for a sandbox that is still being made: enough for a
+/// local one.
+const UNMADE_WAIT: Duration = Duration::from_millis(200);
 /// Further tries to destroy a sandbox, in the background.
 const KILL_TRIES: u32 = 3;
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -213,7 +216,8 @@ impl RunSandbox {
     }
 
     /// Destroys the sandbox; returns once it is gone, or after 2 s, when the rest goes on in the background.
-    pub(super) async fn end(&self) {
+    /// When there is an answer, one that is still being made is hardly waited for: nobody needed it.
+    pub(super) async fn end(&self, answered: bool) {
         self.0.ended.cancel();
         if !self.0.started.load(Ordering::Acquire) {
             return;
@@ -223,7 +227,13 @@ impl RunSandbox {
             this.settled.cancelled().await;
             this.destroy().await;
         });
-        if tokio::time::timeout(END_WAIT, ending).await.is_err() {
+        let unmade = self.0.made.borrow().is_none();
+        let wait = if answered && unmade {
+            UNMADE_WAIT
+        } else {
+            END_WAIT
+        };
+        if tokio::time::timeout(wait, ending).await.is_err() {
             tracing::warn!(run.id = %self.0.owner.run, backend = self.0.entry.name, "the sandbox is not gone yet; trying on in the background");
         }
     }

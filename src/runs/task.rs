@@ -25,11 +25,14 @@ use crate::spec::{NanoUsd, Presence, RunSpec, SandboxStart};
 use crate::store::{FileRecord, RunState, RunStore, StoredFile};
 
 /// How long a stopped agent may take to answer its open calls.
-const AGENT_GRACE: Duration = Duration::from_secs(5);
+const AGENT_GRACE: Duration = Duration::from_secs(3);
 /// For collecting files after the run's time.
 const COLLECT_LIMIT: Duration = Duration::from_secs(10);
 /// For collecting files when somebody waits for the end.
 const COLLECT_LIMIT_STOPPED: Duration = Duration::from_secs(2);
+
+/// For collecting files when the process is to end.
+const COLLECT_LIMIT_STOPPING: Duration = Duration::from_secs(1);
 
 /// What a run's task is given.
 pub(super) struct RunTask {
@@ -135,7 +138,7 @@ impl RunTask {
 
         // Boxed, so that a run under way holds no room for what comes at its end.
         Box::pin(self.collect(&sandbox, &ended)).await;
-        Box::pin(sandbox.end()).await;
+        Box::pin(sandbox.end(ended.is_ok())).await;
         // Before the end is told: who has read it finds the place free.
         drop(self.place.take());
         Box::pin(self.finish(ended, &tally)).await;
@@ -226,6 +229,7 @@ impl RunTask {
         }
         let limit = match self.control.reason() {
             None | Some(Stop::DeadlineReached { .. }) => COLLECT_LIMIT,
+            Some(Stop::ServerStopping) => COLLECT_LIMIT_STOPPING,
             Some(_) => COLLECT_LIMIT_STOPPED,
         };
         let collected = files::collect(

@@ -307,3 +307,25 @@ async fn long_arguments_are_shortened_for_the_client_and_whole_for_the_tool() {
     let file = of_kind(&events, "file")[0];
     assert_eq!(file["content"], long);
 }
+
+#[tokio::test]
+async fn cycles_of_two_calls_count_and_a_model_that_never_stops_fails() {
+    let mut replies = Vec::new();
+    for _ in 0..8 {
+        replies.push(Reply::new().call("bash", &bash("echo a")));
+        replies.push(Reply::new().call("bash", &bash("echo b")));
+    }
+    // The last turn is asked without tools, and it calls all the same.
+    replies.push(Reply::new().call("bash", &bash("echo a")));
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm, ask("hi")).await;
+    let error = end(&events);
+    assert_eq!(error["code"], "LLM_BAD_RESPONSE");
+    assert!(
+        error["message"].as_str().unwrap().contains("circles"),
+        "{error}"
+    );
+    assert!(llm.requests().last().unwrap().tools_are_off());
+    assert!(error["toolCalls"]["bash"].as_u64().unwrap() < 10, "{error}");
+    llm.take_unused();
+}

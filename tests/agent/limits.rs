@@ -193,3 +193,31 @@ async fn a_used_up_budget_without_an_answer_says_so() {
     assert_eq!(error["code"], "BUDGET_EXCEEDED");
     assert!(error["costUsd"].as_f64().unwrap() > 0.05);
 }
+
+#[tokio::test]
+async fn old_results_are_cleared_in_one_batch_before_the_window_is_full() {
+    // Some 7,000 tokens each, so that the old ones make up most of what the provider counts.
+    let long = |n: u32| Reply::new().call("bash", &bash(&format!("seq {n} 1 {}", n + 12_000)));
+    let mut replies: Vec<Reply> = (1..20).map(long).collect();
+    replies.push(long(20).usage(165_000, 10));
+    replies.extend([long(21).usage(60_000, 10), Reply::says("Done.")]);
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm, json!({"prompt": "hi", "model": "sonnet"})).await;
+    assert_eq!(warnings(&events), ["CONTEXT_CLEARED"]);
+    let cleared = |request: &Received| -> Vec<bool> {
+        let texts = request
+            .messages()
+            .iter()
+            .filter_map(|message| message["content"][0]["content"][0]["text"].as_str());
+        texts.map(|text| text.starts_with("[cleared")).collect()
+    };
+    assert_eq!(cleared(&llm.request(19).await), [false; 19]);
+    let after: Vec<bool> = (0..20).map(|turn| turn < 14).collect();
+    assert_eq!(cleared(&llm.request(20).await), after);
+    assert_eq!(
+        cleared(&llm.request(21).await)[..20],
+        after,
+        "the prefix stays"
+    );
+    assert_eq!(end(&events)["content"], "Done.");
+}

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use sandcaster::events::{RunEvent, StoredEvent, SystemEvent};
+use sandcaster::events::{EventType, RunEvent, StoredEvent, SystemEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::llm::{LlmError, LlmProvider, LlmRequest, LlmStream, ModelFacts};
 use sandcaster::runs::{LogLimits, RunReader};
-use sandcaster::sandbox::SandboxError;
+use sandcaster::sandbox::{FoundSandbox, SandboxError};
 use sandcaster::store::{NewRun, Role, RunState, RunStore as _, SqliteStore, StoreOptions};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -211,43 +211,52 @@ async fn a_store_that_fails_in_mid_run_ends_it_once_the_store_is_back() {
     );
 }
 
+/// A run of the process named `owner` that has not ended.
+async fn unfinished(store: &MemoryStore, owner: &str) -> RunId {
+    let id = RunId::new();
+    let first = RunEvent::System(SystemEvent::new("init", "Run started"));
+    let run = NewRun {
+        id: id.clone(),
+        owner: owner.to_owned(),
+        prompt: "hi".to_owned(),
+        model: "demo".to_owned(),
+        provider: "demo".to_owned(),
+        sandbox_provider: "local".to_owned(),
+        background: false,
+        started_at: Timestamp::UNIX_EPOCH,
+        first_event: StoredEvent::new(Seq(1), &first).unwrap(),
+    };
+    store.create(run).await.unwrap();
+    id
+}
+
 #[tokio::test]
-async fn a_run_whose_process_died_is_ended_by_the_next_sweep() {
+async fn a_sweep_ends_the_runs_of_dead_processes_and_destroys_what_no_run_needs() {
     let llm = FakeLlm::start([]).await;
     let store = MemoryStore::new();
-    let script = Arc::new(Script::default());
+    let dead = unfinished(&store, "dead").await;
+    let alive = unfinished(&store, "alive").await;
+    let sandbox = |id: &str, run: Option<&RunId>| FoundSandbox {
+        id: id.to_owned(),
+        run: run.cloned(),
+    };
+    let script = Arc::new(Script {
+        found: vec![
+            sandbox("of a live run", Some(&alive)),
+            sandbox("of a dead run", Some(&dead)),
+            sandbox("of an unknown run", Some(&RunId::new())),
+            sandbox("of nothing", None),
+        ],
+        ..Script::default()
+    });
     let runs = runs(&llm, store.clone(), &script, LogLimits::default());
-    let run_of = async |owner: &str| {
-        let id = RunId::new();
-        let first = RunEvent::System(SystemEvent::new("init", "Run started"));
-        let run = NewRun {
-            id: id.clone(),
-            owner: owner.to_owned(),
-            prompt: "hi".to_owned(),
-            model: "demo".to_owned(),
-            provider: "demo".to_owned(),
-            sandbox_provider: "local".to_owned(),
-            background: false,
-            started_at: Timestamp::UNIX_EPOCH,
-            first_event: StoredEvent::new(Seq(1), &first).unwrap(),
-        };
-        store.create(run).await.unwrap();
-        id
-    };
-    let (dead, alive) = (run_of("dead").await, run_of("alive").await);
     runs.start_reaper(|owner| owner == "alive");
-    let ended = async {
-        loop {
-            let run = store.get(&dead).await.unwrap().unwrap();
-            if run.state.terminal() {
-                return run;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    let ended = tokio::time::timeout(Duration::from_secs(10), ended)
-        .await
-        .unwrap();
+    until(|| script.killed.lock().len() == 3, "the sweep").await;
+    assert_eq!(
+        *script.killed.lock(),
+        ["of a dead run", "of an unknown run", "of nothing"]
+    );
+    let ended = store.get(&dead).await.unwrap().unwrap();
     assert_eq!(ended.error_code.as_deref(), Some("SERVER_CRASHED"));
     assert_eq!(
         store.get(&alive).await.unwrap().unwrap().state,
@@ -392,4 +401,55 @@ async fn read(mut reader: RunReader) -> Vec<StoredEvent> {
         events.push(StoredEvent::clone(&event));
     }
     events
+}
+
+#[tokio::test]
+async fn a_tool_that_ignores_a_cancel_is_left_behind_and_its_call_has_a_result() {
+    let script = Arc::new(Script {
+        reads: vec![("a.txt", CancellationToken::new())],
+        ..Script::default()
+    });
+    let llm = FakeLlm::start([Reply::new()
+        .call("file_read", &json!({"path": "a.txt"}))
+        .call("file_read", &json!({"path": "b.txt"}))
+        .call("bash", &json!({"command": "true"}))])
+    .await;
+    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let files = [("a.txt", "first"), ("b.txt", "second")];
+    let mut handle = runs.start(spec(&files)).await.unwrap();
+    let id = handle.id.clone();
+    let mut events: Vec<Value> = Vec::new();
+    let mut cancelled = None;
+    while let Some(event) = handle.reader.next().await.unwrap() {
+        events.push(serde_json::from_str(&event.json).unwrap());
+        if event.kind == EventType::ToolResult && cancelled.is_none() {
+            // The second file's, while the first is still read.
+            cancelled = Some(tokio::time::Instant::now());
+            runs.cancel(&id).await.unwrap();
+        }
+    }
+    assert!(cancelled.unwrap().elapsed() < Duration::from_secs(4));
+    assert_eq!(end(&events)["code"], "CANCELLED");
+    let results = of_kind(&events, "tool_result");
+    assert_eq!(results.len(), 3, "{events:#?}");
+    assert_eq!(results[1]["toolName"], "file_read");
+    assert_eq!(results[1]["isError"], true);
+}
+
+#[tokio::test]
+async fn an_answer_does_not_wait_for_a_sandbox_that_nobody_needed() {
+    let script = Arc::new(Script {
+        stuck: true,
+        ..Script::default()
+    });
+    let llm = FakeLlm::start([Reply::says("Four.")]).await;
+    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let begun = tokio::time::Instant::now();
+    let events = run(&runs, spec(&[])).await;
+    assert_eq!(end(&events)["content"], "Four.");
+    assert!(
+        begun.elapsed() < Duration::from_millis(1500),
+        "{:?}",
+        begun.elapsed()
+    );
 }

@@ -226,7 +226,12 @@ async fn a_sandbox_that_does_not_react_does_not_keep_the_server_from_stopping() 
     }
     let begun = tokio::time::Instant::now();
     server.signal(Signal::SIGTERM);
-    assert_eq!(stream.until("error").await["code"], "SERVER_SHUTDOWN");
+    let events = stream.collect().await;
+    assert_eq!(events.last().unwrap()["code"], "SERVER_SHUTDOWN");
+    assert!(
+        events.iter().any(|event| event["type"] == "tool_result"),
+        "{events:#?}"
+    );
     let code = server.ended().await.code();
     assert!(
         begun.elapsed() < Duration::from_secs(10),
@@ -236,4 +241,22 @@ async fn a_sandbox_that_does_not_react_does_not_keep_the_server_from_stopping() 
     assert_eq!(code, Some(0), "{}", server.log());
     until_gone(&sleep).await;
     until_gone(&stream.run_id).await;
+}
+
+#[tokio::test]
+async fn a_server_leaves_the_sandboxes_of_another_store_alone() {
+    let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let sleep = own_sleep();
+    let first = Served::start(one.path(), &[]).await;
+    let mut stream = first.query(&demo(&[&format!("sleep {sleep}")])).await;
+    until_sleeping(&sleep).await;
+    // It sweeps at its start, which is over when a whole run is.
+    let second = Served::start(other.path(), &[]).await;
+    let events = second.query(&demo(&["true"])).await.rest().await;
+    assert_eq!(events.last().unwrap()["type"], "result");
+    assert!(!running(&sleep).is_empty());
+    let run = first.json(&format!("/runs/{}", stream.run_id)).await;
+    assert_eq!(run["status"], "running");
+    first.signal(Signal::SIGTERM);
+    assert_eq!(stream.until("error").await["code"], "SERVER_SHUTDOWN");
 }

@@ -41,6 +41,10 @@ pub struct Script {
     pub panics: bool,
     /// `create` never returns.
     pub stuck: bool,
+    /// What `list` finds.
+    pub found: Vec<FoundSandbox>,
+    /// What was killed by its id.
+    pub killed: Mutex<Vec<String>>,
     /// `kill` never returns.
     pub immortal: bool,
     pub creates: AtomicUsize,
@@ -74,10 +78,11 @@ impl SandboxBackend for Scripted {
     }
 
     async fn list(&self, _: &str) -> Result<Vec<FoundSandbox>, SandboxError> {
-        Ok(Vec::new())
+        Ok(self.0.found.clone())
     }
 
-    async fn kill(&self, _: &str) -> Result<(), SandboxError> {
+    async fn kill(&self, id: &str) -> Result<(), SandboxError> {
+        self.0.killed.lock().push(id.to_owned());
         Ok(())
     }
 
