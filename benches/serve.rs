@@ -340,7 +340,9 @@ impl Bench {
     }
 
     async fn slope(&self) {
-        println!("2,000 runs one after the other");
+        println!(
+            "6,000 runs one after the other; the store's page cache takes 16 MiB until it is full"
+        );
         let server = self.server().await;
         self.llm.pace(Pace::AtOnce(20));
         let state = |server: &Server| {
@@ -350,9 +352,9 @@ impl Bench {
                 server.threads(),
             )
         };
-        for done in [0, 500, 1000, 1500, 2000] {
+        for done in [0, 1500, 3000, 4500, 6000] {
             if done > 0 {
-                self.one_by_one(&server, 500).await;
+                self.one_by_one(&server, 1500).await;
             }
             let (rss, descriptors, threads) = state(&server);
             row(

@@ -334,7 +334,7 @@ impl Runs {
         let _detached = inner.tasks.spawn(TaskKind::Run, async move {
             let after_panic = task.after_panic();
             if runs.0.tasks.spawn(TaskKind::Run, task.run()).await.is_err() {
-                after_panic.finish().await;
+                Box::pin(after_panic.finish()).await;
             }
             runs.0.live.lock().remove(&ended);
         });

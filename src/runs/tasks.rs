@@ -152,9 +152,10 @@ impl Tasks {
             OnStop::Wait => self.0.force.clone(),
             OnStop::Drop => self.0.stop.clone(),
         };
+        // Boxed: moved into the task by value, the future would take its room twice for as long as it runs.
+        let caught = Box::pin(AssertUnwindSafe(future).catch_unwind());
         self.0.tracker.spawn(async move {
             let _running = running;
-            let caught = AssertUnwindSafe(future).catch_unwind();
             // The finished task first: what it has done is not thrown away because of a stop.
             let ended = tokio::select! {
                 biased;
