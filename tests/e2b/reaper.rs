@@ -68,7 +68,7 @@ impl SandboxBackend for Listed {
         let mut times = self.0.lock();
         times.push(Instant::now());
         // A failure is no reason to stop looking.
-        if times.len() % 2 == 0 {
+        if times.len().is_multiple_of(2) {
             Err(unused())
         } else {
             Ok(Vec::new())
