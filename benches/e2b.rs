@@ -27,6 +27,7 @@ mod fake_e2b;
 
 #[cfg(target_os = "linux")]
 mod linux {
+    use std::fmt::Write as _;
     use std::net::SocketAddr;
     use std::process::Stdio;
     use std::sync::Arc;
@@ -100,15 +101,11 @@ mod linux {
                    "usage": {"output_tokens": 5}}),
             json!({"type": "message_stop"}),
         ]);
-        let body: String = events
-            .iter()
-            .map(|event| {
-                format!(
-                    "event: {}\ndata: {event}\n\n",
-                    event["type"].as_str().unwrap()
-                )
-            })
-            .collect();
+        let mut body = String::new();
+        for event in events {
+            let name = event["type"].as_str().unwrap();
+            write!(body, "event: {name}\ndata: {event}\n\n").unwrap();
+        }
         ([(CONTENT_TYPE, "text/event-stream")], body)
     }
 
