@@ -159,6 +159,8 @@ pub enum ExecOutput {
     Stdout(Bytes),
     /// Bytes of its standard error.
     Stderr(Bytes),
+    /// Some of its output was lost here, for the connection to the sandbox broke. What follows is whole.
+    Gap,
     /// It ended. Nothing follows. A command killed by a signal has `128 + signal`.
     Exit(i32),
 }
@@ -212,6 +214,7 @@ impl ExecStream {
                         .extend_from_slice(bytes.get(..room).unwrap_or_default());
                     collected.truncated |= room < bytes.len();
                 }
+                ExecOutput::Gap => collected.truncated = true,
                 ExecOutput::Exit(code) => {
                     collected.exit_code = code;
                     return Ok(collected);

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::llm::ToolSpec;
 
-use super::command::{Call, Ended, Stop};
+use super::command::{Call, Ended, OUTPUT_FILE, Stop};
 use super::schema::{bool_arg, int_arg, str_arg};
 use super::script::Failure;
 use super::text::one_line;
@@ -20,8 +20,6 @@ use super::wrapper::{EndRecord, trim};
 
 const DEFAULT_SECS: i64 = 120;
 const MOST_SECS: i64 = 600;
-/// What `ulimit -f 20480` lets into the output file at least.
-const OUTPUT_FILE: u64 = 10 * 1024 * 1024;
 /// The tool.
 #[derive(Debug)]
 pub(super) struct Bash;
@@ -216,7 +214,17 @@ impl Call<'_> {
                             still run; end some of them"
                 .to_owned(),
         }));
-        if ended.record.is_none() && ended.stopped.is_none() {
+        if ended.gap {
+            let lost = if code.is_none() {
+                ", and so is how the command ended"
+            } else {
+                ""
+            };
+            lines.push(format!(
+                "the connection to the sandbox broke: some output is missing{lost}. What was kept: {}",
+                self.output_path
+            ));
+        } else if ended.record.is_none() && ended.stopped.is_none() {
             lines.push(
                 "the command ended the shell that ran it; the working directory is unchanged"
                     .to_owned(),

@@ -20,6 +20,8 @@ use super::wrapper::{EndRecord, RecordScanner, Wrapped, sweep};
 const LONGEST_ARGUMENT: usize = 100_000;
 /// Output after which a command is stopped (`design.md`, settled 31).
 const FLOOD: u64 = 32 * 1024 * 1024;
+/// What `ulimit -f 20480` lets into the output file at least.
+pub(super) const OUTPUT_FILE: u64 = 10 * 1024 * 1024;
 /// Between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
 /// For the end record, once all processes of the command are dead.
@@ -57,6 +59,8 @@ pub(super) struct Ended {
     pub(super) record: Option<EndRecord>,
     /// The outer shell's own exit code, when there is no record.
     pub(super) shell_exit: Option<i32>,
+    /// Some of the output is missing, for the connection to the sandbox broke.
+    pub(super) gap: bool,
     pub(super) stopped: Option<Stop>,
     pub(super) took: Duration,
     pub(super) excerpt: Excerpt,
@@ -97,6 +101,8 @@ impl Call<'_> {
         let mut scanner = RecordScanner::new(&nonce);
         let (mut record, mut shell_exit, mut bytes) = (None, None, 0);
         let mut stopped = None;
+        // The stream lost output, or ended before the command's end was told.
+        let (mut gap, mut broken) = (false, None);
 
         let opening = self.open(command, &nonce, &marker);
         // Before there is a stream there is nothing to stop: the sandbox's own end takes care of a command
@@ -144,6 +150,10 @@ impl Call<'_> {
                     }
                     (bytes > FLOOD && stopped.is_none()).then_some(Stop::Flood)
                 }
+                Ok(Ok(ExecOutput::Gap)) => {
+                    gap = true;
+                    None
+                }
                 // The outer shell's own words ("Killed"), which are no output of the command.
                 Ok(Ok(ExecOutput::Stderr(_))) => None,
                 Ok(Ok(ExecOutput::Exit(code))) => {
@@ -151,8 +161,12 @@ impl Call<'_> {
                     stream = None;
                     break;
                 }
-                Ok(Err(error)) if stopped.is_some() && !error.is_fatal() => break,
-                Ok(Err(error)) => return Err(error),
+                Ok(Err(error)) if error.is_fatal() => return Err(error),
+                Ok(Err(error)) => {
+                    broken = stopped.is_none().then_some(error);
+                    stream = None;
+                    break;
+                }
                 Err(stop) => Some(stop),
             };
             if let Some(stop) = stop {
@@ -164,8 +178,23 @@ impl Call<'_> {
         if let Some(sweeping) = sweeping {
             sweeping.await;
         }
-        if record.is_none() {
+        let reread = if stopped.is_none() && (gap || broken.is_some()) {
+            self.reread(&nonce).await
+        } else {
+            None
+        };
+        if let Some((whole, end)) = reread {
+            keeper = TextKeeper::new(&self.context.redactor);
+            keeper.push(&whole);
+            bytes = u64::try_from(whole.len()).unwrap_or(u64::MAX);
+            record = Some(end);
+            gap = false;
+        } else if let Some(error) = broken {
+            return Err(error);
+        } else if record.is_none() {
             keeper.push(&scanner.finish());
+            // That of the outer shell says nothing about a command whose record was lost.
+            shell_exit = shell_exit.filter(|_| !gap);
         }
         if let Some(stream) = stream
             && record.is_some()
@@ -178,11 +207,25 @@ impl Call<'_> {
         Ok(Ended {
             record,
             shell_exit,
+            gap,
             stopped,
             took: started.elapsed(),
             excerpt: keeper.finish().excerpt(&SHOWN),
             bytes,
         })
+    }
+
+    /// The output and the end record as the sandbox has kept them, where the stream lost something.
+    async fn reread(&self, nonce: &str) -> Option<(Vec<u8>, EndRecord)> {
+        let sandbox = self.context.sandbox.as_ref();
+        let reading = sandbox.read(&self.output_path, OUTPUT_FILE);
+        let bytes = tokio::select! {
+            biased;
+            () = self.context.cancel.cancelled() => return None,
+            read = tokio::time::timeout_at(self.context.deadline.instant(), reading) => read.ok()?.ok()?,
+        };
+        let (shown, end) = RecordScanner::new(nonce).push(&bytes);
+        Some((shown, end?))
     }
 
     async fn open(

@@ -139,7 +139,7 @@ impl Script<'_> {
                         ExecOutput::Stdout(bytes) if printed.len() < keep => {
                             printed.extend_from_slice(&bytes);
                         }
-                        ExecOutput::Stdout(_) | ExecOutput::Stderr(_) => {}
+                        ExecOutput::Stdout(_) | ExecOutput::Stderr(_) | ExecOutput::Gap => {}
                         ExecOutput::Exit(_) => return Ok(()),
                     }
                 }

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{application, calls, left, others, talkative};
-use crate::support::app::{TestApp, ask};
-use crate::support::fake_e2b::{Death, FakeE2b, Route, StreamFault};
+use crate::support::app::{TestApp, ask, of_kind};
+use crate::support::fake_e2b::{Death, Ending, FakeE2b, Route, Seen, StreamFault};
 use crate::support::fake_llm::{FakeLlm, Reply};
 
 async fn end_of(app: &TestApp, run: &str) -> Value {
@@ -154,27 +154,58 @@ async fn a_create_whose_answer_is_lost_makes_no_second_sandbox() {
 }
 
 #[tokio::test]
-async fn a_stream_cut_in_the_middle_of_a_command_is_taken_up_again() {
+async fn output_that_a_broken_stream_lost_is_read_from_the_sandbox() {
+    for command in [
+        // Half of the output's frame is sent; the command's end is told by the stream that joins it.
+        "echo on; sleep 0.3; echo ly-this-one; exit 3",
+        // The command ends behind the broken stream.
+        "printf on; printf 'ly-this-one\\n'; exit 3",
+    ] {
+        let e2b = FakeE2b::start().await;
+        let cut = StreamFault::CutInFrame {
+            after: 1,
+            ending: Ending::Reset,
+        };
+        e2b.on(Route::Start)
+            .matching(|seen| seen.json().to_string().contains("ly-this-one"))
+            .stream(cut);
+        let llm = FakeLlm::start([calls(command), Reply::says("Hi.")]).await;
+        let app = application(&e2b, &llm).start().await;
+        let events = app.run(ask("hi")).await;
+        let result = of_kind(&events, "tool_result")[0];
+        let told = result["content"].as_str().unwrap();
+        assert!(
+            told.starts_with("on") && told.contains("ly-this-one\n"),
+            "{result}"
+        );
+        assert!(!told.contains("missing"), "{result}");
+        assert_eq!(result["exitCode"], 3, "{result}");
+        assert_eq!(events.last().unwrap()["content"], "Hi.");
+        let starts = e2b.requests_of(Route::Start);
+        let same = |seen: &&Seen| seen.json().to_string().contains("ly-this-one");
+        assert_eq!(starts.iter().filter(same).count(), 1, "a command ran twice");
+        left(&e2b, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn output_that_is_lost_for_good_is_told_to_the_model() {
     let e2b = FakeE2b::start().await;
     let cut = StreamFault::CutInFrame {
         after: 1,
-        ending: crate::support::fake_e2b::Ending::Reset,
+        ending: Ending::Reset,
     };
     e2b.on(Route::Start)
-        .matching(|seen| seen.json().to_string().contains("only-this-one"))
+        .matching(|seen| seen.json().to_string().contains("ly-this-one"))
         .stream(cut);
-    let command = "sleep 0.3; echo only-this-one";
+    // The command removes what the sandbox keeps of it.
+    let command = "rm -rf /tmp/.sandcaster/out; echo on; sleep 0.3; echo ly-this-one; exit 3";
     let llm = FakeLlm::start([calls(command), Reply::says("Hi.")]).await;
     let app = application(&e2b, &llm).start().await;
     let events = app.run(ask("hi")).await;
-    let result = &crate::support::app::of_kind(&events, "tool_result")[0];
-    assert!(
-        result["content"]
-            .as_str()
-            .unwrap()
-            .contains("only-this-one"),
-        "{result}"
-    );
+    let result = of_kind(&events, "tool_result")[0];
+    let told = result["content"].as_str().unwrap();
+    assert!(told.contains("some output is missing"), "{result}");
+    assert_ne!(result["exitCode"], 0, "{result}");
     assert_eq!(events.last().unwrap()["content"], "Hi.");
-    left(&e2b, &[]).await;
 }

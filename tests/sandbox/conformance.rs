@@ -126,7 +126,7 @@ async fn a_slow_reader_slows_the_command_and_loses_nothing(backend: Backend) {
     loop {
         match soon(stream.next()).await.unwrap() {
             ExecOutput::Stdout(bytes) => total += bytes.len(),
-            ExecOutput::Stderr(bytes) => panic!("{bytes:?}"),
+            other @ (ExecOutput::Stderr(_) | ExecOutput::Gap) => panic!("{other:?}"),
             ExecOutput::Exit(code) => {
                 assert_eq!(code, 5);
                 break;

@@ -25,7 +25,8 @@ async fn drain(
         loop {
             match stream.next().await {
                 Ok(ExecOutput::Stdout(bytes)) => out.extend_from_slice(&bytes),
-                Ok(ExecOutput::Stderr(bytes)) => gap |= text(&bytes).contains("output is missing"),
+                Ok(ExecOutput::Gap) => gap = true,
+                Ok(ExecOutput::Stderr(bytes)) => panic!("{bytes:?}"),
                 Ok(ExecOutput::Exit(code)) => return Ok(code),
                 Err(error) => return Err(error),
             }

@@ -195,7 +195,7 @@ async fn a_hundred_megabytes_pass_in_bounded_memory() {
                 total += bytes.len();
                 most = most.max(resident_kib());
             }
-            ExecOutput::Stderr(bytes) => panic!("{bytes:?}"),
+            other @ (ExecOutput::Stderr(_) | ExecOutput::Gap) => panic!("{other:?}"),
             ExecOutput::Exit(code) => break code,
         }
     };

@@ -1,3 +1,5 @@
+use base64::engine::general_purpose::STANDARD;
+
 use super::super::errors::Code;
 use super::*;
 
@@ -231,4 +233,41 @@ proptest::proptest! {
             }
         }
     }
+}
+
+/// `cargo test --release --lib decoder_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "a figure, not a check: wants a release build"]
+#[expect(clippy::print_stdout, reason = "it is there to print a figure")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a figure of three digits is enough"
+)]
+fn decoder_speed() {
+    const ROUNDS: usize = 2000;
+    let output = STANDARD.encode(vec![b'x'; 32 * 1024]);
+    let json = format!(r#"{{"event":{{"data":{{"stdout":"{output}"}}}}}}"#);
+    let framed = frame(0, &json);
+    let begun = tokio::time::Instant::now();
+    let (mut decoder, mut wire, mut decoded) = (FrameDecoder::default(), 0, 0);
+    for _ in 0..ROUNDS {
+        // As it comes from a socket.
+        for chunk in framed.chunks(16 * 1024) {
+            decoder.push(chunk);
+            wire += chunk.len();
+        }
+        while let Some(Frame::Message(json)) = decoder.next().unwrap() {
+            if let Event::Stdout(bytes) = event(&json).unwrap() {
+                decoded += bytes.len();
+            }
+        }
+    }
+    let secs = begun.elapsed().as_secs_f64();
+    let rate = |bytes: usize| bytes as f64 / secs / 1e6;
+    println!(
+        "decoder: {:.0} MB/s of output, {:.0} MB/s on the wire",
+        rate(decoded),
+        rate(wire)
+    );
+    assert_eq!(decoded, ROUNDS * 32 * 1024);
 }

@@ -23,9 +23,6 @@ const KEEPALIVE_SECS: &str = "20";
 const REJOINS: u32 = 3;
 /// How long the rest of a finished stream is waited for, so that its connection can be used again.
 const TAIL: Duration = Duration::from_secs(1);
-/// What the reader is told where output was lost.
-const GAP: &[u8] =
-    b"\n[sandcaster: the connection to the sandbox broke; some output is missing here]\n";
 
 type Output = mpsc::Sender<Result<ExecOutput, SandboxError>>;
 
@@ -182,7 +179,7 @@ pub(super) async fn follow(command: &Command, mut stream: EventStream, output: &
     let envd = &command.envd;
     let mut rejoined = 0;
     loop {
-        if std::mem::take(&mut stream.gap) && !give(output, ExecOutput::Stderr(GAP.into())).await {
+        if std::mem::take(&mut stream.gap) && !give(output, ExecOutput::Gap).await {
             return;
         }
         // A reader that has gone wants no more bytes; dropping the stream closes the connection.
