@@ -239,6 +239,7 @@ async fn a_sweep_ends_the_runs_of_dead_processes_and_destroys_what_no_run_needs(
     let sandbox = |id: &str, run: Option<&RunId>| FoundSandbox {
         id: id.to_owned(),
         run: run.cloned(),
+        started_at: None,
     };
     let script = Arc::new(Script {
         found: vec![
