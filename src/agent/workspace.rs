@@ -49,11 +49,15 @@ impl Workspace {
         deadline: Deadline,
     ) -> Result<Self, SandboxError> {
         let session = Arc::new(ShellSession::new(sandbox.working_dir()));
-        if !session.probe(sandbox.as_ref()).await.known {
+        // Side by side: with a sandbox far away each look is a round trip before the first tool call.
+        let (facts, baseline) = tokio::join!(session.probe(sandbox.as_ref()), async {
+            super::files::upload(sandbox.as_ref(), inputs).await?;
+            Baseline::take(sandbox.as_ref(), inputs, deadline).await
+        });
+        if !facts.known {
             require_shell(sandbox.as_ref(), deadline).await?;
         }
-        super::files::upload(sandbox.as_ref(), inputs).await?;
-        let baseline = Baseline::take(sandbox.as_ref(), inputs, deadline).await?;
+        let baseline = baseline?;
         Ok(Self {
             sandbox,
             session,
