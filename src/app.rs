@@ -61,30 +61,36 @@ impl App {
     /// # Errors
     /// As [`Self::build`].
     pub async fn build_at(config: Config, role: Role, clock: Clock) -> Result<Self, StartError> {
-        let store = SqliteStore::open(StoreOptions {
+        let options = StoreOptions {
             durability: match config.store_durability {
                 config::StoreDurability::Normal => StoreDurability::Normal,
                 config::StoreDurability::Full => StoreDurability::Full,
             },
             clock: clock.clone(),
             ..StoreOptions::new(&config.data_dir, role)
-        })?;
-        recover(
-            store.as_ref(),
-            &|owner| store.owner_alive(owner),
-            clock.now(),
-        )
-        .await?;
+        };
+        // Side by side, for a quick start: the one writes to the disk, the other reads certificates.
+        let (store, http) = tokio::join!(
+            tokio::task::spawn_blocking(move || SqliteStore::open(options)),
+            tokio::task::spawn_blocking(net::build),
+        );
+        let store = store.map_err(|_panicked| StoreError::Closed)??;
+        let http = http
+            .map_err(|_panicked| StartError::Http("it panicked".to_owned()))?
+            .map_err(|error| StartError::Http(error.without_url().to_string()))?;
+        let redactor = config.redactor();
+        let tasks = Tasks::default();
+        let backends = sandbox::build(&config.backend_config(http.clone()));
+        let owner_alive = |owner: &str| store.owner_alive(owner);
+        let (recovered, usable) = tokio::join!(
+            recover(store.as_ref(), &owner_alive, clock.now()),
+            Usable::probe(&backends),
+        );
+        recovered?;
         if role == Role::Serve {
             store.forget_dead_owners();
         }
         let damage = store.unclean().then(|| Arc::clone(&store));
-        let http =
-            net::build().map_err(|error| StartError::Http(error.without_url().to_string()))?;
-        let redactor = config.redactor();
-        let tasks = Tasks::default();
-        let backends = sandbox::build(&config.backend_config(http.clone()));
-        let usable = Usable::probe(&backends).await;
         let owner = store.owner().to_owned();
         let owners = Arc::clone(&store);
         let runs = Runs::new(RunsConfig {

@@ -135,12 +135,14 @@ fn lines(count: usize) -> String {
     }
 }
 
-fn first_words(count: usize) -> String {
+/// The lines of the prompt that demo runs, in words.
+fn command_lines(count: usize) -> String {
     let verb = if count == 1 { "starts" } else { "start" };
-    format!(
-        "{NO_LLM}. It runs {} of the prompt that {verb} with `$ `, one per turn.",
-        lines(count)
-    )
+    format!("{} of the prompt that {verb} with `$ `", lines(count))
+}
+
+fn first_words(count: usize) -> String {
+    format!("{NO_LLM}. It runs {}, one per turn.", command_lines(count))
 }
 
 fn explanation() -> String {
@@ -165,8 +167,8 @@ fn without_bash(commands: &[&str]) -> String {
 fn summary(commands: &[&str], results: &[&ToolResult]) -> String {
     let ran = results.len().min(commands.len());
     let mut out = vec![format!(
-        "{NO_LLM}. {ran} of {} of the prompt that start with `$ ` ran.",
-        lines(commands.len())
+        "{NO_LLM}. {ran} of {} ran.",
+        command_lines(commands.len())
     )];
     for (command, result) in commands.iter().zip(results) {
         let (output, end) = outcome(result);
