@@ -288,16 +288,19 @@ pub(super) fn processes_of(sandboxes: &HashSet<String>) -> Vec<i32> {
 /// Kills every process of these sandboxes, also those started while it looks.
 pub(super) fn kill_all_of(sandboxes: &HashSet<String>) {
     const ROUNDS: usize = 20;
+    let mut quiet = 0;
     for round in 0..ROUNDS {
         let found = processes_of(sandboxes);
-        if found.is_empty() {
+        quiet = if found.is_empty() { quiet + 1 } else { 0 };
+        if quiet == 2 {
             return;
         }
         for pid in found {
             send(pid, Signal::SIGKILL);
         }
-        if round > 2 {
-            // What was killed a moment ago may not have been taken apart yet.
+        if round > 2 || quiet > 0 {
+            // What was killed a moment ago may not have been taken apart yet, and what is being replaced by
+            // its program has no environment for a moment.
             #[expect(clippy::disallowed_methods, reason = "runs on a thread that may block")]
             std::thread::sleep(Duration::from_millis(2));
         }

@@ -136,6 +136,7 @@ impl Process {
         sandbox.processes.lock().insert(pid, process.clone());
         if sandbox.dead.is_cancelled() {
             // It was killed while this one was being started, so the sweep may have missed it.
+            process.signal(Signal::SIGKILL);
             sandbox.machine.signal_all(Signal::SIGKILL);
         }
 

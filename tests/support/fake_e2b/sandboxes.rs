@@ -343,6 +343,12 @@ impl Sandboxes {
             sandbox.cut.cancel();
         }
         sandbox.dead.cancel();
+        // By their numbers first: the environment of a process that is just being replaced by its program
+        // reads as empty, and the sweep would miss it.
+        let known: Vec<_> = sandbox.processes.lock().values().cloned().collect();
+        for process in known {
+            process.signal(Signal::SIGKILL);
+        }
         if sandbox.ran_anything.load(Ordering::Acquire) {
             self.to_sweep.lock().insert(sandbox.id.clone());
             self.sweep().await;
