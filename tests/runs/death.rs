@@ -181,8 +181,9 @@ async fn a_second_signal_ends_the_process_at_once() {
     let mut stream = server.query(&demo(&[&format!("sleep {sleep}")])).await;
     until_sleeping(&sleep).await;
     // Launchers that don't react to SIGTERM hold the first stop up for some seconds.
-    for pid in on_host(&stream.run_id) {
-        let pid = nix::unistd::Pid::from_raw(pid);
+    let launchers = on_host(&stream.run_id);
+    for pid in &launchers {
+        let pid = nix::unistd::Pid::from_raw(*pid);
         nix::sys::signal::kill(pid, Signal::SIGSTOP).unwrap();
     }
     server.signal(Signal::SIGTERM);
@@ -197,6 +198,12 @@ async fn a_second_signal_ends_the_process_at_once() {
         begun.elapsed()
     );
     until_gone(&sleep).await;
+    // The sandbox is dead; its launchers end as soon as they may.
+    for pid in launchers {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, Signal::SIGCONT).ok();
+    }
+    until_gone(&stream.run_id).await;
 }
 
 #[tokio::test]
