@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod api;
 pub mod app;
+pub mod chat;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -10,12 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::loops::{LoopGuard, Verdict};
 use super::run::{Halt, RunContext};
+use crate::chat::{ToolArgs, ToolCall, ToolContent, ToolResult};
 use crate::clock::Deadline;
 use crate::error::{Problem, WarningCode};
 use crate::events::{Durability, RunEvent, ToolResultEvent, ToolUseEvent, WarningEvent};
-use crate::llm::{ToolArgs, ToolCall, ToolContent, ToolResult};
 use crate::sandbox::SandboxError;
-use crate::tools::{self, BuiltTool, Called, ToolAnswer, ToolContext, ToolDef, ToolOutcome};
+use crate::tools::{self, BuiltTool, Called, Failure, ToolAnswer, ToolContext, ToolDef};
 
 /// At most so many calls of one response are run (rule AD-4).
 const CALLS_PER_TURN: usize = 64;
@@ -190,12 +190,12 @@ async fn plan<'a>(
             format!("Not run: at most {CALLS_PER_TURN} calls are run in one turn."),
         ));
     }
-    let mut prepared = match tools::prepare(&(built.spec)(), &call.args) {
+    let mut prepared = match tools::prepare(built.spec, &call.args) {
         Ok(prepared) => prepared,
         Err(mut complaint) => {
             if guard.misunderstood(def.name) {
                 complaint.push_str("\nExample: ");
-                complaint.push_str(&tools::example(&(built.spec)()));
+                complaint.push_str(&tools::example(built.spec));
             }
             return Ok(refuse(def.name, complaint));
         }
@@ -269,7 +269,7 @@ async fn answer(
         Plan::Run {
             built, args, note, ..
         } => {
-            let (mut answered, halt) = act(context, one, built, args, wrap_up).await;
+            let (mut answered, halt) = act(context, built, args, wrap_up).await;
             if let Some(note) = note {
                 answered.answer.text.push('\n');
                 answered.answer.text.push_str(note);
@@ -288,7 +288,6 @@ async fn answer(
 
 async fn act(
     context: &RunContext,
-    one: &Planned<'_>,
     built: &BuiltTool,
     args: &Map<String, Value>,
     wrap_up: Deadline,
@@ -314,7 +313,6 @@ async fn act(
     let tool_context = ToolContext {
         sandbox: workspace.sandbox.clone(),
         session: workspace.session.clone(),
-        call_id: one.call.id.clone(),
         deadline: wrap_up,
         cancel: context.token.clone(),
         redactor: context.redactor.clone(),
@@ -331,12 +329,14 @@ async fn act(
         }
     };
     match outcome {
-        ToolOutcome::Answer(answer) => {
+        Ok(answer) => {
             let complaint = answer.is_error;
             (Answered { answer, complaint }, None)
         }
-        ToolOutcome::Complaint(text) => (Answered::failed(context.redactor.clean(&text)), None),
-        ToolOutcome::Fatal(error) => (
+        Err(Failure::Complaint(text)) => (Answered::failed(context.redactor.clean(&text)), None),
+        // A call without a result would spoil the history, even that of a run that is over.
+        Err(Failure::Cancelled) => (Answered::failed("[cancelled]"), None),
+        Err(Failure::Fatal(error)) => (
             Answered::failed(error.to_string()),
             Some(Halt::Problem(lost(&error))),
         ),

@@ -1,6 +1,7 @@
 //! What fits into the model's context window, and what goes when it no longer does.
 
-use crate::llm::{AssistantBlock, Message, ModelFacts, ToolArgs, ToolContent, Usage};
+use crate::chat::{AssistantBlock, Message, ToolArgs, ToolContent};
+use crate::llm::{ModelFacts, Usage};
 
 /// Results of so many newest tool turns stay when old ones are cleared ahead of need.
 pub(super) const KEEP_RECENT: usize = 6;
@@ -228,7 +229,7 @@ fn of_text(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::ToolResult;
+    use crate::chat::ToolResult;
 
     fn results(id: &str, text: &str) -> Message {
         Message::ToolResults {
@@ -260,7 +261,7 @@ mod tests {
     }
 
     fn turn(id: &str, text: &str) -> [Message; 2] {
-        let call = AssistantBlock::ToolCall(crate::llm::ToolCall {
+        let call = AssistantBlock::ToolCall(crate::chat::ToolCall {
             id: id.to_owned(),
             name: "bash".to_owned(),
             args: ToolArgs::Json(serde_json::json!({})),

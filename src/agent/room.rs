@@ -4,9 +4,10 @@ use super::context::{self, Cleared};
 use super::prompt;
 use super::run::{Agent, Halt, request};
 use super::turn::{Audience, Response, respond};
+use crate::chat::Message;
 use crate::error::WarningCode;
 use crate::events::{RunEvent, WarningEvent};
-use crate::llm::{LlmErrorKind, LlmStop, Message};
+use crate::llm::{LlmErrorKind, LlmStop};
 
 /// At most so many summaries in a run.
 const MOST: u32 = 8;

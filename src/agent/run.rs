@@ -1,6 +1,6 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,12 +13,13 @@ use super::room::Compactions;
 use super::tally::Tally;
 use super::turn::Response;
 use super::workspace::WorkspaceSource;
+use crate::chat::{AssistantBlock, Message};
 use crate::clock::Deadline;
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{
     Durability, EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent,
 };
-use crate::llm::{AssistantBlock, LlmError, LlmProvider, LlmRequest, LlmStop, Message, ToolChoice};
+use crate::llm::{LlmError, LlmProvider, LlmRequest, LlmStop, ToolChoice};
 use crate::net::retry::RetryBudget;
 use crate::secrets::Redactor;
 use crate::spec::{NanoUsd, RunSpec};
@@ -426,7 +427,7 @@ pub(super) fn request(
             .tools
             .iter()
             .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()))
-            .map(|built| (built.spec)())
+            .map(|built| LazyLock::force(built.spec).clone())
             .collect(),
         tool_choice: if last {
             ToolChoice::None

@@ -5,11 +5,10 @@ use std::time::Duration;
 use futures::StreamExt as _;
 
 use super::run::{Halt, RunContext};
+use crate::chat::{AssistantBlock, ToolCall};
 use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent, WarningEvent};
-use crate::llm::{
-    AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, ToolCall, Usage,
-};
+use crate::llm::{LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, Usage};
 use crate::net::retry::{MAX_RETRIES_PER_CALL, RetryBudget};
 use crate::secrets::RedactingStream;
 

@@ -12,10 +12,11 @@ use futures::stream;
 use serde_json::json;
 
 use super::types::{
-    AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, LlmStream,
-    Message, ModelFacts, ToolArgs, ToolCall, ToolChoice, ToolContent, ToolResult, Usage,
+    LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, LlmStream, ModelFacts,
+    ToolChoice, Usage,
 };
 use super::{Build, ProviderConfig, ProviderDef};
+use crate::chat::{AssistantBlock, Message, ToolArgs, ToolCall, ToolContent, ToolResult};
 
 /// The row of the table. It has no key variable, so it is never chosen unless named.
 pub const DEF: ProviderDef = ProviderDef {

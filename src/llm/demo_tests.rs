@@ -5,8 +5,8 @@ use futures::StreamExt as _;
 use serde_json::Value;
 
 use super::*;
+use crate::chat::ToolSpec;
 use crate::clock::Deadline;
-use crate::llm::ToolSpec;
 use crate::spec::ThinkingLevel;
 
 /// Everything here is ready at once.

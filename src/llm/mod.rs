@@ -16,8 +16,8 @@ use crate::secrets::Secret;
 
 pub use driver::StreamLimits;
 pub use types::{
-    AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, LlmStream,
-    Message, ModelFacts, ToolArgs, ToolCall, ToolChoice, ToolContent, ToolResult, ToolSpec, Usage,
+    LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, LlmStream, ModelFacts,
+    ToolChoice, Usage,
 };
 
 /// Every provider that a request may name, in the order in which keys suggest one.

@@ -4,18 +4,18 @@
 //! session along. What goes on between calls is the working directory alone.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value, json};
 
-use crate::llm::ToolSpec;
+use crate::chat::ToolSpec;
 
 use super::command::{Call, Ended, OUTPUT_FILE, Stop};
 use super::schema::{bool_arg, int_arg, str_arg};
-use super::script::Failure;
 use super::text::one_line;
-use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 use super::wrapper::{EndRecord, trim};
 
 const DEFAULT_SECS: i64 = 120;
@@ -24,7 +24,7 @@ const MOST_SECS: i64 = 600;
 #[derive(Debug)]
 pub(super) struct Bash;
 
-pub(super) fn spec() -> ToolSpec {
+pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
     ToolSpec {
         name: "bash",
         description: "Runs a command in a fresh bash (or sh) in the sandbox and returns stdout and stderr \
@@ -45,20 +45,21 @@ pub(super) fn spec() -> ToolSpec {
             "required": ["command"],
             "additionalProperties": false
         }),
-    }
 }
+});
 
 #[async_trait]
 impl Tool for Bash {
-    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
+    async fn call(
+        &self,
+        args: &Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure> {
         let command = str_arg(args, "command");
         if let Some(complaint) = unusable(command) {
-            return ToolOutcome::Complaint(complaint);
+            return Err(Failure::Complaint(complaint));
         }
-        let timeout = match timeout(int_arg(args, "timeout_seconds")) {
-            Ok(timeout) => timeout,
-            Err(complaint) => return ToolOutcome::Complaint(complaint),
-        };
+        let timeout = timeout(int_arg(args, "timeout_seconds")).map_err(Failure::Complaint)?;
         let facts = context.session.probe(context.sandbox.as_ref()).await;
         let call = Call {
             context,
@@ -68,10 +69,8 @@ impl Tool for Bash {
             timeout,
             background: bool_arg(args, "background"),
         };
-        match call.run(command).await {
-            Ok(ended) => call.outcome(ended).await,
-            Err(error) => Failure::from(error).into(),
-        }
+        let ended = call.run(command).await?;
+        Ok(call.answer(ended).await)
     }
 }
 
@@ -117,7 +116,7 @@ fn timeout(asked: Option<i64>) -> Result<Duration, String> {
 }
 
 impl Call<'_> {
-    async fn outcome(&self, ended: Ended) -> ToolOutcome {
+    async fn answer(&self, ended: Ended) -> ToolAnswer {
         if self.background
             && ended.stopped.is_none()
             && let Some(record) = &ended.record
@@ -172,7 +171,7 @@ impl Call<'_> {
         if text.trim().is_empty() {
             "(no output)".clone_into(&mut text);
         }
-        ToolOutcome::Answer(ToolAnswer {
+        ToolAnswer {
             text: self.context.redactor.clean(&text).into_owned(),
             is_error: ended.stopped.is_some() || code != Some(0),
             exit_code: code,
@@ -181,7 +180,7 @@ impl Call<'_> {
             output_path: truncated.then(|| self.output_path.clone()),
             cwd: new_cwd,
             ..ToolAnswer::default()
-        })
+        }
     }
 
     fn output_text(&self, ended: &Ended) -> String {
@@ -258,7 +257,7 @@ impl Call<'_> {
     }
 
     /// The answer for a program that was started in the background.
-    fn started(&self, record: &EndRecord, ended: &Ended) -> ToolOutcome {
+    fn started(&self, record: &EndRecord, ended: &Ended) -> ToolAnswer {
         let output = ended.excerpt.head.trim_end();
         let state = match record.code {
             None => format!(
@@ -275,13 +274,13 @@ impl Call<'_> {
         } else {
             format!("{output}\n{state}")
         };
-        ToolOutcome::Answer(ToolAnswer {
+        ToolAnswer {
             text: self.context.redactor.clean(&text).into_owned(),
             is_error: record.code.is_some_and(|code| code != 0),
             exit_code: record.code,
             output_path: Some(self.output_path.clone()),
             ..ToolAnswer::default()
-        })
+        }
     }
 }
 

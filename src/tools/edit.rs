@@ -2,20 +2,20 @@
 
 use std::fmt::Write as _;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::llm::ToolSpec;
+use crate::chat::ToolSpec;
 
 use super::place::Place;
 use super::read::{FETCHED, is_binary};
 use super::replace::{LineIndex, Replaced, replace};
 use super::schema::{bool_arg, str_arg};
-use super::script::Failure;
 use super::text::{first_chars, one_line};
-use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const AROUND: usize = 3;
 const MOST_SHOWN_LINES: usize = 40;
@@ -26,7 +26,7 @@ const MOST_LINE: usize = 300;
 #[derive(Debug)]
 pub(super) struct FileEdit;
 
-pub(super) fn spec() -> ToolSpec {
+pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
     ToolSpec {
         name: "file_edit",
         description: "Replaces an exact piece of text in a file. old_string must match character for \
@@ -47,17 +47,21 @@ pub(super) fn spec() -> ToolSpec {
             "required": ["path", "old_string", "new_string"],
             "additionalProperties": false
         }),
-    }
 }
+});
 
 #[async_trait]
 impl Tool for FileEdit {
-    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
-        edit(args, context).await.unwrap_or_else(Into::into)
+    async fn call(
+        &self,
+        args: &Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure> {
+        edit(args, context).await
     }
 }
 
-async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let given = str_arg(args, "path");
     let name = one_line(given);
     let complain = |why: &str| {
@@ -65,7 +69,6 @@ async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolOu
         Failure::Complaint(context.redactor.clean(&why).into_owned())
     };
     let place = Place::look(given, false, context).await?;
-    let _held = context.session.lock_path(place.real()).await;
     if let Some(complaint) = place.not_a_file(given, context) {
         return Err(complaint);
     }
@@ -105,7 +108,7 @@ async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolOu
     }
     let hunks = hunks(&file, &replaced);
     text.push_str(&shown(&hunks, &replaced.bytes));
-    Ok(ToolOutcome::Answer(ToolAnswer {
+    Ok(ToolAnswer {
         diff: Some(
             context
                 .redactor
@@ -113,7 +116,7 @@ async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolOu
                 .into_owned(),
         ),
         ..ToolAnswer::text(context.redactor.clean(&text).into_owned())
-    }))
+    })
 }
 
 /// Lines that changed, in the old file and the new one, from 0, the end not counted.

@@ -7,22 +7,23 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::llm::ToolSpec;
+use crate::chat::ToolSpec;
 
 use super::listing::{Listing, Root};
 use super::place::absolute;
 use super::regex::translate;
 use super::schema::{bool_arg, int_arg, str_arg};
-use super::script::{Failure, Script};
+use super::script::Script;
 use super::search::{NamePattern, answer, count, named_in, not_listed, shown_prefix, skipped_note};
 use super::text::{first_chars, grouped, one_line};
-use super::types::{Tool, ToolContext, ToolOutcome};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const SHOWN_LINES: usize = 200;
@@ -49,7 +50,7 @@ const KEEP: usize = 1024 * 1024;
 #[derive(Debug)]
 pub(super) struct Grep;
 
-pub(super) fn spec() -> ToolSpec {
+pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
     ToolSpec {
         name: "grep",
         description: "Searches file contents, line by line, for a regular expression (\\d \\w \\s \\b, groups, \
@@ -73,13 +74,17 @@ pub(super) fn spec() -> ToolSpec {
             "required": ["pattern"],
             "additionalProperties": false
         }),
-    }
 }
+});
 
 #[async_trait]
 impl Tool for Grep {
-    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
-        grep(args, context).await.unwrap_or_else(Into::into)
+    async fn call(
+        &self,
+        args: &Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure> {
+        grep(args, context).await
     }
 }
 
@@ -104,7 +109,7 @@ struct Search<'a> {
     env: BTreeMap<String, String>,
 }
 
-async fn grep(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+async fn grep(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let pattern = translate(str_arg(args, "pattern")).map_err(Failure::Complaint)?;
     let path = str_arg(args, "path");
     let filter = match str_arg(args, "glob") {

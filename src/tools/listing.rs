@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::script::{Failure, Script};
-use super::types::ToolContext;
+use super::script::Script;
+use super::types::{Failure, ToolContext};
 
 /// Directories that are full of what nobody asked for. Left out unless they are named.
 pub(crate) const SKIPPED: &[&str] = &[

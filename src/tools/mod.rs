@@ -25,37 +25,39 @@ mod types;
 mod wrapper;
 mod write;
 
-use crate::llm::ToolSpec;
+use std::sync::LazyLock;
+
+use crate::chat::ToolSpec;
 
 pub use facts::Facts;
 pub use quote::quote;
 pub use schema::{Prepared, example, prepare};
 pub use session::ShellSession;
 pub use text::shorten;
-pub use types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
+pub use types::{Failure, Tool, ToolAnswer, ToolContext};
 
 use place::{fetch, store};
 
 /// Every tool that a request may name, in the order in which the model sees them.
 pub static TOOLS: &[ToolDef] = &[
-    ToolDef::built("bash", &["Bash"], false, bash::spec, &bash::Bash),
+    ToolDef::built("bash", &["Bash"], false, &bash::SPEC, &bash::Bash),
     ToolDef::built(
         "file_read",
         &["read_file", "Read"],
         true,
-        read::spec,
+        &read::SPEC,
         &read::FileRead,
     ),
     ToolDef::built(
         "file_write",
         &["write_file", "Write"],
         false,
-        write::spec,
+        &write::SPEC,
         &write::FileWrite,
     ),
-    ToolDef::built("file_edit", &["Edit"], false, edit::spec, &edit::FileEdit),
-    ToolDef::built("glob", &["Glob"], true, search::spec, &search::Glob),
-    ToolDef::built("grep", &["Grep"], true, grep::spec, &grep::Grep),
+    ToolDef::built("file_edit", &["Edit"], false, &edit::SPEC, &edit::FileEdit),
+    ToolDef::built("glob", &["Glob"], true, &search::SPEC, &search::Glob),
+    ToolDef::built("grep", &["Grep"], true, &grep::SPEC, &grep::Grep),
     ToolDef::planned("web_search", &["WebSearch"]),
     ToolDef::planned("web_fetch", &["WebFetch"]),
     ToolDef::planned("read_skill", &["Skill"]),
@@ -84,7 +86,7 @@ pub struct ToolDef {
 #[derive(Clone, Copy)]
 pub struct BuiltTool {
     /// What the model sees.
-    pub spec: fn() -> ToolSpec,
+    pub spec: &'static LazyLock<ToolSpec>,
     /// What runs.
     pub tool: &'static dyn Tool,
 }
@@ -108,7 +110,7 @@ impl ToolDef {
         name: &'static str,
         aliases: &'static [&'static str],
         parallel_safe: bool,
-        spec: fn() -> ToolSpec,
+        spec: &'static LazyLock<ToolSpec>,
         tool: &'static dyn Tool,
     ) -> Self {
         Self {

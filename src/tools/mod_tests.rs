@@ -49,7 +49,7 @@ fn names_that_models_call_are_mapped_generously() {
 fn descriptions_are_short_and_schemas_of_the_common_subset() {
     let mut chars = 0;
     for built in TOOLS.iter().filter_map(|def| Some((def.name, def.built?))) {
-        let spec = (built.1.spec)();
+        let spec = built.1.spec;
         assert_eq!(spec.name, built.0);
         let words = spec.description.split_whitespace().count();
         assert!(words <= 120, "{}: {words} words", spec.name);

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::script::{Failure, Script};
+use super::script::Script;
 use super::text::{one_line, size};
-use super::types::ToolContext;
+use super::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// For reading or writing one file through the backend.
@@ -140,11 +140,6 @@ impl Place {
             readable: readable == "1",
             entries,
         }
-    }
-
-    /// The file that is really meant: two links to one file are one file.
-    pub(super) fn real(&self) -> &str {
-        self.target.as_deref().unwrap_or(&self.path)
     }
 
     /// ` -> target` where a symlink leads elsewhere.

@@ -1,6 +1,7 @@
 //! `file_read`: numbered lines of a text, an image, or a directory's entries.
 
 use std::fmt::Write as _;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -8,14 +9,14 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::llm::{ToolContent, ToolSpec};
+use crate::chat::{ToolContent, ToolSpec};
 
 use super::image;
 use super::place::{Kind, Place};
 use super::schema::{int_arg, str_arg};
-use super::script::{Failure, Script};
+use super::script::Script;
 use super::text::{grouped, one_line, size};
-use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 /// A larger file is not fetched whole.
 pub(super) const FETCHED: u64 = 8 * 1024 * 1024;
@@ -35,7 +36,7 @@ const BEGINNING: &str = r#"head -c 8192 "$1""#;
 #[derive(Debug)]
 pub(super) struct FileRead;
 
-pub(super) fn spec() -> ToolSpec {
+pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
     ToolSpec {
         name: "file_read",
         description: "Reads a file. Text comes as numbered lines, `12<TAB>text`; number and tab are not part \
@@ -55,17 +56,19 @@ pub(super) fn spec() -> ToolSpec {
             "required": ["path"],
             "additionalProperties": false
         }),
-    }
 }
+});
 
 #[async_trait]
 impl Tool for FileRead {
-    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
+    async fn call(
+        &self,
+        args: &Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure> {
         let given = str_arg(args, "path");
         let window = Window::new(int_arg(args, "offset"), int_arg(args, "limit"));
-        read(given, window, context)
-            .await
-            .unwrap_or_else(Into::into)
+        read(given, window, context).await
     }
 }
 
@@ -90,7 +93,7 @@ impl Window {
     }
 }
 
-async fn read(given: &str, window: Window, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+async fn read(given: &str, window: Window, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let place = Place::look(given, false, context).await?;
     if place.kind == Kind::Directory {
         return Ok(answer(context, &place.listing()));
@@ -132,8 +135,8 @@ async fn read(given: &str, window: Window, context: &ToolContext) -> Result<Tool
     Ok(answer(context, &shown))
 }
 
-fn answer(context: &ToolContext, text: &str) -> ToolOutcome {
-    ToolOutcome::Answer(ToolAnswer::text(context.redactor.clean(text).into_owned()))
+fn answer(context: &ToolContext, text: &str) -> ToolAnswer {
+    ToolAnswer::text(context.redactor.clean(text).into_owned())
 }
 
 /// A file that isn't fetched: its lines are cut out inside, for at most 20 s.
@@ -142,7 +145,7 @@ async fn large(
     place: &Place,
     window: Window,
     context: &ToolContext,
-) -> Result<ToolOutcome, Failure> {
+) -> Result<ToolAnswer, Failure> {
     let name = format!("{}{}", one_line(given), place.arrow());
     let limit = Duration::from_secs(20);
     let beginning = Script {
@@ -375,7 +378,7 @@ fn advice(kind: &str) -> &'static str {
     }
 }
 
-fn picture(name: &str, kind: image::Kind, bytes: &[u8]) -> Result<ToolOutcome, Failure> {
+fn picture(name: &str, kind: image::Kind, bytes: &[u8]) -> Result<ToolAnswer, Failure> {
     let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     if length > image::MOST_BYTES {
         return picture_too_large(name, kind, length);
@@ -393,16 +396,16 @@ fn picture(name: &str, kind: image::Kind, bytes: &[u8]) -> Result<ToolOutcome, F
             image::MOST_PIXELS
         )));
     }
-    Ok(ToolOutcome::Answer(ToolAnswer {
+    Ok(ToolAnswer {
         images: vec![ToolContent::Image {
             media_type: kind.media_type(),
             base64: STANDARD.encode(bytes),
         }],
         ..ToolAnswer::text(format!("{name}, {width}×{height}, {}", size(length)))
-    }))
+    })
 }
 
-fn picture_too_large(name: &str, kind: image::Kind, length: u64) -> Result<ToolOutcome, Failure> {
+fn picture_too_large(name: &str, kind: image::Kind, length: u64) -> Result<ToolAnswer, Failure> {
     Err(Failure::Complaint(format!(
         "{name} is {} of {}; at most 3.7 MB can be shown. Shrink a copy with bash, as in: \
          python3 -c \"from PIL import Image; i=Image.open('in'); i.thumbnail((1600,1600)); i.save('out.jpg')\"",

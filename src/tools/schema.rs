@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::llm::{ToolArgs, ToolSpec};
+use crate::chat::{ToolArgs, ToolSpec};
 
 use super::text::{first_chars, one_line};
 

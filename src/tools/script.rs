@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::Deadline;
 use crate::sandbox::{ExecCollected, ExecOutput, ExecSpec, Sandbox, SandboxError};
 
-use super::types::{ToolAnswer, ToolContext, ToolOutcome};
+use super::types::{Failure, ToolContext};
 
 /// A fixed text for `sh -c`, and what differs from call to call.
 #[derive(Clone, Debug, Default)]
@@ -40,17 +40,6 @@ pub(crate) enum ScriptError {
     Cancelled,
 }
 
-/// Why a call did not come to its answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
-    /// Told to the model.
-    Complaint(String),
-    /// The sandbox is lost.
-    Fatal(SandboxError),
-    /// The run is to stop.
-    Cancelled,
-}
-
 impl From<ScriptError> for Failure {
     fn from(error: ScriptError) -> Self {
         match error {
@@ -60,32 +49,6 @@ impl From<ScriptError> for Failure {
                 after.as_secs().max(1)
             )),
             ScriptError::Cancelled => Self::Cancelled,
-        }
-    }
-}
-
-impl From<SandboxError> for Failure {
-    fn from(error: SandboxError) -> Self {
-        match error {
-            error if error.is_fatal() => Self::Fatal(error),
-            SandboxError::NotStarted(why) => Self::Complaint(format!(
-                "this sandbox has no usable shell, so only file_write works: {why}"
-            )),
-            error => Self::Complaint(error.to_string()),
-        }
-    }
-}
-
-impl From<Failure> for ToolOutcome {
-    fn from(failure: Failure) -> Self {
-        match failure {
-            Failure::Complaint(why) => Self::Complaint(why),
-            Failure::Fatal(error) => Self::Fatal(error),
-            // A call without a result would spoil the history, even that of a run that is over.
-            Failure::Cancelled => Self::Answer(ToolAnswer {
-                is_error: true,
-                ..ToolAnswer::text("[cancelled]")
-            }),
         }
     }
 }

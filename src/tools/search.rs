@@ -3,19 +3,19 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use globset::{GlobBuilder, GlobMatcher};
 use serde_json::{Map, Value, json};
 
-use crate::llm::ToolSpec;
+use crate::chat::ToolSpec;
 
 use super::listing::{Listing, Root, SKIPPED, is_hidden};
 use super::place::{Place, absolute};
 use super::schema::str_arg;
-use super::script::Failure;
 use super::text::{grouped, one_line};
-use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const SHOWN_PATHS: usize = 200;
 
@@ -23,7 +23,7 @@ const SHOWN_PATHS: usize = 200;
 #[derive(Debug)]
 pub(super) struct Glob;
 
-pub(super) fn spec() -> ToolSpec {
+pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
     ToolSpec {
         name: "glob",
         description: "Finds files by name. Patterns: * and ? within a name, ** over directories, [ab], {a,b}; a \
@@ -41,15 +41,17 @@ pub(super) fn spec() -> ToolSpec {
             "required": ["pattern"],
             "additionalProperties": false
         }),
-    }
 }
+});
 
 #[async_trait]
 impl Tool for Glob {
-    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
-        glob(str_arg(args, "pattern"), str_arg(args, "path"), context)
-            .await
-            .unwrap_or_else(Into::into)
+    async fn call(
+        &self,
+        args: &Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure> {
+        glob(str_arg(args, "pattern"), str_arg(args, "path"), context).await
     }
 }
 
@@ -131,7 +133,7 @@ pub(super) fn named_in(path: &str, pattern: &str) -> Vec<&'static str> {
         .collect()
 }
 
-async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let wanted = NamePattern::parse(pattern)?;
     let cwd = context.session.cwd();
@@ -190,8 +192,8 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolOu
     Ok(answer(context, text.trim_end()))
 }
 
-pub(super) fn answer(context: &ToolContext, text: &str) -> ToolOutcome {
-    ToolOutcome::Answer(ToolAnswer::text(context.redactor.clean(text).into_owned()))
+pub(super) fn answer(context: &ToolContext, text: &str) -> ToolAnswer {
+    ToolAnswer::text(context.redactor.clean(text).into_owned())
 }
 
 pub(super) fn count(n: usize) -> u64 {

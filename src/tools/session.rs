@@ -1,11 +1,9 @@
 //! What the tools of one sandbox remember between calls.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as AsyncMutex, OnceCell, OwnedMutexGuard};
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 use crate::ids;
@@ -24,7 +22,6 @@ pub struct ShellSession {
     cwd: Mutex<String>,
     facts: OnceCell<Facts>,
     told: AtomicBool,
-    paths: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
     /// Bounded by [`MAX_DRAINS`]; a set, so that all of them end with the session.
     drains: Mutex<JoinSet<()>>,
     prefix: String,
@@ -39,7 +36,6 @@ impl ShellSession {
             cwd: Mutex::new(working_dir.to_owned()),
             facts: OnceCell::new(),
             told: AtomicBool::new(false),
-            paths: Mutex::new(HashMap::new()),
             drains: Mutex::new(JoinSet::new()),
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
             outputs: AtomicU64::new(0),
@@ -71,16 +67,6 @@ impl ShellSession {
         let notice = self.facts.get()?.notice();
         let first = !self.told.swap(true, Ordering::Relaxed);
         (first && !notice.is_empty()).then_some(notice)
-    }
-
-    /// Waits until nobody else changes the file at `path`, and keeps others from it while held.
-    pub(super) async fn lock_path(&self, path: &str) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut paths = self.paths.lock();
-            paths.retain(|_, lock| Arc::strong_count(lock) > 1);
-            Arc::clone(paths.entry(path.to_owned()).or_default())
-        };
-        lock.lock_owned().await
     }
 
     /// A name for the next output file, unique in the sandbox.

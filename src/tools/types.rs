@@ -6,8 +6,8 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use crate::chat::ToolContent;
 use crate::clock::Deadline;
-use crate::llm::ToolContent;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::secrets::Redactor;
 
@@ -20,7 +20,14 @@ pub trait Tool: Send + Sync {
     ///
     /// A cancelled call still answers, saying so: a provider refuses a history in which a call has no
     /// result.
-    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome;
+    ///
+    /// # Errors
+    /// [`Failure`]: told to the model, or the end of the run.
+    async fn call(
+        &self,
+        args: &Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure>;
 }
 
 /// What a call may use.
@@ -28,10 +35,8 @@ pub trait Tool: Send + Sync {
 pub struct ToolContext {
     /// The sandbox, ready.
     pub sandbox: Arc<dyn Sandbox>,
-    /// What is remembered between calls: the working directory, the probed facts, locks per path.
+    /// What is remembered between calls: the working directory, the probed facts.
     pub session: Arc<ShellSession>,
-    /// The provider's id of this call.
-    pub call_id: String,
     /// When the call must be over.
     pub deadline: Deadline,
     /// Fires when the run is to stop.
@@ -40,15 +45,15 @@ pub struct ToolContext {
     pub redactor: Redactor,
 }
 
-/// How a call ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToolOutcome {
-    /// It did what it was asked, or says how far it came.
-    Answer(ToolAnswer),
-    /// It can't do that: told to the model, which can react.
+/// Why a call did not come to its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Told to the model.
     Complaint(String),
-    /// The run can't go on: the sandbox is lost.
+    /// The sandbox is lost.
     Fatal(SandboxError),
+    /// The run is to stop.
+    Cancelled,
 }
 
 /// What a call gives back.
@@ -84,13 +89,14 @@ impl ToolAnswer {
     }
 }
 
-impl From<SandboxError> for ToolOutcome {
-    /// The loss of the sandbox ends the run; any other fault is told to the model.
+impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Self {
-        if error.is_fatal() {
-            Self::Fatal(error)
-        } else {
-            Self::Complaint(error.to_string())
+        match error {
+            error if error.is_fatal() => Self::Fatal(error),
+            SandboxError::NotStarted(why) => Self::Complaint(format!(
+                "this sandbox has no usable shell, so only file_write works: {why}"
+            )),
+            error => Self::Complaint(error.to_string()),
         }
     }
 }

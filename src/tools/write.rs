@@ -1,17 +1,18 @@
 //! `file_write`: a file, whole.
 
+use std::sync::LazyLock;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::llm::ToolSpec;
+use crate::chat::ToolSpec;
 use crate::sandbox::{FileErrorKind, SandboxError};
 
 use super::place::{Kind, Place};
 use super::schema::str_arg;
-use super::script::Failure;
 use super::text::{grouped, one_line, size};
-use super::types::{Tool, ToolAnswer, ToolContext, ToolOutcome};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 /// Longer texts are cut by output limits on their way here more often than not.
 const MOST_CHARS: usize = 200_000;
@@ -20,7 +21,7 @@ const MOST_CHARS: usize = 200_000;
 #[derive(Debug)]
 pub(super) struct FileWrite;
 
-pub(super) fn spec() -> ToolSpec {
+pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
     ToolSpec {
         name: "file_write",
         description: "Writes a file whole: creates it and its parent directories, or replaces what is there, \
@@ -39,19 +40,21 @@ pub(super) fn spec() -> ToolSpec {
             "required": ["path", "content"],
             "additionalProperties": false
         }),
-    }
 }
+});
 
 #[async_trait]
 impl Tool for FileWrite {
-    async fn call(&self, args: &Map<String, Value>, context: &ToolContext) -> ToolOutcome {
-        write(str_arg(args, "path"), str_arg(args, "content"), context)
-            .await
-            .unwrap_or_else(Into::into)
+    async fn call(
+        &self,
+        args: &Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure> {
+        write(str_arg(args, "path"), str_arg(args, "content"), context).await
     }
 }
 
-async fn write(given: &str, content: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+async fn write(given: &str, content: &str, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let chars = content.chars().count();
     if chars > MOST_CHARS {
         return Err(Failure::Complaint(format!(
@@ -87,7 +90,6 @@ async fn write(given: &str, content: &str, context: &ToolContext) -> Result<Tool
         }
         Kind::Other | Kind::File | Kind::Missing => {}
     }
-    let _held = context.session.lock_path(place.real()).await;
     super::store(
         &place.path,
         given,
@@ -115,12 +117,10 @@ async fn write(given: &str, content: &str, context: &ToolContext) -> Result<Tool
     } else {
         format!("created {name}{} ({})", place.arrow(), measured(content))
     };
-    Ok(ToolOutcome::Answer(ToolAnswer::text(
-        context.redactor.clean(&text).into_owned(),
-    )))
+    Ok(ToolAnswer::text(context.redactor.clean(&text).into_owned()))
 }
 
-async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<ToolOutcome, Failure> {
+async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let cwd = context.session.cwd();
     let path = super::place::absolute(given, &cwd, &cwd)?;
     super::store(
@@ -130,11 +130,11 @@ async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<Tool
         context,
     )
     .await?;
-    Ok(ToolOutcome::Answer(ToolAnswer::text(format!(
+    Ok(ToolAnswer::text(format!(
         "wrote {} ({})",
         one_line(given),
         measured(content)
-    ))))
+    )))
 }
 
 fn measured(content: &str) -> String {

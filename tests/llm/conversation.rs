@@ -1,10 +1,9 @@
 //! Whole conversations: what was received is sent back, and the service would take it.
 
 use proptest::prelude::*;
+use sandcaster::chat::{AssistantBlock, Message, ToolArgs, ToolCall, ToolContent, ToolResult};
 use sandcaster::llm::anthropic::request_body;
-use sandcaster::llm::{
-    AssistantBlock, LlmDelta, LlmStop, Message, ToolArgs, ToolCall, ToolContent, ToolResult,
-};
+use sandcaster::llm::{LlmDelta, LlmStop};
 use serde_json::json;
 
 use super::{ask, prompt, provider, request};

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use sandcaster::chat::AssistantBlock;
 use sandcaster::clock::Deadline;
-use sandcaster::llm::{AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmStop, StreamLimits};
+use sandcaster::llm::{LlmDelta, LlmError, LlmErrorKind, LlmStop, StreamLimits};
 use serde_json::json;
 use tokio::net::TcpListener;
 

@@ -10,11 +10,10 @@ mod recordings;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use sandcaster::chat::{Message, ToolSpec};
 use sandcaster::clock::Deadline;
 use sandcaster::llm::anthropic::{self, Anthropic};
-use sandcaster::llm::{
-    LlmDelta, LlmError, LlmProvider as _, LlmRequest, Message, StreamLimits, ToolChoice, ToolSpec,
-};
+use sandcaster::llm::{LlmDelta, LlmError, LlmProvider as _, LlmRequest, StreamLimits, ToolChoice};
 use sandcaster::secrets::Secret;
 use sandcaster::spec::ThinkingLevel;
 

@@ -1,10 +1,10 @@
 //! Recorded requests in our words, and recorded responses as replies of the stand-in.
 
-use sandcaster::clock::Deadline;
-use sandcaster::llm::{
-    AssistantBlock, LlmRequest, Message, ToolArgs, ToolCall, ToolChoice, ToolContent, ToolResult,
-    ToolSpec,
+use sandcaster::chat::{
+    AssistantBlock, Message, ToolArgs, ToolCall, ToolContent, ToolResult, ToolSpec,
 };
+use sandcaster::clock::Deadline;
+use sandcaster::llm::{LlmRequest, ToolChoice};
 use sandcaster::spec::ThinkingLevel;
 use serde_json::{Value, json};
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use sandcaster::chat::{AssistantBlock, Message, ToolArgs};
 use sandcaster::llm::anthropic::{AnthropicDecoder, DEF, events_of, request_body};
-use sandcaster::llm::{AssistantBlock, LlmDelta, LlmErrorKind, LlmStop, Message, ToolArgs, Usage};
+use sandcaster::llm::{LlmDelta, LlmErrorKind, LlmStop, Usage};
 use sandcaster::net::sse::{self, SseError, SseLimits};
 use serde_json::{Value, json};
 

@@ -11,13 +11,11 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandcaster::chat::ToolArgs;
 use sandcaster::clock::Deadline;
-use sandcaster::llm::ToolArgs;
 use sandcaster::sandbox::Sandbox;
 use sandcaster::secrets::Redactor;
-use sandcaster::tools::{
-    Prepared, ShellSession, ToolAnswer, ToolContext, ToolOutcome, prepare, tool,
-};
+use sandcaster::tools::{Failure, Prepared, ShellSession, ToolAnswer, ToolContext, prepare, tool};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -67,7 +65,6 @@ impl Rig {
         let context = ToolContext {
             session: Arc::new(ShellSession::new(sandbox.working_dir())),
             sandbox: sandbox.clone(),
-            call_id: "call_1".to_owned(),
             deadline: Deadline::after(Duration::from_secs(50)),
             cancel: CancellationToken::new(),
             redactor: Redactor::default(),
@@ -80,16 +77,15 @@ impl Rig {
     }
 
     /// What the agent's loop does with a call.
-    pub async fn call(&self, name: &str, args: Value) -> ToolOutcome {
+    pub async fn call(&self, name: &str, args: Value) -> Result<ToolAnswer, Failure> {
         let built = tool(name).unwrap().built.unwrap();
-        let spec = (built.spec)();
-        let Prepared { args, .. } = prepare(&spec, &ToolArgs::Json(args)).unwrap();
+        let Prepared { args, .. } = prepare(built.spec, &ToolArgs::Json(args)).unwrap();
         built.tool.call(&args, &self.context).await
     }
 
     pub async fn answer(&self, name: &str, args: Value) -> ToolAnswer {
         match self.call(name, args.clone()).await {
-            ToolOutcome::Answer(answer) => answer,
+            Ok(answer) => answer,
             other => panic!("{name} {args}: {other:?}"),
         }
     }
@@ -100,7 +96,7 @@ impl Rig {
 
     pub async fn complaint(&self, name: &str, args: Value) -> String {
         match self.call(name, args.clone()).await {
-            ToolOutcome::Complaint(why) => why,
+            Err(Failure::Complaint(why)) => why,
             other => panic!("{name} {args}: {other:?}"),
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sandcaster::clock::Deadline;
 use sandcaster::sandbox::{Sandbox, SandboxError};
 use sandcaster::secrets::{Redactor, Secret};
-use sandcaster::tools::ToolOutcome;
+use sandcaster::tools::Failure;
 use serde_json::json;
 
 use super::in_every_shell;
@@ -362,7 +362,7 @@ async fn the_loss_of_the_sandbox_is_fatal_for_every_tool() {
     ] {
         let outcome = rig.call(name, args).await;
         assert!(
-            matches!(outcome, ToolOutcome::Fatal(_)),
+            matches!(outcome, Err(Failure::Fatal(_))),
             "{name}: {outcome:?}"
         );
     }

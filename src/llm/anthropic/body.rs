@@ -10,10 +10,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use serde_json::{Map, Value, json};
 
 use super::DEF;
+use crate::chat::{AssistantBlock, Message, ToolArgs, ToolContent, ToolResult, ToolSpec};
 use crate::llm::prices::{self, ModelEntry};
-use crate::llm::types::{
-    AssistantBlock, LlmRequest, Message, ToolArgs, ToolChoice, ToolContent, ToolResult, ToolSpec,
-};
+use crate::llm::types::{LlmRequest, ToolChoice};
 use crate::spec::ThinkingLevel;
 
 /// The most tokens of an answer that are asked for unless the request says otherwise.

@@ -1,8 +1,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::chat::ToolCall;
 use crate::clock::Deadline;
-use crate::llm::types::ToolCall;
 
 fn request(model: &str, messages: Vec<Message>) -> LlmRequest {
     LlmRequest {

@@ -6,10 +6,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::errors::classify;
+use crate::chat::{AssistantBlock, ToolArgs, ToolCall};
 use crate::llm::driver::Decoder;
-use crate::llm::types::{
-    AssistantBlock, LlmDelta, LlmError, LlmErrorKind, LlmStop, ToolArgs, ToolCall, Usage,
-};
+use crate::llm::types::{LlmDelta, LlmError, LlmErrorKind, LlmStop, Usage};
 use crate::net::sse::SseEvent;
 
 /// Decodes one answer.
