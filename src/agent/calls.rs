@@ -320,7 +320,7 @@ async fn act(
     // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
     let outcome = tokio::select! {
         biased;
-        outcome = built.tool.call(args, &tool_context) => outcome,
+        outcome = built.tool.call(args.clone(), &tool_context) => outcome,
         () = tokio::time::sleep_until(context.deadline.plus(TOOL_GRACE).instant()) => {
             return (Answered::failed("stopped: the run's time was over"), None);
         }

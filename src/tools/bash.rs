@@ -8,12 +8,13 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
 
 use super::command::{Call, Ended, OUTPUT_FILE, Stop};
-use super::schema::{bool_arg, int_arg, str_arg};
+use super::schema::typed;
 use super::text::one_line;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 use super::wrapper::{EndRecord, trim};
@@ -48,18 +49,27 @@ pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
 }
 });
 
+#[derive(Debug, Deserialize)]
+struct BashArgs {
+    command: String,
+    #[serde(default)]
+    timeout_seconds: Option<i64>,
+    #[serde(default)]
+    background: bool,
+}
+
 #[async_trait]
 impl Tool for Bash {
     async fn call(
         &self,
-        args: &Map<String, Value>,
+        args: Map<String, Value>,
         context: &ToolContext,
     ) -> Result<ToolAnswer, Failure> {
-        let command = str_arg(args, "command");
-        if let Some(complaint) = unusable(command) {
+        let args: BashArgs = typed(args)?;
+        if let Some(complaint) = unusable(&args.command) {
             return Err(Failure::Complaint(complaint));
         }
-        let timeout = timeout(int_arg(args, "timeout_seconds")).map_err(Failure::Complaint)?;
+        let timeout = timeout(args.timeout_seconds).map_err(Failure::Complaint)?;
         let facts = context.session.probe(context.sandbox.as_ref()).await;
         let call = Call {
             context,
@@ -67,9 +77,9 @@ impl Tool for Bash {
             output_path: format!("{}/out/{}", facts.state_dir, context.session.output_name()),
             cwd: context.session.cwd(),
             timeout,
-            background: bool_arg(args, "background"),
+            background: args.background,
         };
-        let ended = call.run(command).await?;
+        let ended = call.run(&args.command).await?;
         Ok(call.answer(ended).await)
     }
 }

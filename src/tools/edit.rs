@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
@@ -13,7 +14,7 @@ use crate::chat::ToolSpec;
 use super::place::Place;
 use super::read::{FETCHED, is_binary};
 use super::replace::{LineIndex, Replaced, replace};
-use super::schema::{bool_arg, str_arg};
+use super::schema::typed;
 use super::text::{first_chars, one_line};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
@@ -50,19 +51,28 @@ pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
 }
 });
 
+#[derive(Debug, Deserialize)]
+struct EditArgs {
+    path: String,
+    old_string: String,
+    new_string: String,
+    #[serde(default)]
+    replace_all: bool,
+}
+
 #[async_trait]
 impl Tool for FileEdit {
     async fn call(
         &self,
-        args: &Map<String, Value>,
+        args: Map<String, Value>,
         context: &ToolContext,
     ) -> Result<ToolAnswer, Failure> {
-        edit(args, context).await
+        edit(typed(args)?, context).await
     }
 }
 
-async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolAnswer, Failure> {
-    let given = str_arg(args, "path");
+async fn edit(args: EditArgs, context: &ToolContext) -> Result<ToolAnswer, Failure> {
+    let given = args.path.as_str();
     let name = one_line(given);
     let complain = |why: &str| {
         let why = format!("{name}: {why}");
@@ -86,9 +96,8 @@ async fn edit(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolAn
     if is_binary(&file) {
         return Err(complain("a binary file; change it with bash (python3)"));
     }
-    let all = bool_arg(args, "replace_all");
-    let (old, new) = (str_arg(args, "old_string"), str_arg(args, "new_string"));
-    let replaced = replace(&file, old, new, all).map_err(|why| complain(&why))?;
+    let replaced = replace(&file, &args.old_string, &args.new_string, args.replace_all)
+        .map_err(|why| complain(&why))?;
     super::store(
         &place.path,
         given,

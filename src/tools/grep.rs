@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
@@ -19,7 +20,7 @@ use crate::chat::ToolSpec;
 use super::listing::{Listing, Root};
 use super::place::absolute;
 use super::regex::translate;
-use super::schema::{bool_arg, int_arg, str_arg};
+use super::schema::typed;
 use super::script::Script;
 use super::search::{NamePattern, answer, count, named_in, not_listed, shown_prefix, skipped_note};
 use super::text::{first_chars, grouped, one_line};
@@ -77,19 +78,36 @@ pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
 }
 });
 
+#[derive(Debug, Deserialize)]
+struct GrepArgs {
+    pattern: String,
+    #[serde(default)]
+    path: String,
+    #[serde(default)]
+    glob: String,
+    #[serde(default)]
+    mode: Mode,
+    #[serde(default)]
+    ignore_case: bool,
+    #[serde(default)]
+    context: i64,
+}
+
 #[async_trait]
 impl Tool for Grep {
     async fn call(
         &self,
-        args: &Map<String, Value>,
+        args: Map<String, Value>,
         context: &ToolContext,
     ) -> Result<ToolAnswer, Failure> {
-        grep(args, context).await
+        grep(typed(args)?, context).await
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Mode {
+    #[default]
     Content,
     Files,
     Count,
@@ -109,26 +127,22 @@ struct Search<'a> {
     env: BTreeMap<String, String>,
 }
 
-async fn grep(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolAnswer, Failure> {
-    let pattern = translate(str_arg(args, "pattern")).map_err(Failure::Complaint)?;
-    let path = str_arg(args, "path");
-    let filter = match str_arg(args, "glob") {
+async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failure> {
+    let pattern = translate(&args.pattern).map_err(Failure::Complaint)?;
+    let path = args.path.as_str();
+    let filter = match args.glob.as_str() {
         "" => None,
         glob => Some(NamePattern::parse(&anywhere(glob))?),
     };
-    let mode = match str_arg(args, "mode") {
-        "files" => Mode::Files,
-        "count" => Mode::Count,
-        _ => Mode::Content,
-    };
-    let around = int_arg(args, "context").unwrap_or(0).clamp(0, MOST_CONTEXT);
+    let mode = args.mode;
+    let around = args.context.clamp(0, MOST_CONTEXT);
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let root = absolute(
         if path.is_empty() { "." } else { path },
         &context.session.cwd(),
         &facts.home,
     )?;
-    let named = named_in(path, str_arg(args, "glob"));
+    let named = named_in(path, &args.glob);
     let mut listing = Listing::take(&root, &named, context).await?;
     let (base, prefix) = match listing.root {
         Root::Directory => {
@@ -157,7 +171,7 @@ async fn grep(args: &Map<String, Value>, context: &ToolContext) -> Result<ToolAn
     listing.files.retain(|name| !name.contains(&b'\n'));
     let odd_names = all - listing.files.len();
     let mut options = vec![if pattern.fixed { "-F" } else { "-E" }.to_owned()];
-    if pattern.ignore_case || bool_arg(args, "ignore_case") {
+    if pattern.ignore_case || args.ignore_case {
         options.push("-i".to_owned());
     }
     // In the C locale a file in another encoding is still text, but letters beyond ASCII are bytes.

@@ -7,13 +7,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::{ToolContent, ToolSpec};
 
 use super::image;
 use super::place::{Kind, Place};
-use super::schema::{int_arg, str_arg};
+use super::schema::typed;
 use super::script::Script;
 use super::text::{grouped, one_line, size};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
@@ -59,16 +60,25 @@ pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
 }
 });
 
+#[derive(Debug, Deserialize)]
+struct ReadArgs {
+    path: String,
+    #[serde(default)]
+    offset: Option<i64>,
+    #[serde(default)]
+    limit: Option<i64>,
+}
+
 #[async_trait]
 impl Tool for FileRead {
     async fn call(
         &self,
-        args: &Map<String, Value>,
+        args: Map<String, Value>,
         context: &ToolContext,
     ) -> Result<ToolAnswer, Failure> {
-        let given = str_arg(args, "path");
-        let window = Window::new(int_arg(args, "offset"), int_arg(args, "limit"));
-        read(given, window, context).await
+        let args: ReadArgs = typed(args)?;
+        let window = Window::new(args.offset, args.limit);
+        read(&args.path, window, context).await
     }
 }
 

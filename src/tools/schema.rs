@@ -3,11 +3,13 @@
 //! A refused call costs a turn, so what can only mean one thing is taken as meant. The schemas are of the
 //! common subset of the providers: an object of `string`, `integer`, `boolean`, with `enum`.
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::chat::{ToolArgs, ToolSpec};
 
 use super::text::{first_chars, one_line};
+use super::types::Failure;
 
 /// Names that models use for ours.
 const SYNONYMS: &[(&str, &str)] = &[
@@ -286,17 +288,13 @@ fn integer(value: &Value) -> Option<i64> {
     }
 }
 
-/// A string that the schema requires; empty if an optional one is absent.
-pub(super) fn str_arg<'a>(args: &'a Map<String, Value>, name: &str) -> &'a str {
-    args.get(name).and_then(Value::as_str).unwrap_or_default()
-}
-
-pub(super) fn int_arg(args: &Map<String, Value>, name: &str) -> Option<i64> {
-    args.get(name).and_then(Value::as_i64)
-}
-
-pub(super) fn bool_arg(args: &Map<String, Value>, name: &str) -> bool {
-    args.get(name).and_then(Value::as_bool).unwrap_or(false)
+/// The arguments that [`prepare`] let through, as a tool's own type.
+///
+/// # Errors
+/// A complaint, should the type ask for more than the schema does.
+pub(super) fn typed<T: DeserializeOwned>(args: Map<String, Value>) -> Result<T, Failure> {
+    serde_json::from_value(Value::Object(args))
+        .map_err(|error| Failure::Complaint(format!("the arguments can't be used: {error}")))
 }
 
 #[cfg(test)]

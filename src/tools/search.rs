@@ -7,13 +7,14 @@ use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use globset::{GlobBuilder, GlobMatcher};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
 
 use super::listing::{Listing, Root, SKIPPED, is_hidden};
 use super::place::{Place, absolute};
-use super::schema::str_arg;
+use super::schema::typed;
 use super::text::{grouped, one_line};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
@@ -44,14 +45,22 @@ pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
 }
 });
 
+#[derive(Debug, Deserialize)]
+struct GlobArgs {
+    pattern: String,
+    #[serde(default)]
+    path: String,
+}
+
 #[async_trait]
 impl Tool for Glob {
     async fn call(
         &self,
-        args: &Map<String, Value>,
+        args: Map<String, Value>,
         context: &ToolContext,
     ) -> Result<ToolAnswer, Failure> {
-        glob(str_arg(args, "pattern"), str_arg(args, "path"), context).await
+        let args: GlobArgs = typed(args)?;
+        glob(&args.pattern, &args.path, context).await
     }
 }
 

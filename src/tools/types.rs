@@ -25,7 +25,7 @@ pub trait Tool: Send + Sync {
     /// [`Failure`]: told to the model, or the end of the run.
     async fn call(
         &self,
-        args: &Map<String, Value>,
+        args: Map<String, Value>,
         context: &ToolContext,
     ) -> Result<ToolAnswer, Failure>;
 }

@@ -4,13 +4,14 @@ use std::sync::LazyLock;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
 use crate::sandbox::{FileErrorKind, SandboxError};
 
 use super::place::{Kind, Place};
-use super::schema::str_arg;
+use super::schema::typed;
 use super::text::{grouped, one_line, size};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
@@ -43,14 +44,21 @@ pub(super) static SPEC: LazyLock<ToolSpec> = LazyLock::new(|| {
 }
 });
 
+#[derive(Debug, Deserialize)]
+struct WriteArgs {
+    path: String,
+    content: String,
+}
+
 #[async_trait]
 impl Tool for FileWrite {
     async fn call(
         &self,
-        args: &Map<String, Value>,
+        args: Map<String, Value>,
         context: &ToolContext,
     ) -> Result<ToolAnswer, Failure> {
-        write(str_arg(args, "path"), str_arg(args, "content"), context).await
+        let args: WriteArgs = typed(args)?;
+        write(&args.path, &args.content, context).await
     }
 }
 

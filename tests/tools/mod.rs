@@ -80,7 +80,7 @@ impl Rig {
     pub async fn call(&self, name: &str, args: Value) -> Result<ToolAnswer, Failure> {
         let built = tool(name).unwrap().built.unwrap();
         let Prepared { args, .. } = prepare(built.spec, &ToolArgs::Json(args)).unwrap();
-        built.tool.call(&args, &self.context).await
+        built.tool.call(args, &self.context).await
     }
 
     pub async fn answer(&self, name: &str, args: Value) -> ToolAnswer {
