@@ -25,6 +25,7 @@ pub mod net;
 pub mod runs;
 pub mod sandbox;
 pub mod secrets;
+pub(crate) mod show;
 pub mod spec;
 pub mod store;
 pub mod telemetry;

@@ -38,6 +38,31 @@ fn module_of(file: &Path) -> String {
 /// Modules that must not be named from within another one.
 const FORBIDDEN: &[(&str, &[&str])] = &[
     (
+        "show",
+        &[
+            "events",
+            "chat",
+            "spec",
+            "ids",
+            "clock",
+            "secrets",
+            "error",
+            "encoding",
+            "telemetry",
+            "net",
+            "llm",
+            "sandbox",
+            "tools",
+            "agent",
+            "runs",
+            "store",
+            "config",
+            "api",
+            "cli",
+            "app",
+        ],
+    ),
+    (
         "events",
         &[
             "net", "llm", "sandbox", "tools", "agent", "runs", "store", "config", "api", "cli",

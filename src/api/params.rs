@@ -6,9 +6,9 @@ use axum::http::{HeaderMap, HeaderName, Uri};
 
 use serde::de::DeserializeOwned;
 
-use crate::config;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::Seq;
+use crate::show::{did_you_mean, quoted, short};
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
@@ -140,15 +140,14 @@ fn integer(text: &str) -> Option<u64> {
 }
 
 fn unknown(name: &str, known: &[&str]) -> Problem {
-    let shown: String = name.chars().take(64).collect();
-    let nearest = config::nearest(name, known.iter().copied());
+    let near = did_you_mean(name, known.iter().copied());
     let problem = Problem::field(
         ErrorCode::ValidationFailed,
-        shown.as_str(),
-        format!("unknown query parameter {shown:?}"),
+        short(name, 64),
+        format!("unknown query parameter {}", quoted(name)),
     );
-    match (nearest, known) {
-        (Some(nearest), _) => problem.hint(format!("did you mean {nearest}?")),
+    match (near, known) {
+        (Some(near), _) => problem.hint(near),
         (None, []) => problem.hint("this route takes no query parameters"),
         (None, known) => problem.hint(format!("this route takes: {}", known.join(", "))),
     }
@@ -167,7 +166,7 @@ mod tests {
     fn near_misses_are_named() {
         let problem = read("limt=5").unwrap_err();
         assert_eq!(problem.details[0].path, "limt");
-        assert_eq!(problem.hint.unwrap(), "did you mean limit?");
+        assert_eq!(problem.hint.unwrap(), "did you mean `limit`?");
         assert!(
             read("colour=red")
                 .unwrap_err()

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Overrides, nearest};
+use crate::config::Overrides;
+use crate::show::nearest;
 
 /// Runs AI agents in isolated sandboxes and streams what they do.
 #[derive(Debug, Parser)]

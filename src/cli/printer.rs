@@ -2,6 +2,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
+use crate::show::deceives;
+
 /// Writes answers and notes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Printer {
@@ -52,7 +54,7 @@ impl Printer {
 
 fn visible(text: &str) -> String {
     text.chars()
-        .filter(|c| !c.is_control() || matches!(c, '\n' | '\t'))
+        .filter(|c| !deceives(*c) || matches!(c, '\n' | '\t'))
         .collect()
 }
 

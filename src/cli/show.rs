@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::events::{EventType, StoredEvent};
+use crate::show::prose;
 
 /// Of a tool's arguments or answer, on one line.
 const SHOWN_CHARS: usize = 160;
@@ -100,7 +101,7 @@ fn note(kind: EventType, fields: &Value) -> String {
             format!(
                 "> {} {}",
                 text(fields, "toolName"),
-                short(text(fields, "content"))
+                prose(text(fields, "content"), SHOWN_CHARS)
             )
         }
         EventType::ToolResult => {
@@ -117,7 +118,7 @@ fn note(kind: EventType, fields: &Value) -> String {
                 .and_then(Value::as_u64)
                 .unwrap_or_default();
             let mark = if failed { "failed" } else { "ok" };
-            let content = short(text(fields, "content"));
+            let content = prose(text(fields, "content"), SHOWN_CHARS);
             format!(
                 "< {} {mark} ({millis} ms{exit}) {content}",
                 text(fields, "toolName")
@@ -174,20 +175,6 @@ fn totals(fields: &Value) -> String {
     )
 }
 
-/// The beginning, on one line.
-fn short(text: &str) -> String {
-    let mut out: String = text
-        .trim()
-        .chars()
-        .take(SHOWN_CHARS)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if text.trim().chars().nth(SHOWN_CHARS).is_some() {
-        out.push('…');
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -239,12 +226,6 @@ mod tests {
         let stored = StoredEvent::new(Seq(7), &delta("a\nb", 1)).unwrap();
         let expected = out(&format!("{}\n", stored.json));
         assert_eq!(Show::new(true, true).event(&stored), [expected]);
-    }
-
-    #[test]
-    fn notes_are_single_lines_without_control_characters() {
-        assert_eq!(short("a\nb\u{1b}[31m"), "a b [31m");
-        assert_eq!(short(&"x".repeat(500)).chars().count(), SHOWN_CHARS + 1);
     }
 
     #[test]

@@ -6,10 +6,10 @@
 use std::ops::RangeInclusive;
 
 use super::json::Node;
-use super::suggest;
 use crate::error::ErrorCode;
 use crate::llm::{self, PROVIDERS, ProviderDef};
 use crate::sandbox::{self, BACKENDS, BackendDef};
+use crate::show::did_you_mean;
 use crate::spec::{NanoUsd, ThinkingLevel};
 use crate::tools::{self, TOOLS, ToolDef};
 
@@ -137,8 +137,7 @@ pub(crate) fn word<T: Copy>(node: &Node, words: &[(&str, T)]) -> Result<T, Wrong
         .find(|(name, _)| name == text)
         .map(|(_, value)| *value)
         .ok_or_else(|| {
-            Wrong::new(format!("must be one of {}", list()))
-                .hint(suggest::did_you_mean(text, names()))
+            Wrong::new(format!("must be one of {}", list())).hint(did_you_mean(text, names()))
         })
 }
 
@@ -195,7 +194,7 @@ pub(crate) fn tool(node: &Node) -> Result<&'static ToolDef, Wrong> {
         let names = TOOLS
             .iter()
             .flat_map(|def| std::iter::once(def.name).chain(def.aliases.iter().copied()));
-        let hint = suggest::did_you_mean(name, names);
+        let hint = did_you_mean(name, names);
         let known = TOOLS.iter().map(|def| def.name).collect::<Vec<_>>();
         unknown("tool", name, &known).hint(hint)
     })
@@ -207,5 +206,5 @@ fn unknown(what: &str, typed: &str, known: &[&'static str]) -> Wrong {
         typed.chars().count(),
         known.join(", ")
     ))
-    .hint(suggest::did_you_mean(typed, known.iter().copied()))
+    .hint(did_you_mean(typed, known.iter().copied()))
 }

@@ -5,7 +5,8 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{fields, keys, suggest};
+use super::{fields, keys};
+use crate::show::nearest;
 
 /// Variables by name.
 pub type EnvMap = BTreeMap<String, String>;
@@ -208,7 +209,7 @@ impl<'e> Layers<'e> {
                 continue;
             }
             let rests = known.iter().filter_map(|name| name.strip_prefix(PREFIX));
-            if let Some(right) = suggest::nearest(typed, rests) {
+            if let Some(right) = nearest(typed, rests) {
                 warnings.push(format!("{name} is not read; did you mean {PREFIX}{right}?"));
             }
         }

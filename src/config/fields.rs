@@ -12,8 +12,9 @@ use super::values::{
     PROMPT_CHARS, allowed_tools, append_prompt, host, list, model_aliases, network, origin, port,
     seconds, system_prompt, whole,
 };
-use super::{Config, StoreDurability, suggest};
+use super::{Config, StoreDurability};
 use crate::sandbox::BACKENDS;
+use crate::show::did_you_mean;
 use crate::spec::SandboxStart;
 
 /// A value that was refused, and where inside the field.
@@ -331,7 +332,7 @@ pub(super) fn set_max_sandboxes(
 ) -> Result<(), Bad> {
     let Some(def) = BACKENDS.iter().find(|def| def.name == backend) else {
         let names = BACKENDS.iter().map(|def| def.name);
-        let hint = suggest::did_you_mean(backend, names);
+        let hint = did_you_mean(backend, names);
         return Err(Wrong::new("is no sandbox backend").hint(hint).into());
     };
     config

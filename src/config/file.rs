@@ -2,11 +2,12 @@
 
 use std::path::Path as FsPath;
 
+use super::Config;
 use super::check::Wrong;
 use super::fields::{self, Bad, FIELDS, MAX_SANDBOXES};
 use super::json::{self, Node, Path};
 use super::settings::FILE_NAME;
-use super::{Config, suggest};
+use crate::show::nearest;
 
 /// A settings file is no data file.
 const MOST_BYTES: usize = 1024 * 1024;
@@ -231,10 +232,10 @@ fn unknown(name: &str, prefix: &Path) -> String {
         .filter(|rest| !rest.contains('.'));
     let elsewhere = || {
         let last = |path: &'static str| path.rsplit('.').next().unwrap_or(path);
-        let right = suggest::nearest(name, paths().map(last))?;
+        let right = nearest(name, paths().map(last))?;
         paths().find(|path| last(path) == right)
     };
-    suggest::nearest(name, here)
+    nearest(name, here)
         .map(|right| format!("{start}{right}"))
         .or_else(|| elsewhere().map(str::to_owned))
         .map(|right| format!("; did you mean `{right}`?"))

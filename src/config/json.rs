@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Number;
 use serde_json::value::RawValue;
 
+use crate::show::quoted;
+
 /// Values kept of one document. Further elements are read and counted, not kept, so that a body of
 /// `[1,1,1,…` costs no multiple of its size.
 const MOST_VALUES: usize = 20_000;
@@ -197,7 +199,7 @@ impl fmt::Display for Path {
                 Step::Name(name) if is_word(name) => {
                     write!(f, "{}{name}", if place == 0 { "" } else { "." })?;
                 }
-                Step::Name(name) => write!(f, "[\"{}\"]", shown(name))?,
+                Step::Name(name) => write!(f, "[{}]", quoted(name))?,
             }
         }
         Ok(())
@@ -210,15 +212,6 @@ fn is_word(name: &str) -> bool {
         && name
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'$'))
-}
-
-/// A name from outside, escaped and cut to a length that fits a message.
-pub(crate) fn shown(name: &str) -> String {
-    let mut out: String = name.chars().take(64).flat_map(char::escape_debug).collect();
-    if name.chars().nth(64).is_some() {
-        out.push('…');
-    }
-    out
 }
 
 /// Every name that an object of the document has twice, with the place of the repetition.

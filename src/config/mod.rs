@@ -15,7 +15,6 @@ mod request;
 mod request_files;
 mod resolve;
 mod settings;
-mod suggest;
 mod usable;
 mod values;
 
@@ -28,5 +27,4 @@ pub use settings::{
     Config, ConfigError, FILE_NAME, LogSettings, Overrides, ProjectSettings, ServerSettings,
     StoreDurability,
 };
-pub(crate) use suggest::nearest;
 pub use usable::Usable;

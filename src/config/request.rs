@@ -5,8 +5,8 @@ use super::check::Wrong;
 use super::faults::Faults;
 use super::json::{self, Node, Path};
 use super::request_files;
-use super::suggest;
 use crate::error::{ErrorCode, Problem};
+use crate::show::did_you_mean;
 use crate::spec::{InputFile, NanoUsd, ThinkingLevel};
 
 /// Every field as sent, no defaults filled in.
@@ -183,7 +183,7 @@ fn unknown_field(name: &str) -> Wrong {
     let known = known
         .chain(PLANNED.iter().copied())
         .chain(OF_THE_FILE.iter().copied());
-    Wrong::new("is unknown").hint(suggest::did_you_mean(name, known))
+    Wrong::new("is unknown").hint(did_you_mean(name, known))
 }
 
 fn take_prompt(request: &mut QueryRequest, node: &Node, path: Path, faults: &mut Faults) {

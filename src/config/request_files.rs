@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::check::{self, Wrong};
 use super::faults::Faults;
-use super::json::{Items, Node, Path, shown};
-use super::suggest;
+use super::json::{Items, Node, Path};
 use crate::sandbox::paths::SandboxPath;
+use crate::show::{did_you_mean, quoted, short};
 use crate::spec::InputFile;
 
 const MOST_FILES: usize = 20;
@@ -122,7 +122,7 @@ fn from_array<'n>(items: &'n Items<Node>, at: &Path, faults: &mut Faults) -> Vec
                     faults.add(place, Wrong::new("is unknown").hint(hint));
                 }
                 other => {
-                    let hint = suggest::did_you_mean(other, ["name", "content", "encoding"]);
+                    let hint = did_you_mean(other, ["name", "content", "encoding"]);
                     faults.add(place, Wrong::new("is unknown").hint(hint));
                 }
             }
@@ -197,17 +197,17 @@ fn clashes(sent: &[Sent<'_>], faults: &mut Faults) {
         for other in sent.iter().take(index) {
             if file.path == other.path {
                 let message = format!(
-                    "\"{}\" and \"{}\" are the same file: {}",
-                    shown(other.raw),
-                    shown(file.raw),
-                    shown(file.path.as_str())
+                    "{} and {} are the same file: {}",
+                    quoted(other.raw),
+                    quoted(file.raw),
+                    short(file.path.as_str(), 100)
                 );
                 faults.add(file.place.clone(), Wrong::new(message));
             } else if file.path.is_parent_of(&other.path) || other.path.is_parent_of(&file.path) {
                 let message = format!(
-                    "\"{}\" and \"{}\": one would be both a file and a directory",
-                    shown(other.raw),
-                    shown(file.raw)
+                    "{} and {}: one would be both a file and a directory",
+                    quoted(other.raw),
+                    quoted(file.raw)
                 );
                 faults.add(file.place.clone(), Wrong::new(message));
             }

@@ -3,10 +3,11 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use super::Config;
 use super::check::{self, Wrong};
 use super::fields::Bad;
-use super::json::{Node, Path, shown};
-use super::{Config, suggest};
+use super::json::{Node, Path};
+use crate::show::{did_you_mean, quoted};
 use crate::spec::Network;
 
 /// Longest part of a system prompt, in characters.
@@ -96,7 +97,7 @@ pub(super) fn system_prompt(config: &mut Config, node: &Node) -> Result<Option<S
                 );
             }
             other => {
-                let hint = suggest::did_you_mean(other, ["append", "preset"]);
+                let hint = did_you_mean(other, ["append", "preset"]);
                 return Err(Bad(at, Wrong::new("is unknown").hint(hint)));
             }
         }
@@ -168,7 +169,7 @@ pub(super) fn model_aliases(config: &mut Config, node: &Node) -> Result<Option<S
     for (alias, model) in &fields.kept {
         let at = Path::field(alias);
         check::model(&Node::Text(alias.clone())).map_err(|wrong| {
-            let message = format!("has an alias (\"{}\") that {}", shown(alias), wrong.message);
+            let message = format!("has an alias ({}) that {}", quoted(alias), wrong.message);
             Bad(at.clone(), Wrong::new(message))
         })?;
         let model = check::model(model).map_err(|wrong| Bad(at, wrong))?;

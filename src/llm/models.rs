@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{Build, PROVIDERS, ProviderDef, prices, provider};
 use crate::error::{ErrorCode, Problem};
+use crate::show::{did_you_mean, quoted};
 use crate::spec::ModelChoice;
 
 /// Where ids with a slash go that name no provider of ours.
@@ -59,7 +60,7 @@ fn named_provider(name: &str) -> Result<&'static ProviderDef, Problem> {
         );
         problem.hint(format!(
             "{}use one of {}",
-            did_you_mean(name, names.iter().copied()),
+            near(name, names.iter().copied()),
             names.join(", ")
         ))
     })
@@ -240,7 +241,7 @@ fn unknown(model: &str, overrides: &BTreeMap<String, String>) -> Problem {
             names.push(known);
         }
     }
-    let near = did_you_mean(model, names.into_iter());
+    let near = near(model, names.into_iter());
     Problem::field(
         ErrorCode::UnknownModel,
         "model",
@@ -252,29 +253,9 @@ fn unknown(model: &str, overrides: &BTreeMap<String, String>) -> Problem {
     ))
 }
 
-/// `did you mean …? ` for the nearest of `names`, if one is near.
-fn did_you_mean<'a>(given: &str, names: impl Iterator<Item = &'a str>) -> String {
-    let given: String = given.chars().take(100).collect::<String>().to_lowercase();
-    let best = names
-        .map(|name| (strsim::jaro_winkler(&given, name), name))
-        .filter(|(score, _)| *score >= 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    best.map_or_else(String::new, |(_, name)| format!("did you mean {name}? "))
-}
-
-/// `text` in quotes, at most 100 characters of it, without control characters.
-fn quoted(text: &str) -> String {
-    let shown: String = text
-        .chars()
-        .take(100)
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    let more = if text.chars().nth(100).is_some() {
-        "…"
-    } else {
-        ""
-    };
-    format!("\"{shown}{more}\"")
+/// [`did_you_mean`] before another sentence.
+fn near<'a>(given: &str, names: impl Iterator<Item = &'a str>) -> String {
+    did_you_mean(given, names).map_or_else(String::new, |near| format!("{near} "))
 }
 
 #[cfg(test)]

@@ -146,13 +146,13 @@ fn a_model_that_contradicts_the_provider_is_refused() {
 #[test]
 fn unknown_names_get_the_nearest_known_one() {
     for (model, nearest) in [
-        ("sonet", "did you mean sonnet?"),
-        ("Opus", "did you mean opus?"),
-        ("haiku-4", "did you mean haiku?"),
+        ("sonet", "did you mean `sonnet`?"),
+        ("Opus", "did you mean `opus`?"),
+        ("haiku-4", "did you mean `haiku`?"),
         ("zzzz", "use sonnet"),
         ("", "use sonnet"),
         ("/", "use sonnet"),
-        ("claude-", "did you mean claude-"),
+        ("claude-", "did you mean `claude-"),
         ("a b/c", "use sonnet"),
     ] {
         let (code, field, text) = refused(Some(model), None);
@@ -168,7 +168,7 @@ fn unknown_names_get_the_nearest_known_one() {
         (code, field.as_str()),
         (ErrorCode::ProviderUnknown, "provider")
     );
-    assert!(text.contains("did you mean anthropic?"), "{text}");
+    assert!(text.contains("did you mean `anthropic`?"), "{text}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{RunControl, Stop};
 use super::lifetime::{extend, lifetime};
-use super::signal::{Questions, SandboxNews, SandboxSignal, word};
+use super::signal::{Questions, SandboxNews, SandboxSignal, WORD};
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Workspace, WorkspaceSource};
 use crate::clock::{Clock, Deadline};
@@ -26,6 +26,7 @@ use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{EventSink, RunEvent, SystemEvent, WarningEvent};
 use crate::ids::RunId;
 use crate::sandbox::{FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec};
+use crate::show::prose;
 use crate::spec::RunSpec;
 use crate::store::{RunStore, SandboxRecord};
 
@@ -294,7 +295,7 @@ impl Inner {
                 }
             }
             SandboxNews::Other { event } if signed => {
-                let event = word(&event);
+                let event = prose(&event, WORD);
                 let message = format!("{name} reports {event} for the run's sandbox");
                 let warning = WarningEvent::new(WarningCode::SandboxEvent, message)
                     .fact("event", event)

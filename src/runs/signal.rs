@@ -9,13 +9,14 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::sandbox::{SandboxBackend, SandboxError};
+use crate::show::prose;
 
 /// Between two questions about one sandbox.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// An answer that takes longer is none.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
 /// The longest foreign word that is repeated in a run's log.
-const WORD: usize = 100;
+pub(super) const WORD: usize = 100;
 
 /// News about a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +94,8 @@ impl Questions {
             state.asked = Some(Instant::now());
             state.waiting.take().unwrap_or_default()
         };
-        let because = reason.map_or_else(String::new, |reason| format!(" ({})", word(&reason)));
+        let because =
+            reason.map_or_else(String::new, |reason| format!(" ({})", prose(&reason, WORD)));
         match tokio::time::timeout(ASK_LIMIT, backend.alive(sandbox_id)).await {
             Ok(Ok(true)) => {
                 tracing::info!(
@@ -109,12 +111,6 @@ impl Questions {
             Ok(Err(_)) | Err(_) => None,
         }
     }
-}
-
-/// A foreign word made fit for a log: printable and short.
-pub(super) fn word(text: &str) -> String {
-    let printable = text.chars().filter(|c| !c.is_control());
-    printable.take(WORD).collect()
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::show::{deceives, short};
+
 /// A relative path in its normal form: no `.`, `..`, empty or over-long parts, no control or
 /// bidirectional-control characters, `/` as the only separator.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,13 +26,7 @@ impl SandboxPath {
     /// # Errors
     /// Names the path and the rule that it breaks.
     pub fn parse(raw: &str) -> Result<Self, BadPath> {
-        let shown = || {
-            raw.chars()
-                .take(100)
-                .collect::<String>()
-                .escape_debug()
-                .to_string()
-        };
+        let shown = || short(raw, 100);
         let slashed = raw.replace('\\', "/");
         let drive =
             matches!(slashed.as_bytes(), [letter, b':', b'/', ..] if letter.is_ascii_alphabetic());
@@ -73,7 +69,7 @@ impl SandboxPath {
                     shown()
                 )));
             }
-            if part.chars().any(forbidden) {
+            if part.chars().any(deceives) {
                 return Err(BadPath(format!(
                     "control characters are not allowed in a path: {}",
                     shown()
@@ -115,12 +111,6 @@ impl fmt::Display for SandboxPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Control characters, and the bidirectional controls that make a name read as another.
-fn forbidden(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
 }
 
 #[cfg(test)]

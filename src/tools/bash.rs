@@ -12,10 +12,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::show::one_line;
 
 use super::command::{Call, Ended, OUTPUT_FILE, Stop};
 use super::schema::typed;
-use super::text::one_line;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 use super::wrapper::{EndRecord, trim};
 

@@ -10,12 +10,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::show::{first_chars, one_line};
 
 use super::place::Place;
 use super::read::{FETCHED, is_binary};
 use super::replace::{LineIndex, Replaced, replace};
 use super::schema::typed;
-use super::text::{first_chars, one_line};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const AROUND: usize = 3;

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use crate::clock::Deadline;
 use crate::sandbox::Sandbox;
+use crate::show::{one_line, size};
 
 use super::script::Script;
-use super::text::{one_line, size};
 
 /// Programs that a model asks for first.
 const PROGRAMS: &[&str] = &["python3", "node", "git", "curl", "jq", "rg"];

@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::show::{first_chars, grouped, one_line};
 
 use super::listing::{Listing, Root};
 use super::place::absolute;
@@ -23,7 +24,6 @@ use super::regex::translate;
 use super::schema::typed;
 use super::script::Script;
 use super::search::{NamePattern, answer, count, named_in, not_listed, shown_prefix, skipped_note};
-use super::text::{first_chars, grouped, one_line};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);

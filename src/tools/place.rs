@@ -5,7 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::script::Script;
-use super::text::{one_line, size};
+use crate::show::{alike, one_line, size};
+
 use super::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -169,21 +170,9 @@ impl Place {
 
     fn missing(&self, given: &str, context: &ToolContext) -> String {
         let name = self.path.rsplit('/').next().unwrap_or_default();
-        let mut near: Vec<(f64, &Entry)> = self
-            .entries
-            .iter()
-            .take(5000)
-            .map(|entry| {
-                let alike = strsim::jaro_winkler(&name.to_lowercase(), &entry.name.to_lowercase());
-                (alike, entry)
-            })
-            .filter(|(alike, _)| *alike > 0.6)
-            .collect();
-        near.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let near: Vec<String> = near
+        let near: Vec<String> = alike(name, self.entries.iter().map(|entry| entry.name.as_str()))
             .into_iter()
-            .take(5)
-            .map(|(_, entry)| entry.shown(false))
+            .map(one_line)
             .collect();
         let hint = if near.is_empty() {
             String::new()

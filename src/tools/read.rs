@@ -11,12 +11,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::{ToolContent, ToolSpec};
+use crate::show::{grouped, one_line, size};
 
 use super::image;
 use super::place::{Kind, Place};
 use super::schema::typed;
 use super::script::Script;
-use super::text::{grouped, one_line, size};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 /// A larger file is not fetched whole.

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::text::one_line;
+use crate::show::one_line;
 
 /// What was done.
 #[derive(Clone, Debug, PartialEq, Eq)]

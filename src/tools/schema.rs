@@ -7,8 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::chat::{ToolArgs, ToolSpec};
+use crate::show::{first_chars, one_line};
 
-use super::text::{first_chars, one_line};
 use super::types::Failure;
 
 /// Names that models use for ours.

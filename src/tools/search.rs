@@ -11,11 +11,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::show::{grouped, one_line};
 
 use super::listing::{Listing, Root, SKIPPED, is_hidden};
 use super::place::{Place, absolute};
 use super::schema::typed;
-use super::text::{grouped, one_line};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const SHOWN_PATHS: usize = 200;

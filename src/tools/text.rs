@@ -1,6 +1,7 @@
 //! What a model may see of a command's bytes: decoded, cleaned, redacted, counted and bounded.
 
 use crate::secrets::{RedactingStream, Redactor};
+use crate::show::{first_chars, grouped};
 
 /// Bytes of the beginning that are kept, and at least of the end. At most three times as many are held
 /// (`reliability-security`, AD-6: 256 KiB).
@@ -341,22 +342,6 @@ pub fn shorten(text: &str, most: usize) -> std::borrow::Cow<'_, str> {
         .into()
 }
 
-/// The first `most` characters, back to a line end if one lies in the second half of them.
-pub(crate) fn first_chars(text: &str, most: usize) -> &str {
-    let end = text
-        .char_indices()
-        .nth(most)
-        .map_or(text.len(), |(at, _)| at);
-    let shown = text.get(..end).unwrap_or(text);
-    if end == text.len() {
-        return shown;
-    }
-    match shown.rfind('\n') {
-        Some(at) if at >= end / 2 => shown.get(..=at).unwrap_or(shown),
-        _ => shown,
-    }
-}
-
 /// The last `most` characters, forward to a line's beginning if one lies in the first half of them.
 pub(crate) fn last_chars(text: &str, most: usize) -> &str {
     if most == 0 {
@@ -379,53 +364,6 @@ pub(crate) fn last_chars(text: &str, most: usize) -> &str {
         Some(at) if at <= shown.len() / 2 => shown.get(at + 1..).unwrap_or(shown),
         _ => shown,
     }
-}
-
-/// A name or a short text on one line: control characters and bidirectional controls escaped.
-pub(crate) fn one_line(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
-        {
-            out.extend(c.escape_default());
-        } else {
-            out.push(c);
-        }
-    }
-    out
-}
-
-/// `1234567` as `1,234,567`.
-pub(crate) fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// A size for a person: `812 bytes`, `3.4 kB`, `2.1 GB`.
-pub(crate) fn size(bytes: u64) -> String {
-    if bytes == 1 {
-        return "1 byte".to_owned();
-    }
-    if bytes < 1000 {
-        return format!("{bytes} bytes");
-    }
-    let mut unit = 1000;
-    for name in ["kB", "MB", "GB"] {
-        if bytes < unit * 1000 || name == "GB" {
-            let tenths = bytes * 10 / unit;
-            return format!("{}.{} {name}", grouped(tenths / 10), tenths % 10);
-        }
-        unit *= 1000;
-    }
-    format!("{bytes} bytes")
 }
 
 fn count_chars(text: &str) -> u64 {

@@ -46,16 +46,6 @@ fn a_secret_cut_by_chunks_is_redacted() {
     assert_eq!(whole(keeper.finish()), "key=[redacted]\n");
 }
 
-#[test]
-fn sizes_and_numbers_read_well() {
-    assert_eq!(grouped(0), "0");
-    assert_eq!(grouped(1_234_567), "1,234,567");
-    assert_eq!(grouped(123_456), "123,456");
-    assert_eq!(size(999), "999 bytes");
-    assert_eq!(size(3_456), "3.4 kB");
-    assert_eq!(size(2_100_000_000), "2.1 GB");
-}
-
 proptest::proptest! {
     #[test]
     fn chunking_makes_no_difference(

@@ -9,10 +9,10 @@ use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
 use crate::sandbox::{FileErrorKind, SandboxError};
+use crate::show::{grouped, one_line, size};
 
 use super::place::{Kind, Place};
 use super::schema::typed;
-use super::text::{grouped, one_line, size};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 /// Longer texts are cut by output limits on their way here more often than not.

@@ -99,7 +99,7 @@ async fn exit_codes_tell_a_failed_run_from_wrong_usage() {
     for (arguments, says) in [
         (&["hi"][..], "\"demo\""),
         (&["hi", "-m", "sonnet"], "ANTHROPIC_API_KEY"),
-        (&["hi", "-m", "sonet"], "did you mean sonnet?"),
+        (&["hi", "-m", "sonet"], "did you mean `sonnet`?"),
         (&["hi", "--provider", "openai"], "not implemented yet"),
     ] {
         let (code, stdout, stderr) = texts(run(&mut query(dir.path(), arguments)).await);

@@ -17,10 +17,10 @@ use crate::clock::Deadline;
 use crate::events::{FileEncoding, FileEvent};
 use crate::sandbox::paths::SandboxPath;
 use crate::sandbox::{FileErrorKind, Sandbox, SandboxError};
+use crate::show::{one_line, size};
 use crate::spec::InputFile;
 use crate::tools::listing::{SKIPPED, depth};
 use crate::tools::script::{Script, ScriptError};
-use crate::tools::text::{one_line, size};
 
 mod mime;
 

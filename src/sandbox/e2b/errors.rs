@@ -14,10 +14,11 @@ use serde::Deserialize;
 use crate::clock::Deadline;
 use crate::sandbox::SandboxError;
 use crate::secrets::Redactor;
+use crate::show::prose;
 
 /// The most that is read of an error's body.
 const ERROR_BODY: usize = 64 * 1024;
-/// The most that is shown of a foreign text.
+/// The most characters that are shown of a foreign text.
 const SHOWN: usize = 200;
 
 /// How a call failed.
@@ -356,29 +357,7 @@ pub(super) fn parse_answer(
 
 /// A foreign text made fit to be shown: secrets removed, on one line, short.
 pub(super) fn presentable(text: &str, redactor: &Redactor) -> String {
-    let clean = redactor.clean(text);
-    let mut out = String::new();
-    for word in clean.split(|c: char| c.is_whitespace() || c.is_control()) {
-        if word.is_empty() {
-            continue;
-        }
-        if !out.is_empty() {
-            out.push(' ');
-        }
-        out.push_str(word);
-        if out.len() > SHOWN {
-            let end = out
-                .char_indices()
-                .map(|(at, _)| at)
-                .take_while(|at| *at <= SHOWN)
-                .last()
-                .unwrap_or(0);
-            out.truncate(end);
-            out.push('…');
-            break;
-        }
-    }
-    out
+    prose(&redactor.clean(text), SHOWN)
 }
 
 /// Reads a transport error; its text has neither URL nor header.

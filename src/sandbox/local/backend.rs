@@ -1,7 +1,7 @@
 //! Makes `local` sandboxes, and finds them again.
 
 use std::os::unix::net;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::sandbox::{
     BackendConfig, FoundSandbox, Labels, LocalLimits, Sandbox, SandboxBackend, SandboxError,
     SandboxSpec,
 };
+use crate::show::one_line;
 use crate::spec::Network;
 
 /// How long an agent may take to greet, on a machine that is busy. Usually it takes milliseconds.
@@ -296,14 +297,13 @@ fn check_limits(limits: &LocalLimits, settings: &Settings) -> Result<(), Sandbox
     for path in &limits.read_only_paths {
         if let Some(why) = unfit_read_only_path(path) {
             return cannot(
-                format!("`local.readOnlyPaths` has {}: {why}", shown(path)),
+                format!(
+                    "`local.readOnlyPaths` has {}: {why}",
+                    one_line(&path.to_string_lossy())
+                ),
                 "name the directory of the tools itself, e.g. /opt/node",
             );
         }
     }
     Ok(())
-}
-
-fn shown(path: &Path) -> String {
-    path.to_string_lossy().escape_debug().to_string()
 }
