@@ -1,0 +1,32 @@
+//! Files as the disk knows them: what a name leads to, and that a name lasts.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// Whether `path` still leads to `file`.
+#[cfg(unix)]
+pub(super) fn is_same_file(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) fn is_same_file(_file: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// Makes the names in a directory survive a power cut.
+#[cfg(unix)]
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Directories can't be synced here; the file system does it by itself.
+#[cfg(not(unix))]
+pub(super) fn sync_dir(_dir: &Path) -> io::Result<()> {
+    Ok(())
+}
