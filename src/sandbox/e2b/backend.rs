@@ -9,16 +9,24 @@ use reqwest::header::HeaderValue;
 
 use super::control::{Control, Created, INSTANCE, RUN};
 use super::create;
-use super::envd::Envd;
-use super::{
-    API_URL_VAR, DOMAIN_VAR, KEY_VAR, SANDBOX_URL_VAR, Timing, WORKING_DIR, files, process,
-};
+use super::envd::{Envd, WORKING_DIR};
+use super::timing::Timing;
+use super::{files, process};
 use crate::ids::RunId;
-use crate::sandbox::{
-    BackendConfig, ExecSpec, ExecStream, FoundSandbox, Labels, Sandbox, SandboxBackend,
-    SandboxError, SandboxSpec,
+use crate::sandbox::def::BackendConfig;
+use crate::sandbox::types::{
+    ExecSpec, ExecStream, FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
 };
 use crate::secrets::{Redactor, Secret};
+
+/// The variable with the key.
+pub(super) const KEY_VAR: &str = "E2B_API_KEY";
+/// The domain below which API and sandboxes lie (a name, not a URL).
+pub const DOMAIN_VAR: &str = "E2B_DOMAIN";
+/// The API's base URL; wins over the domain.
+pub const API_URL_VAR: &str = "E2B_API_URL";
+/// One origin for all sandboxes, told apart by headers.
+pub const SANDBOX_URL_VAR: &str = "E2B_SANDBOX_URL";
 
 /// E2B's own domain.
 const DEFAULT_DOMAIN: &str = "e2b.app";
@@ -303,7 +311,7 @@ mod tests {
                 .map(|(name, url)| (*name, (*url).to_owned()))
                 .collect(),
             launcher: std::path::PathBuf::new(),
-            local: crate::sandbox::LocalLimits::default(),
+            local: crate::sandbox::def::LocalLimits::default(),
         };
         Settings::read(&config, Timing::default()).unwrap()
     }

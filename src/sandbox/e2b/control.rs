@@ -8,11 +8,11 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
 use serde::{Deserialize, Serialize};
 
-use super::Timing;
 use super::errors::{Fault, body, presentable, succeed};
+use super::timing::Timing;
 use crate::clock::Deadline;
 use crate::net::HttpClient;
-use crate::sandbox::{Labels, SandboxError};
+use crate::sandbox::types::{Labels, SandboxError};
 use crate::secrets::Redactor;
 
 /// The longest answer: a page of 100 sandboxes with all their metadata stays far below.

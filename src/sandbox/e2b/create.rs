@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use tokio::time::timeout_at;
 
-use super::DEFAULT_TEMPLATE;
 use super::control::{ATTEMPT, Control, Created, INSTANCE, NewSandbox, RUN, metadata, seconds};
 use super::errors::{Answer, Fault};
 use crate::ids;
-use crate::sandbox::{Labels, SandboxError, SandboxSpec};
+use crate::sandbox::types::{Labels, SandboxError, SandboxSpec};
 use crate::spec::Network;
 
+/// The stock template: all that a run needs is a POSIX shell.
+const DEFAULT_TEMPLATE: &str = "base";
 const DOING: &str = "creating the sandbox";
 /// Retries of what isn't throttling.
 const RETRIES: u32 = 3;

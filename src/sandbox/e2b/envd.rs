@@ -9,14 +9,16 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::Timing;
 use super::control::Control;
 use super::errors::{Code, Edge, Fault, body, presentable, send, succeed};
+use super::timing::Timing;
 use crate::clock::Deadline;
 use crate::net::HttpClient;
-use crate::sandbox::SandboxError;
+use crate::sandbox::types::SandboxError;
 use crate::secrets::Redactor;
 
+/// The directory that commands start in.
+pub(super) const WORKING_DIR: &str = "/home/user";
 /// The longest answer of a unary call.
 const MAX_ANSWER: usize = 1024 * 1024;
 /// Questions to a sandbox that doesn't answer, before it counts as lost.

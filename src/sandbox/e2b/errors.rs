@@ -12,7 +12,7 @@ use reqwest::{RequestBuilder, Response};
 use serde::Deserialize;
 
 use crate::clock::Deadline;
-use crate::sandbox::SandboxError;
+use crate::sandbox::types::SandboxError;
 use crate::secrets::Redactor;
 use crate::show::prose;
 

@@ -7,13 +7,12 @@ use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use serde::Deserialize;
 
-use super::WORKING_DIR;
 use super::control::query_string;
-use super::envd::Envd;
+use super::envd::{Envd, WORKING_DIR};
 use super::errors::{Answer, Edge, Fault, succeed, transport};
 use crate::clock::Deadline;
 use crate::ids;
-use crate::sandbox::{FileErrorKind, SandboxError};
+use crate::sandbox::types::{FileErrorKind, SandboxError};
 
 /// Uploads as plain bytes exist since this version of envd; before, only as forms.
 const PLAIN_UPLOAD: (u32, u32, u32) = (0, 5, 7);

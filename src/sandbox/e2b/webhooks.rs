@@ -6,12 +6,13 @@ use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::Timing;
 use super::backend::Settings;
 use super::control::{Control, is_id};
 use super::errors::Fault;
+use super::timing::Timing;
 use crate::clock::Deadline;
-use crate::sandbox::{BackendConfig, SandboxError};
+use crate::sandbox::def::BackendConfig;
+use crate::sandbox::types::SandboxError;
 use crate::secrets::{Redactor, Secret};
 
 /// What we want to be told. Creations are our own and no news.

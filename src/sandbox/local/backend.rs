@@ -18,9 +18,9 @@ use super::sandbox::{LocalSandbox, Ready};
 use super::settings::{Settings, arguments};
 use crate::clock::Deadline;
 use crate::ids::{RunId, nonce};
-use crate::sandbox::{
-    BackendConfig, FoundSandbox, Labels, LocalLimits, Sandbox, SandboxBackend, SandboxError,
-    SandboxSpec,
+use crate::sandbox::def::{BackendConfig, LocalLimits};
+use crate::sandbox::types::{
+    FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
 };
 use crate::show::one_line;
 use crate::spec::Network;

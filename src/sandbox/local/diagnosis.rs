@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::errno::Errno;
 
 use super::protocol::{Failed, Step};
-use crate::sandbox::SandboxError;
+use crate::sandbox::types::SandboxError;
 
 /// What the host says about itself, as far as it explains a refusal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -25,7 +25,7 @@ use nix::unistd::{
 
 use super::agent;
 use super::mounts;
-use super::protocol::{Failed, Kind, Step, frame, json};
+use super::protocol::{At as _, Failed, Kind, Step, frame, json};
 use super::settings::{self, Settings, stands};
 use super::sys;
 use super::walls;
@@ -33,33 +33,22 @@ use super::walls;
 /// The sandbox's uid and gid, as seen inside.
 pub(super) const INNER_ID: u32 = 1000;
 
-/// A failed step with what it was about.
-pub(super) trait At<T> {
-    fn at(self, step: Step, about: &str) -> Result<T, Failed>;
-}
-
-impl<T> At<T> for nix::Result<T> {
-    fn at(self, step: Step, about: &str) -> Result<T, Failed> {
-        self.map_err(|errno| Failed {
-            step,
-            errno: errno as i32,
-            about: about.to_owned(),
-        })
+/// If this process was started as a sandbox's launcher: runs it to its end and gives the exit code.
+///
+/// Must be the first thing in `main`, before there is a runtime or any other thread.
+pub fn launcher_main() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != settings::SUBCOMMAND {
+        return None;
     }
-}
-
-impl<T> At<T> for std::io::Result<T> {
-    fn at(self, step: Step, about: &str) -> Result<T, Failed> {
-        self.map_err(|error| Failed {
-            step,
-            errno: error.raw_os_error().unwrap_or(0),
-            about: about.to_owned(),
-        })
-    }
+    let arguments: Vec<String> = arguments
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    Some(run(&arguments))
 }
 
 /// Runs the launcher with the arguments after the subcommand. Returns when the sandbox is over.
-pub(super) fn run(arguments: &[String]) -> ExitCode {
+fn run(arguments: &[String]) -> ExitCode {
     let Some(settings) = settings::settings_in(arguments) else {
         return refuse("its settings can't be read");
     };

@@ -17,7 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use super::protocol::{
     Decoder, Fault, Frame, INPUT_CREDIT, Kind, MAX_OPEN, OUTPUT_CREDIT, Violation, frame,
 };
-use crate::sandbox::SandboxError;
+use crate::sandbox::types::SandboxError;
 
 /// Room for all that an agent may send of a command before the host has taken any of it: its output and
 /// returned credit, each frame paid for, and the two ends.

@@ -41,9 +41,7 @@ mod unsupported;
 #[cfg(target_os = "linux")]
 mod walls;
 
-use std::process::ExitCode;
-
-use super::{BackendDef, Build};
+use super::def::{BackendDef, Build};
 use crate::spec::Network;
 
 #[cfg(target_os = "linux")]
@@ -53,8 +51,12 @@ use self::unsupported::make;
 
 #[cfg(all(debug_assertions, target_os = "linux"))]
 pub use self::backend::make_without;
+#[cfg(target_os = "linux")]
+pub use self::launch::launcher_main;
 #[cfg(all(debug_assertions, target_os = "linux"))]
 pub use self::settings::Wall;
+#[cfg(not(target_os = "linux"))]
+pub use self::unsupported::launcher_main;
 
 /// The row of `local`.
 pub const DEF: BackendDef = BackendDef {
@@ -67,22 +69,3 @@ pub const DEF: BackendDef = BackendDef {
     isolates: "namespaces, seccomp and Landlock on this machine's kernel, without network",
     build: Build::With(make),
 };
-
-/// If this process was started as a sandbox's launcher: runs it to its end and gives the exit code.
-///
-/// Must be the first thing in `main`, before there is a runtime or any other thread.
-pub fn launcher_main() -> Option<ExitCode> {
-    #[cfg(target_os = "linux")]
-    {
-        let mut arguments = std::env::args_os().skip(1);
-        if arguments.next()? != settings::SUBCOMMAND {
-            return None;
-        }
-        let arguments: Vec<String> = arguments
-            .map(|argument| argument.to_string_lossy().into_owned())
-            .collect();
-        Some(launch::run(&arguments))
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
-}

@@ -17,7 +17,7 @@ use super::protocol::{
     self, CHUNK, Decoder, Fault, INPUT_CREDIT, Kind, MAX_PAYLOAD, OUTPUT_CREDIT, json,
 };
 use crate::clock::Deadline;
-use crate::sandbox::{
+use crate::sandbox::types::{
     ExecControl, ExecOutput, ExecSpec, ExecStream, FileErrorKind, Sandbox, SandboxError,
 };
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::RunId;
-use crate::sandbox::{Labels, LocalLimits};
+use crate::sandbox::def::LocalLimits;
+use crate::sandbox::types::Labels;
 
 /// The hidden subcommand.
 pub(super) const SUBCOMMAND: &str = "__sandbox";

@@ -1,17 +1,24 @@
 //! `local` where there is no Linux: says so.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::sandbox::{
-    BackendConfig, FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
+use crate::sandbox::def::BackendConfig;
+use crate::sandbox::types::{
+    FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
 };
 
 struct Unsupported;
 
 pub(super) fn make(_: &BackendConfig) -> Arc<dyn SandboxBackend> {
     Arc::new(Unsupported)
+}
+
+/// No process is a sandbox's launcher here.
+pub const fn launcher_main() -> Option<ExitCode> {
+    None
 }
 
 fn error() -> SandboxError {

@@ -10,9 +10,8 @@ use landlock::{
 };
 
 use super::filters;
-use super::launch::At as _;
 use super::mounts::HOME;
-use super::protocol::{Failed, Step};
+use super::protocol::{At as _, Failed, Step};
 use super::settings::{Settings, stands};
 use super::sys;
 
