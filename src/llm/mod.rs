@@ -3,6 +3,8 @@
 //! Knows no sandbox, no HTTP server and no store.
 
 pub mod anthropic;
+#[cfg(test)]
+mod asked;
 pub mod demo;
 mod driver;
 pub mod models;
