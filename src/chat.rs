@@ -1,9 +1,17 @@
 //! The words of a conversation with an LLM: messages, tools as the model sees them, calls and their results.
 //!
 //! Neutral: no provider's wire form, no sandbox. `llm` turns them into requests, `tools` answers calls, `agent`
-//! keeps the history.
+//! keeps the history. What a provider needs back as it said it (signed thinking, its server's tools) is an
+//! [`Echo`], which no other provider is ever sent: those rebuild a reply from what is neutral in it.
 
-use serde_json::Value;
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 /// A tool as the model sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,10 +28,10 @@ pub struct ToolSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Message {
     /// The user's words, or ours in the user's place.
-    User(String),
-    /// A response, block by block as it was received.
-    Assistant(Vec<AssistantBlock>),
-    /// The results of all calls of the response before, in the order asked, and a notice of ours that
+    User(Vec<Part>),
+    /// What the model said.
+    Assistant(Reply),
+    /// The results of all calls of the reply before, in the order asked, and a notice of ours that
     /// tool output can't forge (placed after the results, by the provider's own means).
     ToolResults {
         /// One per call.
@@ -33,34 +41,154 @@ pub enum Message {
     },
 }
 
-/// A completed block of a response.
+impl Message {
+    /// The user's words alone.
+    pub fn user(text: impl Into<String>) -> Self {
+        Self::User(vec![Part::Text(text.into())])
+    }
+}
+
+/// A part of what a user or a tool says.
 #[derive(Clone, Debug, PartialEq)]
-pub enum AssistantBlock {
-    /// Text of the answer.
+pub enum Part {
+    /// Text.
     Text(String),
-    /// Thinking, with what the provider needs to get back.
-    Thinking {
-        /// The text shown; may be empty.
+    /// A picture, for models that can see; others get a note.
+    Image(Image),
+    /// A PDF, for models that read them; others get a note.
+    Document(Document),
+}
+
+/// A picture.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Its format.
+    pub media_type: ImageType,
+    /// Standard base64 of the bytes; shared, since it is large.
+    pub base64: Arc<str>,
+}
+
+/// The formats that every provider takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageType {
+    /// PNG.
+    Png,
+    /// JPEG.
+    Jpeg,
+    /// GIF.
+    Gif,
+    /// WebP.
+    Webp,
+}
+
+impl ImageType {
+    /// Its media type, `image/png` and so on.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Gif => "image/gif",
+            Self::Webp => "image/webp",
+        }
+    }
+}
+
+impl fmt::Display for ImageType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A PDF.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// Its file name.
+    pub name: String,
+    /// Standard base64 of the bytes; shared, since it is large.
+    pub base64: Arc<str>,
+}
+
+/// What the model said in one response, block by block in the order received.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// Whose echoes the blocks hold.
+    pub provider: &'static str,
+    /// Its completed blocks.
+    pub blocks: Vec<Block>,
+}
+
+/// A completed block of a reply.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Block {
+    /// Text of the answer.
+    Text {
+        /// The text.
         text: String,
-        /// The provider's signature.
-        signature: String,
+        /// The block as its provider wants it back, where the text alone is not enough (a signature on it).
+        echo: Option<Echo>,
     },
     /// A call.
-    ToolCall(ToolCall),
-    /// Anything else that has to be echoed as it came (redacted thinking, server tools): the provider's
-    /// own JSON.
-    Opaque(Value),
+    Call(ToolCall),
+    /// What only its own provider understands: signed thinking, its server's tools, a list on the message.
+    Opaque(Echo),
+}
+
+impl Block {
+    /// Text that needs no echo.
+    pub fn text(text: impl Into<String>) -> Self {
+        Self::Text {
+            text: text.into(),
+            echo: None,
+        }
+    }
+}
+
+/// A provider's own JSON, sent back byte for byte.
+#[derive(Clone, Debug)]
+pub struct Echo(Box<RawValue>);
+
+impl Echo {
+    /// As it arrived.
+    pub const fn new(json: Box<RawValue>) -> Self {
+        Self(json)
+    }
+
+    /// From a value of ours, for pieces that were put together from a stream.
+    ///
+    /// # Errors
+    /// None for values that came from JSON.
+    pub fn of(value: &impl serde::Serialize) -> Result<Self, serde_json::Error> {
+        serde_json::value::to_raw_value(value).map(Self)
+    }
+
+    /// The JSON, for a body.
+    pub const fn raw(&self) -> &RawValue {
+        &self.0
+    }
+
+    /// Its text.
+    pub fn json(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl PartialEq for Echo {
+    fn eq(&self, other: &Self) -> bool {
+        self.json() == other.json()
+    }
 }
 
 /// A call that the model asks for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToolCall {
-    /// The provider's call id.
-    pub id: String,
+    /// Ours.
+    pub id: CallId,
     /// The name that the model wrote; not yet mapped to a tool.
     pub name: String,
     /// The arguments.
     pub args: ToolArgs,
+    /// The call as its provider wants it back, where name and arguments are not enough.
+    pub echo: Option<Echo>,
 }
 
 /// A call's arguments as they arrived.
@@ -77,29 +205,160 @@ pub enum ToolArgs {
     },
 }
 
+static NO_ARGS: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
+
+impl ToolCall {
+    /// The name in a form that every provider takes back: the model may have made it up.
+    pub fn wire_name(&self) -> Cow<'_, str> {
+        if is_wire_name(&self.name) {
+            return Cow::Borrowed(&self.name);
+        }
+        let name: String = self
+            .name
+            .chars()
+            .take(LONGEST_NAME)
+            .map(|c| if is_permitted(c) { c } else { '_' })
+            .collect();
+        Cow::Owned(if name.is_empty() {
+            "unnamed".to_owned()
+        } else {
+            name
+        })
+    }
+
+    /// The arguments in a form that every provider takes back: an object.
+    pub fn wire_args(&self) -> &Value {
+        match &self.args {
+            ToolArgs::Json(value) if value.is_object() => value,
+            ToolArgs::Json(_) | ToolArgs::Malformed { .. } => &NO_ARGS,
+        }
+    }
+}
+
+/// A call's id: ours, unique in the run, and the one that its provider knows it by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CallId {
+    ours: Arc<str>,
+    wire: Arc<str>,
+}
+
+impl CallId {
+    /// Ours, as clients see it.
+    pub fn as_str(&self) -> &str {
+        &self.ours
+    }
+
+    /// What the conversation with the provider calls it: letters, digits, `_` and `-`, at most 64, unique in
+    /// the run. The provider's own id where it is so, else ours.
+    pub fn wire(&self) -> &str {
+        &self.wire
+    }
+}
+
+impl fmt::Display for CallId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.ours)
+    }
+}
+
+/// Makes the ids of a run's calls, when they are received. Clones share the count.
+#[derive(Clone, Debug, Default)]
+pub struct CallIds(Arc<Mutex<Issued>>);
+
+#[derive(Debug, Default)]
+struct Issued {
+    count: u64,
+    wire: HashSet<Arc<str>>,
+}
+
+impl CallIds {
+    /// The id of a call that its provider calls `provider_id`, which may be empty, and may have been given
+    /// before: gateways number the calls of each response anew.
+    pub fn issue(&self, provider_id: &str) -> CallId {
+        let mut issued = self.0.lock();
+        let fits = is_wire_name(provider_id) && !issued.wire.contains(provider_id);
+        let mut ours;
+        loop {
+            issued.count += 1;
+            ours = Arc::<str>::from(format!("call_{}", issued.count));
+            if !issued.wire.contains(&ours) {
+                break;
+            }
+        }
+        let wire = if fits {
+            Arc::from(provider_id)
+        } else {
+            Arc::clone(&ours)
+        };
+        issued.wire.insert(Arc::clone(&wire));
+        CallId { ours, wire }
+    }
+}
+
+/// The shortest limit of all providers for names and ids.
+const LONGEST_NAME: usize = 64;
+
+const fn is_permitted(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
+}
+
+fn is_wire_name(text: &str) -> bool {
+    (1..=LONGEST_NAME).contains(&text.len()) && text.chars().all(is_permitted)
+}
+
 /// The result of one call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ToolResult {
     /// The call's id.
-    pub id: String,
+    pub id: CallId,
     /// The tool's name, for providers that want it.
     pub name: String,
     /// What the tool says; may be empty.
-    pub content: Vec<ToolContent>,
+    pub content: Vec<Part>,
     /// The call failed or was refused.
     pub is_error: bool,
 }
 
-/// A part of a tool's result.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ToolContent {
-    /// Text.
-    Text(String),
-    /// An image, for models that can see; others get a note.
-    Image {
-        /// `image/png`, `image/jpeg`, `image/gif` or `image/webp`.
-        media_type: &'static str,
-        /// Standard base64 of the bytes.
-        base64: String,
-    },
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_ours_and_unique_whatever_the_provider_says() {
+        let ids = CallIds::default();
+        let said = [
+            "toolu_1",
+            "toolu_1",
+            "",
+            "call_5",
+            "functions.bash:0",
+            "x",
+            "x",
+        ];
+        let issued: Vec<CallId> = said.iter().map(|id| ids.issue(id)).collect();
+        let unique = |of: fn(&CallId) -> &str| {
+            issued.iter().map(of).collect::<HashSet<_>>().len() == said.len()
+        };
+        assert!(unique(CallId::as_str) && unique(CallId::wire), "{issued:?}");
+        assert_eq!(issued[0].wire(), "toolu_1");
+        assert_eq!(issued[0].as_str(), "call_1");
+        assert_eq!(issued[3].wire(), "call_5");
+        assert!(issued.iter().all(|id| is_wire_name(id.wire())));
+    }
+
+    #[test]
+    fn a_made_up_name_and_bad_arguments_are_sent_back_in_a_form_that_is_taken() {
+        let mut call = ToolCall {
+            id: CallIds::default().issue(""),
+            name: "functions.bäsh ".to_owned(),
+            args: ToolArgs::Json(Value::from(1)),
+            echo: None,
+        };
+        assert_eq!(call.wire_name(), "functions_b_sh_");
+        assert_eq!(call.wire_args().to_string(), "{}");
+        call.name = String::new();
+        assert_eq!(call.wire_name(), "unnamed");
+        call.name = "é".repeat(100);
+        assert_eq!(call.wire_name().len(), 64);
+    }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::loops::{LoopGuard, Verdict};
 use super::run::{Halt, RunContext};
-use crate::chat::{ToolArgs, ToolCall, ToolContent, ToolResult};
+use crate::chat::{Part, ToolArgs, ToolCall, ToolResult};
 use crate::clock::Deadline;
 use crate::error::{Problem, WarningCode};
 use crate::events::{Durability, RunEvent, ToolResultEvent, ToolUseEvent, WarningEvent};
@@ -381,7 +381,7 @@ fn tool_use(context: &RunContext, one: &Planned<'_>, turn: u32) -> ToolUseEvent 
         content,
         input,
         input_truncated,
-        tool_call_id: one.call.id.clone(),
+        tool_call_id: one.call.id.to_string(),
         sandbox: PRIMARY.to_owned(),
         turn,
     }
@@ -443,7 +443,7 @@ fn tool_result(one: &Planned<'_>, answered: &Answered, took: Duration) -> ToolRe
     ToolResultEvent {
         tool_name: one.name.clone(),
         content: answer.text.clone(),
-        tool_call_id: one.call.id.clone(),
+        tool_call_id: one.call.id.to_string(),
         is_error: answer.is_error,
         exit_code: answer.exit_code,
         truncated: answer.truncated,
@@ -457,8 +457,8 @@ fn tool_result(one: &Planned<'_>, answered: &Answered, took: Duration) -> ToolRe
 }
 
 fn result_of(one: &Planned<'_>, answer: ToolAnswer) -> ToolResult {
-    let mut content = vec![ToolContent::Text(answer.text)];
-    content.extend(answer.images);
+    let mut content = vec![Part::Text(answer.text)];
+    content.extend(answer.images.into_iter().map(Part::Image));
     ToolResult {
         id: one.call.id.clone(),
         name: one.name.clone(),

@@ -1,6 +1,6 @@
 //! What fits into the model's context window, and what goes when it no longer does.
 
-use crate::chat::{AssistantBlock, Message, ToolArgs, ToolContent};
+use crate::chat::{Block, Message, Part, ToolArgs};
 use crate::llm::{ModelFacts, Usage};
 
 /// Results of so many newest tool turns stay when old ones are cleared ahead of need.
@@ -86,7 +86,7 @@ impl Window {
     /// The last request's tokens, what came since, less what was taken out.
     fn estimate(&self, history: &[Message]) -> u64 {
         let whole = match &self.last {
-            Some(last) => last.total_input() + last.output + history.last().map_or(0, tokens),
+            Some(last) => last.context() + history.last().map_or(0, tokens),
             None => history.iter().map(tokens).sum(),
         };
         whole.saturating_sub(self.freed)
@@ -114,7 +114,7 @@ pub(super) fn clear(history: &mut [Message], keep: usize) -> Option<Cleared> {
         if size < WORTH_CLEARING {
             continue;
         }
-        result.content = vec![ToolContent::Text(format!(
+        result.content = vec![Part::Text(format!(
             "[cleared to save space: {size} characters; call {} again if you need it]",
             result.name
         ))];
@@ -146,7 +146,7 @@ pub(super) fn compacted(history: &[Message], summary: String) -> Option<Vec<Mess
     if from == 0 || from == later.len() {
         return None;
     }
-    let mut shorter = vec![first.clone(), Message::User(summary)];
+    let mut shorter = vec![first.clone(), Message::user(summary)];
     shorter.extend_from_slice(later.get(from..)?);
     Some(shorter)
 }
@@ -171,11 +171,11 @@ pub(super) fn limit_images(history: &mut [Message]) {
         .flat_map(|results| results.iter_mut().rev())
         .flat_map(|result| result.content.iter_mut().rev())
     {
-        if matches!(content, ToolContent::Image { .. }) {
+        if matches!(content, Part::Image(_)) {
             match left.checked_sub(1) {
                 Some(fewer) => left = fewer,
                 None => {
-                    *content = ToolContent::Text(
+                    *content = Part::Text(
                         "[an older image was left out; read the file again if you need it]"
                             .to_owned(),
                     );
@@ -185,38 +185,45 @@ pub(super) fn limit_images(history: &mut [Message]) {
     }
 }
 
-fn size(content: &ToolContent) -> usize {
+fn size(content: &Part) -> usize {
     match content {
-        ToolContent::Text(text) => text.chars().count(),
-        ToolContent::Image { base64, .. } => base64.len(),
+        Part::Text(text) => text.chars().count(),
+        Part::Image(image) => image.base64.len(),
+        Part::Document(document) => document.base64.len(),
     }
 }
 
 /// About how many tokens a message has: 0.3 per ASCII character, 0.8 per other.
 fn tokens(message: &Message) -> u64 {
     match message {
-        Message::User(text) => of_text(text),
-        Message::Assistant(blocks) => blocks
+        Message::User(parts) => parts.iter().map(part_tokens).sum(),
+        Message::Assistant(reply) => reply
+            .blocks
             .iter()
             .map(|block| match block {
-                AssistantBlock::Text(text) | AssistantBlock::Thinking { text, .. } => of_text(text),
-                AssistantBlock::ToolCall(call) => match &call.args {
+                Block::Text { text, .. } => of_text(text),
+                Block::Call(call) => match &call.args {
                     ToolArgs::Json(value) => of_text(&value.to_string()),
                     ToolArgs::Malformed { .. } => 1,
                 },
-                AssistantBlock::Opaque(value) => of_text(&value.to_string()),
+                Block::Opaque(echo) => of_text(echo.json()),
             })
             .sum(),
         Message::ToolResults { results, notice } => {
             let content = results
                 .iter()
                 .flat_map(|result| &result.content)
-                .map(|content| match content {
-                    ToolContent::Text(text) => of_text(text),
-                    ToolContent::Image { .. } => IMAGE_TOKENS,
-                });
+                .map(part_tokens);
             content.sum::<u64>() + notice.as_deref().map_or(0, of_text)
         }
+    }
+}
+
+fn part_tokens(part: &Part) -> u64 {
+    match part {
+        Part::Text(text) => of_text(text),
+        Part::Image(_) => IMAGE_TOKENS,
+        Part::Document(document) => document.base64.len() as u64 / 4,
     }
 }
 
@@ -229,14 +236,14 @@ fn of_text(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chat::ToolResult;
+    use crate::chat::{CallIds, ToolResult};
 
     fn results(id: &str, text: &str) -> Message {
         Message::ToolResults {
             results: vec![ToolResult {
-                id: id.to_owned(),
+                id: CallIds::default().issue(id),
                 name: "bash".to_owned(),
-                content: vec![ToolContent::Text(text.to_owned())],
+                content: vec![Part::Text(text.to_owned())],
                 is_error: false,
             }],
             notice: None,
@@ -246,7 +253,7 @@ mod tests {
     #[test]
     fn old_long_results_are_cleared_and_recent_and_short_ones_kept() {
         let long = "x".repeat(5000);
-        let mut history = vec![Message::User("go".to_owned()), results("0", "short")];
+        let mut history = vec![Message::user("go".to_owned()), results("0", "short")];
         history.extend((1..=8).map(|n| results(&n.to_string(), &long)));
         let cleared = clear(&mut history, KEEP_RECENT).unwrap();
         assert_eq!(cleared.results, 2);
@@ -261,17 +268,22 @@ mod tests {
     }
 
     fn turn(id: &str, text: &str) -> [Message; 2] {
-        let call = AssistantBlock::ToolCall(crate::chat::ToolCall {
-            id: id.to_owned(),
+        let call = Block::Call(crate::chat::ToolCall {
+            id: CallIds::default().issue(id),
             name: "bash".to_owned(),
             args: ToolArgs::Json(serde_json::json!({})),
+            echo: None,
         });
-        [Message::Assistant(vec![call]), results(id, text)]
+        let reply = crate::chat::Reply {
+            provider: "anthropic",
+            blocks: vec![call],
+        };
+        [Message::Assistant(reply), results(id, text)]
     }
 
     #[test]
     fn a_summary_replaces_old_turns_and_leaves_the_newest_whole() {
-        let mut history = vec![Message::User("go".to_owned())];
+        let mut history = vec![Message::user("go".to_owned())];
         for n in 0..6 {
             history.extend(turn(&n.to_string(), &"z".repeat(30_000)));
         }
@@ -279,8 +291,8 @@ mod tests {
         assert_eq!(
             shorter[..2],
             [
-                Message::User("go".to_owned()),
-                Message::User("[sandcaster] so far".to_owned())
+                Message::user("go".to_owned()),
+                Message::user("[sandcaster] so far".to_owned())
             ]
         );
         assert_eq!(
@@ -289,7 +301,7 @@ mod tests {
             "two turns of 9,000 tokens fit into 20,000"
         );
         let one = [
-            vec![Message::User("go".to_owned())],
+            vec![Message::user("go".to_owned())],
             turn("1", &"z".repeat(300_000)).to_vec(),
         ]
         .concat();
@@ -298,14 +310,14 @@ mod tests {
 
     #[test]
     fn only_the_newest_ten_images_stay() {
-        let image = ToolContent::Image {
-            media_type: "image/png",
-            base64: "aGk=".to_owned(),
-        };
+        let image = Part::Image(crate::chat::Image {
+            media_type: crate::chat::ImageType::Png,
+            base64: "aGk=".into(),
+        });
         let mut history: Vec<Message> = (0..12)
             .map(|n| Message::ToolResults {
                 results: vec![ToolResult {
-                    id: n.to_string(),
+                    id: CallIds::default().issue(&n.to_string()),
                     name: "file_read".to_owned(),
                     content: vec![image.clone()],
                     is_error: false,

@@ -2,12 +2,12 @@
 
 use super::context::{self, Cleared};
 use super::prompt;
-use super::run::{Agent, Halt, request};
-use super::turn::{Audience, Response, respond};
+use super::run::{Agent, Halt};
+use super::turn::{Ask, Audience, Response, respond};
 use crate::chat::Message;
 use crate::error::WarningCode;
 use crate::events::{RunEvent, WarningEvent};
-use crate::llm::{LlmErrorKind, LlmStop};
+use crate::llm::{AnswerSize, LlmErrorKind, LlmStop, ToolChoice};
 
 /// At most so many summaries in a run.
 const MOST: u32 = 8;
@@ -40,9 +40,22 @@ impl Agent<'_> {
         }
         let mut made_room = false;
         loop {
-            let (run, history, full_output) = (self.context, &self.history, self.full_output);
-            let build = || request(run, history, full_output, last);
-            match respond(run, &mut self.retries, &build, turn, Audience::Clients).await {
+            let ask = Ask {
+                history: &self.history,
+                call_ids: &self.call_ids,
+                answer: if self.full_output {
+                    AnswerSize::Full
+                } else {
+                    AnswerSize::Usual
+                },
+                tool_choice: if last {
+                    ToolChoice::None
+                } else {
+                    ToolChoice::Auto
+                },
+            };
+            let run = self.context;
+            match respond(run, &mut self.retries, &ask, turn, Audience::Clients).await {
                 Err(Halt::Llm(error))
                     if error.kind == LlmErrorKind::ContextTooLong && !made_room =>
                 {
@@ -84,16 +97,16 @@ impl Agent<'_> {
     async fn compact(&mut self, turn: u32) -> Result<(), Halt> {
         self.compactions.count += 1;
         self.compactions.last_turn = turn;
-        let (run, history) = (self.context, &self.history);
-        let build = || {
-            let mut summarise = request(run, history, false, true);
-            summarise.max_tokens = Some(SUMMARY_TOKENS);
-            summarise
-                .messages
-                .push(Message::User(prompt::SUMMARISE.to_owned()));
-            summarise
+        let run = self.context;
+        self.history.push(Message::user(prompt::SUMMARISE));
+        let ask = Ask {
+            history: &self.history,
+            call_ids: &self.call_ids,
+            answer: AnswerSize::AtMost(SUMMARY_TOKENS),
+            tool_choice: ToolChoice::None,
         };
-        let answered = respond(run, &mut self.retries, &build, turn, Audience::Agent).await;
+        let answered = respond(run, &mut self.retries, &ask, turn, Audience::Agent).await;
+        self.history.pop();
         let summary = match answered {
             Ok(response)
                 if matches!(response.stop, Some(LlmStop::End))

@@ -1,6 +1,6 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
@@ -13,17 +13,16 @@ use super::room::Compactions;
 use super::tally::Tally;
 use super::turn::Response;
 use super::workspace::WorkspaceSource;
-use crate::chat::{AssistantBlock, Message};
+use crate::chat::{Block, CallIds, Message, Reply};
 use crate::clock::Deadline;
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{
     Durability, EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent,
 };
-use crate::llm::{LlmError, LlmProvider, LlmRequest, LlmStop, ToolChoice};
+use crate::llm::{LlmError, LlmProvider, LlmStop};
 use crate::net::retry::RetryBudget;
 use crate::secrets::Redactor;
 use crate::spec::{NanoUsd, RunSpec};
-use crate::tools;
 
 /// How often a paused response is sent back (rule of the provider's server tools).
 const PAUSES: u32 = 5;
@@ -117,6 +116,7 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
 pub(super) struct Agent<'a> {
     pub(super) context: &'a RunContext,
     pub(super) history: Vec<Message>,
+    pub(super) call_ids: CallIds,
     limits: Limits,
     guard: LoopGuard,
     pub(super) retries: RetryBudget,
@@ -138,11 +138,12 @@ impl<'a> Agent<'a> {
         let spec = &context.spec;
         Self {
             context,
-            history: vec![Message::User(prompt::first_message(
+            history: vec![Message::user(prompt::first_message(
                 spec,
                 context.working_dir,
                 &context.today,
             ))],
+            call_ids: CallIds::default(),
             limits: Limits::new(spec, context.deadline),
             guard: LoopGuard::default(),
             retries: RetryBudget::new(spec.timeout),
@@ -254,7 +255,7 @@ impl<'a> Agent<'a> {
                         .map_or_else(|| told.clone(), |before| format!("{before}\n{told}")),
                 );
             }
-            _ if turn > 1 => self.history.push(Message::User(told)),
+            _ if turn > 1 => self.history.push(Message::user(told)),
             _ => {}
         }
         Ok(Some(reason))
@@ -281,7 +282,7 @@ impl<'a> Agent<'a> {
                 }
                 LlmStop::Pause if pauses < PAUSES => {
                     pauses += 1;
-                    self.history.push(Message::Assistant(response.blocks));
+                    self.reply(response.blocks);
                 }
                 LlmStop::MaxTokens if calls > 0 && cuts < CONTINUATIONS => {
                     // The last call's arguments may be incomplete: none of the response's calls is run.
@@ -323,6 +324,12 @@ impl<'a> Agent<'a> {
                         truncated: true,
                     });
                 }
+                LlmStop::MalformedCall { .. } => {
+                    return Err(Halt::Problem(Problem::new(
+                        ErrorCode::LlmBadResponse,
+                        "the model's tool call could not be read by its provider",
+                    )));
+                }
                 stop @ (LlmStop::End | LlmStop::ToolUse | LlmStop::Pause | LlmStop::Unknown(_)) => {
                     if let LlmStop::Unknown(reason) = &stop {
                         let shown: String = reason.chars().take(100).collect();
@@ -340,12 +347,17 @@ impl<'a> Agent<'a> {
                             truncated: false,
                         });
                     }
-                    self.history
-                        .push(Message::Assistant(response.blocks.clone()));
+                    self.reply(response.blocks.clone());
                     return Ok(TurnEnd::Calls(response));
                 }
             }
         }
+    }
+
+    fn reply(&mut self, blocks: Vec<Block>) {
+        let provider = self.context.spec.model.provider;
+        self.history
+            .push(Message::Assistant(Reply { provider, blocks }));
     }
 
     /// Appends a response without its calls and thinking: what was cut can't be echoed whole.
@@ -353,16 +365,16 @@ impl<'a> Agent<'a> {
         let blocks: Vec<_> = response
             .blocks
             .into_iter()
-            .filter(|block| matches!(block, AssistantBlock::Text(text) if !text.trim().is_empty()))
+            .filter(|block| matches!(block, Block::Text { text, .. } if !text.trim().is_empty()))
             .collect();
         if !blocks.is_empty() {
-            self.history.push(Message::Assistant(blocks));
+            self.reply(blocks);
         }
     }
 
     /// Says something to the model in the user's place; clients see it as a `user` event.
     async fn say(&mut self, text: &str) -> Result<(), Halt> {
-        self.history.push(Message::User(text.to_owned()));
+        self.history.push(Message::user(text));
         self.context
             .emit(RunEvent::User(UserEvent {
                 content: text.to_owned(),
@@ -404,40 +416,6 @@ impl<'a> Agent<'a> {
             &format!("no price is known for {model}, so no costUsd is given"),
         )
         .await
-    }
-}
-
-/// The next request. System prompt and tools are made anew for each one, always the same, so that nothing of
-/// it has to be kept while its answer streams: with the tools' schemas it is the largest thing a run has.
-pub(super) fn request(
-    context: &RunContext,
-    history: &[Message],
-    full_output: bool,
-    last: bool,
-) -> LlmRequest {
-    let spec = &context.spec;
-    let full = context
-        .provider
-        .model(&spec.model.id)
-        .and_then(|facts| facts.max_output_tokens);
-    LlmRequest {
-        model: spec.model.id.clone(),
-        system: prompt::system(spec),
-        tools: spec
-            .tools
-            .iter()
-            .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()))
-            .map(|built| LazyLock::force(built.spec).clone())
-            .collect(),
-        tool_choice: if last {
-            ToolChoice::None
-        } else {
-            ToolChoice::Auto
-        },
-        messages: history.to_vec(),
-        max_tokens: full.filter(|_| full_output),
-        thinking: spec.thinking,
-        deadline: context.deadline,
     }
 }
 

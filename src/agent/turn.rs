@@ -4,13 +4,18 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 
+use super::prompt;
 use super::run::{Halt, RunContext};
-use crate::chat::{AssistantBlock, ToolCall};
+use crate::chat::{Block, CallIds, Message, ToolCall, ToolSpec};
 use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent, WarningEvent};
-use crate::llm::{LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, Usage};
+use crate::llm::{
+    AnswerSize, LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, ToolChoice, Usage,
+};
 use crate::net::retry::{MAX_RETRIES_PER_CALL, RetryBudget};
 use crate::secrets::RedactingStream;
+use crate::spec::RunSpec;
+use crate::tools;
 
 /// How long the end of a body is waited for after the end of its message.
 const BODY_END: Duration = Duration::from_millis(20);
@@ -21,7 +26,7 @@ const LONGEST_DELTA: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Response {
     /// Its blocks, in the order received, for the next request.
-    pub(super) blocks: Vec<AssistantBlock>,
+    pub(super) blocks: Vec<Block>,
     /// Its text.
     pub(super) text: String,
     /// Why it ended.
@@ -34,12 +39,53 @@ impl Response {
     /// The calls that it asks for.
     pub(super) fn calls(&self) -> impl Iterator<Item = &ToolCall> {
         self.blocks.iter().filter_map(|block| match block {
-            AssistantBlock::ToolCall(call) => Some(call),
-            AssistantBlock::Text(_)
-            | AssistantBlock::Thinking { .. }
-            | AssistantBlock::Opaque(_) => None,
+            Block::Call(call) => Some(call),
+            Block::Text { .. } | Block::Opaque(_) => None,
         })
     }
+}
+
+/// What is asked.
+pub(super) struct Ask<'a> {
+    pub(super) history: &'a [Message],
+    pub(super) call_ids: &'a CallIds,
+    pub(super) answer: AnswerSize,
+    pub(super) tool_choice: ToolChoice,
+}
+
+impl Ask<'_> {
+    fn request<'r>(
+        &'r self,
+        context: &'r RunContext,
+        system: &'r [String],
+        tools: &'r [&'static ToolSpec],
+    ) -> LlmRequest<'r> {
+        let spec = &context.spec;
+        LlmRequest {
+            model: &spec.model.id,
+            system,
+            tools,
+            server_tools: &[],
+            tool_choice: self.tool_choice,
+            messages: self.history,
+            output_schema: None,
+            answer: self.answer,
+            affordable: None,
+            thinking: spec.thinking,
+            cache_key: "",
+            call_ids: self.call_ids,
+            deadline: context.deadline,
+        }
+    }
+}
+
+/// The run's tools, as the model sees them.
+fn specs(spec: &RunSpec) -> Vec<&'static ToolSpec> {
+    let built = spec
+        .tools
+        .iter()
+        .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()));
+    built.map(|built| &**built.spec).collect()
 }
 
 /// How one attempt failed.
@@ -62,13 +108,13 @@ pub(super) enum Audience {
 pub(super) async fn respond(
     context: &RunContext,
     budget: &mut RetryBudget,
-    request: &(dyn Fn() -> LlmRequest + Sync),
+    ask: &Ask<'_>,
     turn: u32,
     audience: Audience,
 ) -> Result<Response, Halt> {
     let mut attempt = 0;
     loop {
-        let failed = match stream(context, request, turn, audience).await? {
+        let failed = match stream(context, ask, turn, audience).await? {
             Ok(response) => return Ok(response),
             Err(failed) => failed,
         };
@@ -107,12 +153,16 @@ pub(super) async fn respond(
 /// One attempt. The outer error ends the run; the inner one may be retried.
 async fn stream(
     context: &RunContext,
-    request: &(dyn Fn() -> LlmRequest + Sync),
+    ask: &Ask<'_>,
     turn: u32,
     audience: Audience,
 ) -> Result<Result<Response, Failed>, Halt> {
     let opened = {
-        let request = request();
+        // Made anew for each request, always the same, so that nothing of it has to be kept while its answer
+        // streams: the system prompt is large.
+        let system = prompt::system(&context.spec);
+        let tools = specs(&context.spec);
+        let request = ask.request(context, &system, &tools);
         tokio::select! {
             // Dropping the request is its cancellation; nothing of it was shown yet.
             biased;
@@ -161,6 +211,12 @@ async fn stream(
                 shown = true;
                 writer.finish().await?;
                 response.blocks.push(block);
+            }
+            Some(Ok(LlmDelta::Citation(_) | LlmDelta::ServerToolUse { .. })) => {}
+            Some(Ok(LlmDelta::Warning { code, message })) => {
+                context
+                    .emit(RunEvent::Warning(WarningEvent::new(code, message)))
+                    .await?;
             }
             Some(Ok(LlmDelta::Restarted)) => {
                 if shown {

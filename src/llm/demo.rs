@@ -16,7 +16,7 @@ use super::types::{
     ToolChoice, Usage,
 };
 use super::{Build, ProviderConfig, ProviderDef};
-use crate::chat::{AssistantBlock, Message, ToolArgs, ToolCall, ToolContent, ToolResult};
+use crate::chat::{Block, Message, Part, ToolArgs, ToolCall, ToolResult};
 
 /// The row of the table. It has no key variable, so it is never chosen unless named.
 pub const DEF: ProviderDef = ProviderDef {
@@ -49,7 +49,7 @@ struct Demo;
 
 #[async_trait]
 impl LlmProvider for Demo {
-    async fn open(&self, request: &LlmRequest) -> Result<LlmStream, LlmError> {
+    async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let (text, call) = answer(request)?;
         Ok(Box::pin(stream::iter(deltas(text, call).map(Ok))))
     }
@@ -63,8 +63,8 @@ impl LlmProvider for Demo {
 }
 
 /// What to say, and the call to make.
-fn answer(request: &LlmRequest) -> Result<(String, Option<ToolCall>), LlmError> {
-    let prompt = prompt(&request.messages).ok_or_else(|| {
+fn answer(request: &LlmRequest<'_>) -> Result<(String, Option<ToolCall>), LlmError> {
+    let prompt = prompt(request.messages).ok_or_else(|| {
         LlmError::new(
             LlmErrorKind::BadRequest,
             "demo refused the request: the conversation does not start with a prompt",
@@ -101,9 +101,10 @@ fn answer(request: &LlmRequest) -> Result<(String, Option<ToolCall>), LlmError> 
                 format!("Line {place} of {}.", commands.len())
             };
             let call = ToolCall {
-                id: format!("demo_call_{place}"),
+                id: request.call_ids.issue(&format!("demo_call_{place}")),
                 name: BASH.to_owned(),
                 args: ToolArgs::Json(json!({ "command": command })),
+                echo: None,
             };
             Ok((text, Some(call)))
         }
@@ -113,7 +114,10 @@ fn answer(request: &LlmRequest) -> Result<(String, Option<ToolCall>), LlmError> 
 
 /// The user's prompt: the first message, without the block of facts that the agent puts before it.
 fn prompt(messages: &[Message]) -> Option<&str> {
-    let Some(Message::User(text)) = messages.first() else {
+    let Some(Message::User(parts)) = messages.first() else {
+        return None;
+    };
+    let Some(Part::Text(text)) = parts.first() else {
         return None;
     };
     let mut at = 0;
@@ -191,7 +195,7 @@ fn summary(commands: &[&str], results: &[&ToolResult]) -> String {
 fn outcome(result: &ToolResult) -> (String, String) {
     let mut text = String::new();
     for part in &result.content {
-        if let ToolContent::Text(part) = part {
+        if let Part::Text(part) = part {
             text.push_str(part);
         }
     }
@@ -259,13 +263,13 @@ fn deltas(text: String, call: Option<ToolCall>) -> impl Iterator<Item = LlmDelta
     if !piece.is_empty() {
         out.push(LlmDelta::Text(piece));
     }
-    out.push(LlmDelta::Block(AssistantBlock::Text(text)));
+    out.push(LlmDelta::Block(Block::text(text)));
     let stop = if call.is_some() {
         LlmStop::ToolUse
     } else {
         LlmStop::End
     };
-    out.extend(call.map(|call| LlmDelta::Block(AssistantBlock::ToolCall(call))));
+    out.extend(call.map(|call| LlmDelta::Block(Block::Call(call))));
     out.push(LlmDelta::Usage(Usage::default()));
     out.push(LlmDelta::Stop(stop));
     out.into_iter()

@@ -1,47 +1,31 @@
-use std::time::Duration;
-
 use futures::FutureExt as _;
 use futures::StreamExt as _;
 use serde_json::Value;
 
 use super::*;
-use crate::chat::ToolSpec;
-use crate::clock::Deadline;
-use crate::spec::ThinkingLevel;
+use crate::chat::{CallIds, Reply};
+use crate::llm::asked::Asked;
 
 /// Everything here is ready at once.
 fn block_on<F: Future>(future: F) -> F::Output {
     future.now_or_never().unwrap()
 }
 
-fn request(prompt: &str) -> LlmRequest {
-    LlmRequest {
-        model: "demo".to_owned(),
-        system: Vec::new(),
-        tools: vec![ToolSpec {
-            name: "bash",
-            description: String::new(),
-            input_schema: json!({"type": "object"}),
-        }],
-        tool_choice: ToolChoice::Auto,
-        messages: vec![Message::User(prompt.to_owned())],
-        max_tokens: None,
-        thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(Duration::from_mins(1)),
-    }
+fn request(prompt: &str) -> Asked {
+    Asked::new("demo", &["bash"], vec![Message::user(prompt)])
 }
 
-struct Reply {
+struct Answer {
     text: String,
     command: Option<String>,
-    blocks: Vec<AssistantBlock>,
+    blocks: Vec<Block>,
     deltas: Vec<LlmDelta>,
 }
 
-fn ask(request: &LlmRequest) -> Reply {
-    let stream = block_on(Demo.open(request)).unwrap();
+fn ask(request: &Asked) -> Answer {
+    let stream = block_on(Demo.open(&request.request())).unwrap();
     let deltas: Vec<LlmDelta> = block_on(stream.map(Result::unwrap).collect());
-    let mut reply = Reply {
+    let mut reply = Answer {
         text: String::new(),
         command: None,
         blocks: Vec::new(),
@@ -51,7 +35,7 @@ fn ask(request: &LlmRequest) -> Reply {
         match delta {
             LlmDelta::Text(piece) => reply.text.push_str(&piece),
             LlmDelta::Block(block) => {
-                if let AssistantBlock::ToolCall(call) = &block {
+                if let Block::Call(call) = &block {
                     let ToolArgs::Json(args) = &call.args else {
                         panic!("{call:?}")
                     };
@@ -68,23 +52,24 @@ fn ask(request: &LlmRequest) -> Reply {
     reply
 }
 
-fn answer_with(request: &mut LlmRequest, reply: &Reply, output: &str, is_error: bool) {
+fn answer_with(request: &mut Asked, reply: &Answer, output: &str, is_error: bool) {
     let id = reply
         .blocks
         .iter()
         .find_map(|block| match block {
-            AssistantBlock::ToolCall(call) => Some(call.id.clone()),
+            Block::Call(call) => Some(call.id.clone()),
             _ => None,
         })
         .unwrap();
-    request
-        .messages
-        .push(Message::Assistant(reply.blocks.clone()));
+    request.messages.push(Message::Assistant(Reply {
+        provider: DEF.name,
+        blocks: reply.blocks.clone(),
+    }));
     request.messages.push(Message::ToolResults {
         results: vec![ToolResult {
             id,
             name: "bash".to_owned(),
-            content: vec![ToolContent::Text(output.to_owned())],
+            content: vec![Part::Text(output.to_owned())],
             is_error,
         }],
         notice: None,
@@ -127,7 +112,7 @@ fn text_comes_in_several_deltas_that_add_up_to_its_block() {
         .filter(|delta| matches!(delta, LlmDelta::Text(_)))
         .count();
     assert!(pieces > 3);
-    assert_eq!(reply.blocks, [AssistantBlock::Text(reply.text.clone())]);
+    assert_eq!(reply.blocks, [Block::text(reply.text.clone())]);
     assert!(reply.text.starts_with(NO_LLM) && reply.text.contains("no such line"));
 }
 
@@ -165,9 +150,9 @@ fn exit_codes_come_from_the_last_line_of_failed_calls_only() {
         ("", false, "exit 0"),
     ] {
         let result = ToolResult {
-            id: "1".to_owned(),
+            id: CallIds::default().issue("1"),
             name: "bash".to_owned(),
-            content: vec![ToolContent::Text(output.to_owned())],
+            content: vec![Part::Text(output.to_owned())],
             is_error,
         };
         assert_eq!(outcome(&result).1, end, "{output}");
@@ -188,5 +173,8 @@ fn long_outputs_are_shortened_and_fences_hold() {
 fn a_conversation_without_a_prompt_is_refused() {
     let mut request = request("x");
     request.messages.clear();
-    assert_eq!(answer(&request).unwrap_err().kind, LlmErrorKind::BadRequest);
+    assert_eq!(
+        answer(&request.request()).unwrap_err().kind,
+        LlmErrorKind::BadRequest
+    );
 }

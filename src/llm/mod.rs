@@ -3,6 +3,8 @@
 //! Knows no sandbox, no HTTP server and no store.
 
 pub mod anthropic;
+#[cfg(test)]
+mod asked;
 pub mod demo;
 mod driver;
 pub mod models;
@@ -16,8 +18,8 @@ use crate::secrets::Secret;
 
 pub use driver::StreamLimits;
 pub use types::{
-    LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, LlmStream, ModelFacts,
-    ToolChoice, Usage,
+    AnswerSize, Citation, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop,
+    LlmStream, ModelFacts, ServerTool, ToolChoice, Usage,
 };
 
 /// Every provider that a request may name, in the order in which keys suggest one.

@@ -9,6 +9,7 @@ fn usage(input: u64, cache_read: u64, write_5m: u64, write_1h: u64, output: u64)
         cache_write_5m: write_5m,
         cache_write_1h: write_1h,
         output,
+        ..Usage::default()
     }
 }
 

@@ -6,39 +6,70 @@
 //! is given as [`LlmDelta::Block`] in the order received, so that the next request can echo it; usage is
 //! cumulative for the request; a stream that ends without [`LlmDelta::Stop`] was cut.
 
-use std::fmt;
 use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
+use serde_json::Value;
 
-use crate::chat::{AssistantBlock, Message, ToolSpec};
+use crate::chat::{Block, CallIds, Message, ToolSpec};
 use crate::clock::Deadline;
-use crate::error::ErrorCode;
+use crate::error::{ErrorCode, WarningCode};
 use crate::net::retry::Backoff;
-use crate::spec::ThinkingLevel;
+use crate::spec::{NanoUsd, ThinkingLevel};
 
-/// One request for one response.
-#[derive(Clone, Debug)]
-pub struct LlmRequest {
+/// One request for one response. Borrows the conversation: nothing of it is copied for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct LlmRequest<'a> {
     /// The model's full id.
-    pub model: String,
+    pub model: &'a str,
     /// The system prompt: blocks in order. The same for every request of a run.
-    pub system: Vec<String>,
+    pub system: &'a [String],
     /// The tools, in a fixed order. The same for every request of a run.
-    pub tools: Vec<ToolSpec>,
+    pub tools: &'a [&'static ToolSpec],
+    /// Tools that the provider runs itself. The same for every request of a run.
+    pub server_tools: &'a [ServerTool],
     /// Whether tools may be called.
     pub tool_choice: ToolChoice,
     /// The conversation so far; the first message is the user's.
-    pub messages: Vec<Message>,
-    /// The most tokens of the answer; `None` lets the provider's table decide
-    /// (min of the model's limit and 32,000).
-    pub max_tokens: Option<u32>,
+    pub messages: &'a [Message],
+    /// JSON Schema that the answer's text must follow, where the provider can hold it to that.
+    pub output_schema: Option<&'a Value>,
+    /// How long the answer may be.
+    pub answer: AnswerSize,
+    /// The most output tokens, thinking included, that the run can still pay for; `None` without a budget.
+    pub affordable: Option<u32>,
     /// How much the model may think.
     pub thinking: ThinkingLevel,
+    /// The same for every request of a run, other for other runs: steers a provider's cache.
+    pub cache_key: &'a str,
+    /// Makes the ids of the calls that come back.
+    pub call_ids: &'a CallIds,
     /// When the answer must be complete.
     pub deadline: Deadline,
+}
+
+/// How long an answer may be, thinking not counted where the provider tells them apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AnswerSize {
+    /// The model's limit, but at most 32,000 tokens.
+    #[default]
+    Usual,
+    /// The model's limit.
+    Full,
+    /// At most so many tokens.
+    AtMost(u32),
+}
+
+/// A tool that the provider runs itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerTool {
+    /// A web search, at most so many times in one response.
+    WebSearch {
+        /// The bound.
+        max_uses: u32,
+    },
 }
 
 /// Whether tools may be called.
@@ -61,7 +92,23 @@ pub enum LlmDelta {
     /// A piece of the thinking's text.
     Thinking(String),
     /// A completed block, for the next request and for the calls.
-    Block(AssistantBlock),
+    Block(Block),
+    /// A source that the answer's text names.
+    Citation(Citation),
+    /// The provider ran a tool of its own.
+    ServerToolUse {
+        /// Which.
+        tool: &'static str,
+        /// What for: the query of a search.
+        query: String,
+    },
+    /// The request could not be followed to the letter; the client is told.
+    Warning {
+        /// Its kind.
+        code: WarningCode,
+        /// What, and what was done instead.
+        message: String,
+    },
     /// The request's usage so far: replaces what was said before.
     Usage(Usage),
     /// The response began anew (a gateway retried): everything before it is void.
@@ -90,8 +137,24 @@ pub enum LlmStop {
     },
     /// The context window is full.
     ContextFull,
+    /// The model tried a call that its provider could not read: the same request is worth another try.
+    MalformedCall {
+        /// What the provider shows of it.
+        attempt: String,
+    },
     /// A reason that is not known: treated as an end, with a warning.
     Unknown(String),
+}
+
+/// A source that an answer names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Citation {
+    /// Where it is.
+    pub url: Option<String>,
+    /// What it is called.
+    pub title: Option<String>,
+    /// The words of it that the answer stands on.
+    pub quote: Option<String>,
 }
 
 /// Tokens of one request. `input` counts the uncached part only.
@@ -107,12 +170,31 @@ pub struct Usage {
     pub cache_write_1h: u64,
     /// Output, thinking included.
     pub output: u64,
+    /// Thinking, as far as the provider tells: a part of `output`.
+    pub reasoning: u64,
+    /// Searches that the provider ran.
+    pub searches: u64,
+    /// What the provider says that the request cost: the truth, where it says so.
+    pub given_cost: Option<NanoUsd>,
+    /// The tokens that the conversation has after this response, where that is not all input and output: a
+    /// provider that ran several passes for one request counts each of them.
+    pub last_pass: Option<u64>,
+    /// The provider gave no figures: these are made from the sizes of the texts.
+    pub estimated: bool,
 }
 
 impl Usage {
     /// All input.
     pub const fn total_input(&self) -> u64 {
         self.input + self.cache_read + self.cache_write_5m + self.cache_write_1h
+    }
+
+    /// The tokens that the conversation has after this response.
+    pub const fn context(&self) -> u64 {
+        match self.last_pass {
+            Some(tokens) => tokens,
+            None => self.total_input() + self.output,
+        }
     }
 }
 
@@ -127,7 +209,7 @@ pub trait LlmProvider: Send + Sync {
     ///
     /// # Errors
     /// Any of [`LlmError`]; those that are [`LlmError::retryable`] may be sent again.
-    async fn open(&self, request: &LlmRequest) -> Result<LlmStream, LlmError>;
+    async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError>;
 
     /// What the table knows of `model`: limits and price. `None` for an unknown model.
     fn model(&self, model: &str) -> Option<ModelFacts>;
@@ -247,20 +329,6 @@ impl LlmError {
             | LlmErrorKind::BadRequest
             | LlmErrorKind::ModelNotFound
             | LlmErrorKind::ContextTooLong => false,
-        })
-    }
-}
-
-impl fmt::Display for LlmStop {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::End => "end",
-            Self::ToolUse => "tool_use",
-            Self::MaxTokens => "max_tokens",
-            Self::Pause => "pause",
-            Self::Refusal { .. } => "refusal",
-            Self::ContextFull => "context_full",
-            Self::Unknown(reason) => reason,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! What an image is, read from its header alone: nothing hostile is decoded here.
 
+use crate::chat::ImageType;
+
 /// Raw bytes that make 5 MB of base64, which providers take.
 pub(super) const MOST_BYTES: u64 = 3_700_000;
 /// Pixels a side that providers take.
@@ -15,12 +17,12 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) const fn media_type(self) -> &'static str {
+    pub(super) const fn media_type(self) -> ImageType {
         match self {
-            Self::Png => "image/png",
-            Self::Jpeg => "image/jpeg",
-            Self::Gif => "image/gif",
-            Self::Webp => "image/webp",
+            Self::Png => ImageType::Png,
+            Self::Jpeg => ImageType::Jpeg,
+            Self::Gif => ImageType::Gif,
+            Self::Webp => ImageType::Webp,
         }
     }
 }

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::chat::{ToolContent, ToolSpec};
+use crate::chat::{Image, ToolSpec};
 use crate::show::{grouped, one_line, size};
 
 use super::image;
@@ -407,9 +407,9 @@ fn picture(name: &str, kind: image::Kind, bytes: &[u8]) -> Result<ToolAnswer, Fa
         )));
     }
     Ok(ToolAnswer {
-        images: vec![ToolContent::Image {
+        images: vec![Image {
             media_type: kind.media_type(),
-            base64: STANDARD.encode(bytes),
+            base64: STANDARD.encode(bytes).into(),
         }],
         ..ToolAnswer::text(format!("{name}, {width}×{height}, {}", size(length)))
     })

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use crate::chat::ToolContent;
+use crate::chat::Image;
 use crate::clock::Deadline;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::secrets::Redactor;
@@ -62,7 +62,7 @@ pub struct ToolAnswer {
     /// For the model: text that a person could read, never empty.
     pub text: String,
     /// Images, for models that can see.
-    pub images: Vec<ToolContent>,
+    pub images: Vec<Image>,
     /// The command failed (a non-zero exit).
     pub is_error: bool,
     /// The command's exit code.

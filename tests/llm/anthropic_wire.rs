@@ -80,6 +80,6 @@ async fn the_table_builds_it_and_demo() {
 async fn a_key_that_no_header_can_hold_is_an_error_without_the_key() {
     let config = anthropic::DEF.config(http(), |_| Some(Secret::new("sk-\u{1}secret")), None);
     let provider = Anthropic::new(config, StreamLimits::default());
-    let error = provider.open(&prompt()).await.err().unwrap();
+    let error = provider.open(&prompt().request()).await.err().unwrap();
     assert!(error.message.contains("ANTHROPIC_API_KEY") && !error.message.contains("secret"));
 }

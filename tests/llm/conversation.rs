@@ -1,15 +1,15 @@
 //! Whole conversations: what was received is sent back, and the service would take it.
 
 use proptest::prelude::*;
-use sandcaster::chat::{AssistantBlock, Message, ToolArgs, ToolCall, ToolContent, ToolResult};
+use sandcaster::chat::{Block, CallIds, Echo, Message, Part, ToolArgs, ToolCall, ToolResult};
 use sandcaster::llm::anthropic::request_body;
 use sandcaster::llm::{LlmDelta, LlmStop};
 use serde_json::json;
 
-use super::{ask, prompt, provider, request};
+use super::{ask, prompt, provider, request, said};
 use crate::support::fake_llm::{FakeLlm, Reply, SentResult, body_faults};
 
-fn blocks(deltas: &[LlmDelta]) -> Vec<AssistantBlock> {
+fn blocks(deltas: &[LlmDelta]) -> Vec<Block> {
     deltas
         .iter()
         .filter_map(|delta| match delta {
@@ -19,14 +19,14 @@ fn blocks(deltas: &[LlmDelta]) -> Vec<AssistantBlock> {
         .collect()
 }
 
-fn results(blocks: &[AssistantBlock]) -> Vec<ToolResult> {
+fn results(blocks: &[Block]) -> Vec<ToolResult> {
     blocks
         .iter()
         .filter_map(|block| match block {
-            AssistantBlock::ToolCall(call) => Some(ToolResult {
+            Block::Call(call) => Some(ToolResult {
                 id: call.id.clone(),
                 name: call.name.clone(),
-                content: vec![ToolContent::Text(format!("result of {}", call.id))],
+                content: vec![Part::Text(format!("result of {}", call.id.wire()))],
                 is_error: matches!(call.args, ToolArgs::Malformed { .. }),
             }),
             _ => None,
@@ -63,7 +63,7 @@ async fn thinking_parallel_calls_pauses_and_notices_go_back_as_the_service_wants
         stops.push(stop.clone());
         let blocks = blocks(&deltas);
         let results = results(&blocks);
-        request.messages.push(Message::Assistant(blocks));
+        request.messages.push(said(blocks));
         match stop {
             LlmStop::ToolUse => request.messages.push(Message::ToolResults {
                 results,
@@ -92,7 +92,7 @@ async fn thinking_parallel_calls_pauses_and_notices_go_back_as_the_service_wants
     assert_eq!(third.messages()[3]["content"], json!([search]));
 }
 
-fn block() -> impl Strategy<Value = AssistantBlock> {
+fn block() -> impl Strategy<Value = Block> {
     let args = prop_oneof![
         Just(ToolArgs::Json(json!({"command": "ls"}))),
         Just(ToolArgs::Json(json!("not an object"))),
@@ -102,18 +102,22 @@ fn block() -> impl Strategy<Value = AssistantBlock> {
         }),
     ];
     prop_oneof![
-        "[ a\0]{0,3}".prop_map(AssistantBlock::Text),
-        ("[a ]{0,2}", "[s]{0,1}")
-            .prop_map(|(text, signature)| AssistantBlock::Thinking { text, signature }),
-        ("(call_0|functions\\.x:0|é|)", "(bash|multi tool|)", args)
-            .prop_map(|(id, name, args)| AssistantBlock::ToolCall(ToolCall { id, name, args })),
-        Just(AssistantBlock::Opaque(
-            json!({"type": "redacted_thinking", "data": "x"})
+        "[ a\0]{0,3}".prop_map(Block::text),
+        ("(call_0|functions\\.x:0|é|)", "(bash|multi tool|)", args).prop_map(|(id, name, args)| {
+            Block::Call(ToolCall {
+                id: CallIds::default().issue(&id),
+                name,
+                args,
+                echo: None,
+            })
+        }),
+        Just(Block::Opaque(
+            Echo::of(&json!({"type": "redacted_thinking", "data": "x"})).unwrap()
         )),
     ]
 }
 
-fn turn() -> impl Strategy<Value = (Vec<AssistantBlock>, Option<String>)> {
+fn turn() -> impl Strategy<Value = (Vec<Block>, Option<String>)> {
     let notice = prop::option::of("[ n]{0,2}".prop_map(String::from));
     (prop::collection::vec(block(), 0..6), notice)
 }
@@ -123,17 +127,23 @@ proptest! {
     fn any_history_of_an_agent_makes_a_request_that_the_service_takes(
         turns in prop::collection::vec(turn(), 0..6)
     ) {
-        let mut messages = vec![Message::User("go".to_owned())];
-        for (blocks, notice) in turns {
+        let mut messages = vec![Message::user("go")];
+        let ids = CallIds::default();
+        for (mut blocks, notice) in turns {
+            for block in &mut blocks {
+                if let Block::Call(call) = block {
+                    call.id = ids.issue(call.id.wire());
+                }
+            }
             let results = results(&blocks);
-            messages.push(Message::Assistant(blocks));
+            messages.push(said(blocks));
             if results.is_empty() {
-                messages.push(Message::User("go on".to_owned()));
+                messages.push(Message::user("go on"));
             } else {
                 messages.push(Message::ToolResults { results, notice });
             }
         }
-        let body = request_body(&request(messages));
+        let body = request_body(&request(messages).request());
         prop_assert_eq!(body_faults(&body), Vec::<String>::new(), "{}", body);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sandcaster::chat::AssistantBlock;
+use sandcaster::chat::Block;
 use sandcaster::clock::Deadline;
 use sandcaster::llm::{LlmDelta, LlmError, LlmErrorKind, LlmStop, StreamLimits};
 use serde_json::json;
@@ -225,7 +225,7 @@ async fn an_overload_within_a_stream_is_told_by_its_type() {
     assert_eq!(text_of(&deltas), "a");
     let calls = deltas
         .iter()
-        .filter(|delta| matches!(delta, LlmDelta::Block(AssistantBlock::ToolCall(_))));
+        .filter(|delta| matches!(delta, LlmDelta::Block(Block::Call(_))));
     assert_eq!(calls.count(), 0);
 }
 
@@ -429,7 +429,7 @@ async fn dropping_the_stream_closes_the_connection() {
     let gate = Gate::new();
     let llm = FakeLlm::start([Reply::new().text("a").wait(&gate)]).await;
     let provider = provider(&llm.base_url());
-    let mut stream = provider.open(&prompt()).await.unwrap();
+    let mut stream = provider.open(&prompt().request()).await.unwrap();
     while let Some(delta) = stream.next().await {
         if delta.unwrap() == LlmDelta::Text("a".to_owned()) {
             break;

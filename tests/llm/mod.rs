@@ -7,13 +7,16 @@ mod recorded_answers;
 mod recorded_requests;
 mod recordings;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use sandcaster::chat::{Message, ToolSpec};
+use sandcaster::chat::{Block, CallIds, Message, Reply, ToolSpec};
 use sandcaster::clock::Deadline;
 use sandcaster::llm::anthropic::{self, Anthropic};
-use sandcaster::llm::{LlmDelta, LlmError, LlmProvider as _, LlmRequest, StreamLimits, ToolChoice};
+use sandcaster::llm::{
+    AnswerSize, LlmDelta, LlmError, LlmProvider as _, LlmRequest, StreamLimits, ToolChoice,
+};
 use sandcaster::secrets::Secret;
 use sandcaster::spec::ThinkingLevel;
 
@@ -39,30 +42,65 @@ fn provider(base_url: &str) -> Anthropic {
     provider_with(base_url, StreamLimits::default())
 }
 
-fn request(messages: Vec<Message>) -> LlmRequest {
-    LlmRequest {
-        model: "claude-sonnet-4-6".to_owned(),
-        system: vec!["Be brief.".to_owned()],
-        tools: vec![ToolSpec {
-            name: "bash",
-            description: "Runs a command.".to_owned(),
-            input_schema: serde_json::json!({"type": "object"}),
-        }],
-        tool_choice: ToolChoice::Auto,
-        messages,
-        max_tokens: None,
-        thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(Duration::from_secs(30)),
+/// A request that owns what [`LlmRequest`] borrows.
+struct Asked {
+    model: String,
+    tools: Vec<&'static ToolSpec>,
+    messages: Vec<Message>,
+    deadline: Deadline,
+    ids: CallIds,
+}
+
+impl Asked {
+    fn request(&self) -> LlmRequest<'_> {
+        static SYSTEM: LazyLock<[String; 1]> = LazyLock::new(|| ["Be brief.".to_owned()]);
+        LlmRequest {
+            model: &self.model,
+            system: &*SYSTEM,
+            tools: &self.tools,
+            server_tools: &[],
+            tool_choice: ToolChoice::Auto,
+            messages: &self.messages,
+            output_schema: None,
+            answer: AnswerSize::Usual,
+            affordable: None,
+            thinking: ThinkingLevel::Unset,
+            cache_key: "run",
+            call_ids: &self.ids,
+            deadline: self.deadline,
+        }
     }
 }
 
-fn prompt() -> LlmRequest {
-    request(vec![Message::User("go".to_owned())])
+fn request(messages: Vec<Message>) -> Asked {
+    static BASH: LazyLock<ToolSpec> = LazyLock::new(|| ToolSpec {
+        name: "bash",
+        description: "Runs a command.".to_owned(),
+        input_schema: serde_json::json!({"type": "object"}),
+    });
+    Asked {
+        model: "claude-sonnet-4-6".to_owned(),
+        tools: vec![&BASH],
+        messages,
+        deadline: Deadline::after(Duration::from_secs(30)),
+        ids: CallIds::default(),
+    }
+}
+
+fn prompt() -> Asked {
+    request(vec![Message::user("go")])
+}
+
+fn said(blocks: Vec<Block>) -> Message {
+    Message::Assistant(Reply {
+        provider: anthropic::DEF.name,
+        blocks,
+    })
 }
 
 /// The deltas of an answer and the error that ended it, if one did.
-async fn ask(provider: &Anthropic, request: &LlmRequest) -> (Vec<LlmDelta>, Option<LlmError>) {
-    let mut stream = match provider.open(request).await {
+async fn ask(provider: &Anthropic, request: &Asked) -> (Vec<LlmDelta>, Option<LlmError>) {
+    let mut stream = match provider.open(&request.request()).await {
         Ok(stream) => stream,
         Err(error) => return (Vec::new(), Some(error)),
     };

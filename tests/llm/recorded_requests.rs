@@ -1,13 +1,12 @@
 //! Recorded requests in our words, and recorded responses as replies of the stand-in.
 
 use sandcaster::chat::{
-    AssistantBlock, Message, ToolArgs, ToolCall, ToolContent, ToolResult, ToolSpec,
+    Block, CallId, CallIds, Echo, Image, ImageType, Message, Part, ToolArgs, ToolCall, ToolResult,
+    ToolSpec,
 };
-use sandcaster::clock::Deadline;
-use sandcaster::llm::{LlmRequest, ToolChoice};
-use sandcaster::spec::ThinkingLevel;
 use serde_json::{Value, json};
 
+use super::{Asked, said};
 use crate::support::fake_llm::Reply;
 use crate::support::recordings::{Exchange, Response};
 
@@ -18,9 +17,7 @@ pub fn conversation(messages: &[Value]) -> Vec<Message> {
     for message in messages {
         let blocks = blocks_of(message);
         if message["role"] == "assistant" {
-            out.push(Message::Assistant(
-                blocks.iter().map(assistant_block).collect(),
-            ));
+            out.push(said(blocks.iter().map(assistant_block).collect()));
             continue;
         }
         let results: Vec<ToolResult> = blocks
@@ -35,7 +32,7 @@ pub fn conversation(messages: &[Value]) -> Vec<Message> {
             });
         }
         for block in blocks.iter().filter(|block| block["type"] == "text") {
-            out.push(Message::User(block["text"].as_str().unwrap().to_owned()));
+            out.push(Message::user(block["text"].as_str().unwrap()));
         }
     }
     out
@@ -49,36 +46,38 @@ pub fn blocks_of(message: &Value) -> Vec<Value> {
     }
 }
 
-pub fn assistant_block(block: &Value) -> AssistantBlock {
+pub fn assistant_block(block: &Value) -> Block {
     let string = |name: &str| block[name].as_str().unwrap().to_owned();
     match block["type"].as_str().unwrap() {
-        "text" => AssistantBlock::Text(string("text")),
-        "thinking" => AssistantBlock::Thinking {
-            text: string("thinking"),
-            signature: string("signature"),
-        },
-        "tool_use" => AssistantBlock::ToolCall(ToolCall {
-            id: string("id"),
+        "text" => Block::text(string("text")),
+        "tool_use" => Block::Call(ToolCall {
+            id: known_id(block["id"].as_str().unwrap()),
             name: string("name"),
             args: ToolArgs::Json(block["input"].clone()),
+            echo: None,
         }),
-        _ => AssistantBlock::Opaque(block.clone()),
+        _ => Block::Opaque(Echo::of(block).unwrap()),
     }
+}
+
+/// An id as it was received: each of a recording is given once.
+pub fn known_id(wire: &str) -> CallId {
+    CallIds::default().issue(wire)
 }
 
 pub fn tool_result(block: &Value) -> ToolResult {
     let content = blocks_of(block)
         .iter()
         .map(|part| match part["type"].as_str().unwrap() {
-            "image" => ToolContent::Image {
-                media_type: leak(part["source"]["media_type"].as_str().unwrap()),
-                base64: part["source"]["data"].as_str().unwrap().to_owned(),
-            },
-            _ => ToolContent::Text(part["text"].as_str().unwrap().to_owned()),
+            "image" => Part::Image(Image {
+                media_type: image_type(part["source"]["media_type"].as_str().unwrap()),
+                base64: part["source"]["data"].as_str().unwrap().into(),
+            }),
+            _ => Part::Text(part["text"].as_str().unwrap().to_owned()),
         })
         .collect();
     ToolResult {
-        id: block["tool_use_id"].as_str().unwrap().to_owned(),
+        id: known_id(block["tool_use_id"].as_str().unwrap()),
         name: String::new(),
         content,
         is_error: block["is_error"] == true,
@@ -89,47 +88,49 @@ pub fn leak(text: &str) -> &'static str {
     Box::leak(text.to_owned().into_boxed_str())
 }
 
-pub fn request(body: Option<&Value>, messages: Vec<Message>) -> LlmRequest {
+fn image_type(name: &str) -> ImageType {
+    use ImageType::{Gif, Jpeg, Png, Webp};
+    let known = [Png, Jpeg, Gif, Webp].into_iter();
+    known.clone().find(|known| known.as_str() == name).unwrap()
+}
+
+pub fn request(body: Option<&Value>, messages: Vec<Message>) -> Asked {
     let nothing = Value::Null;
     let body = body.unwrap_or(&nothing);
     let tools = body["tools"].as_array().into_iter().flatten();
-    LlmRequest {
-        model: body["model"]
-            .as_str()
-            .unwrap_or("claude-sonnet-4-6")
-            .to_owned(),
-        system: Vec::new(),
-        tools: tools
-            // Server tools have no schema; they are not ours to define.
-            .filter(|tool| tool["input_schema"].is_object())
-            .map(|tool| ToolSpec {
+    let mut asked = super::request(messages);
+    if let Some(model) = body["model"].as_str() {
+        model.clone_into(&mut asked.model);
+    }
+    asked.tools = tools
+        // Server tools have no schema; they are not ours to define.
+        .filter(|tool| tool["input_schema"].is_object())
+        .map(|tool| -> &'static ToolSpec {
+            Box::leak(Box::new(ToolSpec {
                 name: leak(tool["name"].as_str().unwrap()),
                 description: String::new(),
                 input_schema: tool["input_schema"].clone(),
-            })
-            .collect(),
-        tool_choice: ToolChoice::Auto,
-        messages,
-        max_tokens: None,
-        thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(std::time::Duration::from_secs(30)),
-    }
+            }))
+        })
+        .collect();
+    asked
 }
 
-pub fn request_of(exchange: &Exchange) -> LlmRequest {
+pub fn request_of(exchange: &Exchange) -> Asked {
     let body = exchange.request.body.as_ref();
     let recorded = body.and_then(|body| body["messages"].as_array());
     let mut messages = conversation(recorded.map_or(&[], Vec::as_slice));
     // A prefill is refused by newer models, so we never send one.
-    if let Some(Message::Assistant(blocks)) = messages.last()
-        && blocks
+    if let Some(Message::Assistant(reply)) = messages.last()
+        && reply
+            .blocks
             .iter()
-            .all(|block| matches!(block, AssistantBlock::Text(_)))
+            .all(|block| matches!(block, Block::Text { .. }))
     {
         messages.pop();
     }
     if messages.is_empty() {
-        messages.push(Message::User("go".to_owned()));
+        messages.push(Message::user("go"));
     }
     request(body, messages)
 }

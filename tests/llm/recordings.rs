@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use sandcaster::chat::{AssistantBlock, Message, ToolArgs};
+use sandcaster::chat::{Block, ToolArgs};
 use sandcaster::llm::anthropic::{AnthropicDecoder, DEF, events_of, request_body};
 use sandcaster::llm::{LlmDelta, LlmErrorKind, LlmStop, Usage};
 use sandcaster::net::sse::{self, SseError, SseLimits};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::recorded_answers::{Said, is_stream, recorded, whole_message};
 use super::recorded_requests::{blocks_of, conversation, reply, request, request_of};
-use super::{ask, provider, text_of};
+use super::{ask, provider, said, text_of};
 use crate::support::fake_llm::FakeLlm;
 use crate::support::recordings::{self, Exchange, Recording, Response};
 
@@ -45,6 +45,7 @@ fn decoded(deltas: &[LlmDelta]) -> Said {
                     cache_write_5m,
                     cache_write_1h,
                     output,
+                    ..
                 } = *usage;
                 said.usage = [input, cache_read, cache_write_5m, cache_write_1h, output];
             }
@@ -57,29 +58,37 @@ fn decoded(deltas: &[LlmDelta]) -> Said {
                     LlmStop::Refusal { .. } => "refusal",
                     LlmStop::ContextFull => "model_context_window_exceeded",
                     LlmStop::Unknown(reason) => reason,
+                    LlmStop::MalformedCall { .. } => "malformed_call",
                 };
                 reason.clone_into(&mut said.stop);
             }
             LlmDelta::Block(block) => match block {
-                AssistantBlock::Text(text) => text_in_blocks.push_str(text),
-                AssistantBlock::Thinking { text, signature } => {
-                    said.thinking.push((text.clone(), signature.clone()));
-                }
-                AssistantBlock::ToolCall(call) => {
+                Block::Text { text, .. } => text_in_blocks.push_str(text),
+                Block::Call(call) => {
                     let args = match &call.args {
                         ToolArgs::Json(value) => Ok(value.clone()),
                         ToolArgs::Malformed { raw, .. } => Err(raw.clone()),
                     };
-                    said.calls.push((call.id.clone(), call.name.clone(), args));
+                    said.calls
+                        .push((call.id.wire().to_owned(), call.name.clone(), args));
                 }
-                AssistantBlock::Opaque(block) => {
-                    said.carried
-                        .push(block["type"].as_str().unwrap().to_owned());
+                Block::Opaque(echo) => {
+                    let block: Value = serde_json::from_str(echo.json()).unwrap();
+                    let string = |name: &str| block[name].as_str().unwrap().to_owned();
+                    match string("type").as_str() {
+                        "thinking" => said
+                            .thinking
+                            .push((string("thinking"), string("signature"))),
+                        kind => said.carried.push(kind.to_owned()),
+                    }
                 }
             },
             LlmDelta::ServedModel(_)
             | LlmDelta::Text(_)
             | LlmDelta::Thinking(_)
+            | LlmDelta::Citation(_)
+            | LlmDelta::ServerToolUse { .. }
+            | LlmDelta::Warning { .. }
             | LlmDelta::Restarted => {}
         }
     }
@@ -183,7 +192,7 @@ async fn recorded_failures_give_the_right_kind() {
 fn decoded_calls(deltas: &[LlmDelta]) -> usize {
     deltas
         .iter()
-        .filter(|delta| matches!(delta, LlmDelta::Block(AssistantBlock::ToolCall(_))))
+        .filter(|delta| matches!(delta, LlmDelta::Block(Block::Call(_))))
         .count()
 }
 
@@ -298,9 +307,9 @@ fn the_next_request_means_what_the_recorded_one_means() {
             }
             let answer = answer_blocks(&pair[0].response);
             let mut ours = conversation(&before);
-            ours.push(Message::Assistant(answer));
+            ours.push(said(answer));
             ours.extend(conversation(&after[known + 1..]));
-            let body = request_body(&request(pair[1].request.body.as_ref(), ours));
+            let body = request_body(&request(pair[1].request.body.as_ref(), ours).request());
             let sent = body["messages"].as_array().unwrap();
             assert_eq!(meaning(sent), meaning(&after), "{} {at}", recording.name);
             pairs += 1;
@@ -310,7 +319,7 @@ fn the_next_request_means_what_the_recorded_one_means() {
 }
 
 /// The blocks of a recorded answer, as our decoder gives them.
-fn answer_blocks(response: &Response) -> Vec<AssistantBlock> {
+fn answer_blocks(response: &Response) -> Vec<Block> {
     let deltas = if is_stream(response) {
         decode_pieces(&[response.body_text.as_bytes()])
     } else {

@@ -271,7 +271,7 @@ struct Faulty;
 
 #[async_trait]
 impl LlmProvider for Faulty {
-    async fn open(&self, _: &LlmRequest) -> Result<LlmStream, LlmError> {
+    async fn open(&self, _: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         panic!("the provider has a fault");
     }
 

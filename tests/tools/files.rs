@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::symlink;
 
-use sandcaster::chat::ToolContent;
+use sandcaster::chat::{Image, ImageType};
 use sandcaster::tools::Failure;
 use serde_json::json;
 
@@ -94,7 +94,7 @@ in_every_shell! {
         rig.put("shot.txt", png(1200, 800));
         let answer = rig.answer("file_read", json!({"path": "shot.txt"})).await;
         assert_eq!(answer.text, "shot.txt, 1200×800, 29 bytes");
-        let [ToolContent::Image { media_type: "image/png", base64 }] = answer.images.as_slice() else {
+        let [Image { media_type: ImageType::Png, base64 }] = answer.images.as_slice() else {
             panic!("{answer:?}")
         };
         assert!(base64.starts_with("iVBORw0KGgo"));

@@ -5,14 +5,13 @@
 //! characters, arguments that are no object.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde_json::{Map, Value, json};
 
 use super::DEF;
-use crate::chat::{AssistantBlock, Message, ToolArgs, ToolContent, ToolResult, ToolSpec};
+use crate::chat::{Block, Message, Part, ToolResult, ToolSpec};
 use crate::llm::prices::{self, ModelEntry};
-use crate::llm::types::{LlmRequest, ToolChoice};
+use crate::llm::types::{AnswerSize, LlmRequest, ToolChoice};
 use crate::spec::ThinkingLevel;
 
 /// The most tokens of an answer that are asked for unless the request says otherwise.
@@ -23,9 +22,9 @@ const UNKNOWN_MAX_TOKENS: u32 = 8_192;
 const MESSAGE_MARKS: usize = 2;
 
 /// The body of `POST /v1/messages`.
-pub fn request_body(request: &LlmRequest) -> Value {
-    let entry = prices::entry(DEF.name, &request.model);
-    let (thinking, effort, budget) = thinking(&request.model, entry, request.thinking);
+pub fn request_body(request: &LlmRequest<'_>) -> Value {
+    let entry = prices::entry(DEF.name, request.model);
+    let (thinking, effort, budget) = thinking(request.model, entry, request.thinking);
     let mut body = Map::new();
     let mut put = |name: &str, value: Value| {
         body.insert(name.to_owned(), value);
@@ -33,12 +32,12 @@ pub fn request_body(request: &LlmRequest) -> Value {
     put("model", json!(request.model));
     put("max_tokens", json!(max_tokens(request, entry, budget)));
     put("stream", json!(true));
-    let system = system(&request.system);
+    let system = system(request.system);
     if !system.is_empty() {
         put("system", Value::Array(system));
     }
     if !request.tools.is_empty() {
-        put("tools", Value::Array(tools(&request.tools)));
+        put("tools", Value::Array(tools(request.tools)));
         if request.tool_choice == ToolChoice::None {
             put("tool_choice", json!({"type": "none"}));
         }
@@ -49,17 +48,24 @@ pub fn request_body(request: &LlmRequest) -> Value {
     if let Some(effort) = effort {
         put("output_config", json!({"effort": effort}));
     }
-    put("messages", Value::Array(messages(&request.messages)));
+    put("messages", Value::Array(messages(request.messages)));
     Value::Object(body)
 }
 
-fn max_tokens(request: &LlmRequest, entry: Option<&ModelEntry>, budget: u32) -> u32 {
+fn max_tokens(request: &LlmRequest<'_>, entry: Option<&ModelEntry>, budget: u32) -> u32 {
     let limit = entry.and_then(|entry| entry.max_output_tokens);
     let usual = limit.map_or(UNKNOWN_MAX_TOKENS, |limit| limit.min(USUAL_MAX_TOKENS));
-    let asked = request.max_tokens.unwrap_or(usual);
+    let asked = match request.answer {
+        AnswerSize::Usual => usual,
+        AnswerSize::Full => limit.unwrap_or(usual),
+        AnswerSize::AtMost(tokens) => tokens,
+    };
     // The budget counts towards the answer's limit, and must stay below it.
     let asked = asked.max(1).saturating_add(budget);
-    limit.map_or(asked, |limit| asked.min(limit))
+    let most = limit
+        .unwrap_or(u32::MAX)
+        .min(request.affordable.unwrap_or(u32::MAX));
+    asked.min(most)
 }
 
 /// How a model is told to think.
@@ -151,7 +157,7 @@ fn system(blocks: &[String]) -> Vec<Value> {
     blocks
 }
 
-fn tools(specs: &[ToolSpec]) -> Vec<Value> {
+fn tools(specs: &[&ToolSpec]) -> Vec<Value> {
     let mut tools: Vec<Value> = specs
         .iter()
         .map(|spec| {
@@ -175,21 +181,17 @@ struct Wire {
 }
 
 fn messages(history: &[Message]) -> Vec<Value> {
-    let mut ids = CallIds::default();
     let mut out: Vec<Wire> = Vec::new();
     for message in history {
         let (role, content) = match message {
-            Message::User(text) => ("user", text_block(text).into_iter().collect()),
-            Message::Assistant(blocks) => {
-                ids.next_response();
-                let blocks = blocks.iter().filter_map(|block| echo(block, &mut ids));
+            Message::User(parts) => ("user", parts.iter().filter_map(part_block).collect()),
+            Message::Assistant(reply) => {
+                let own = reply.provider == DEF.name;
+                let blocks = reply.blocks.iter().filter_map(|block| echo(block, own));
                 ("assistant", blocks.collect())
             }
             Message::ToolResults { results, notice } => {
-                let mut content: Vec<Value> = results
-                    .iter()
-                    .map(|result| tool_result(result, &mut ids))
-                    .collect();
+                let mut content: Vec<Value> = results.iter().map(tool_result).collect();
                 content.extend(notice.as_deref().and_then(text_block));
                 ("user", content)
             }
@@ -207,41 +209,40 @@ fn messages(history: &[Message]) -> Vec<Value> {
         .collect()
 }
 
-/// One block of a response, as it is sent back. `None` for what the API would refuse.
-fn echo(block: &AssistantBlock, ids: &mut CallIds) -> Option<Value> {
+/// One block of a reply, as it is sent back. `None` for what the API would refuse.
+fn echo(block: &Block, own: bool) -> Option<Value> {
     match block {
-        AssistantBlock::Text(text) => text_block(text),
-        AssistantBlock::Thinking { signature, .. } if signature.is_empty() => None,
-        AssistantBlock::Thinking { text, signature } => Some(json!({
-            "type": "thinking", "thinking": text, "signature": signature,
+        Block::Text { text, .. } => text_block(text),
+        Block::Call(call) => Some(json!({
+            "type": "tool_use", "id": call.id.wire(), "name": call.wire_name(), "input": call.wire_args(),
         })),
-        AssistantBlock::ToolCall(call) => {
-            let input = match &call.args {
-                ToolArgs::Json(value) if value.is_object() => value.clone(),
-                ToolArgs::Json(_) | ToolArgs::Malformed { .. } => json!({}),
-            };
-            Some(json!({
-                "type": "tool_use", "id": ids.call(&call.id), "name": wire_name(&call.name),
-                "input": input,
-            }))
-        }
-        AssistantBlock::Opaque(value) => Some(value.clone()),
+        Block::Opaque(echo) if own => serde_json::from_str(echo.json()).ok(),
+        Block::Opaque(_) => None,
     }
 }
 
-fn tool_result(result: &ToolResult, ids: &mut CallIds) -> Value {
-    let content: Vec<Value> = result
-        .content
-        .iter()
-        .filter_map(|part| match part {
-            ToolContent::Text(text) => text_block(text),
-            ToolContent::Image { media_type, base64 } => Some(json!({
-                "type": "image",
-                "source": {"type": "base64", "media_type": media_type, "data": base64},
-            })),
-        })
-        .collect();
-    let mut block = json!({"type": "tool_result", "tool_use_id": ids.result(&result.id)});
+fn part_block(part: &Part) -> Option<Value> {
+    match part {
+        Part::Text(text) => text_block(text),
+        Part::Image(image) => Some(json!({
+            "type": "image",
+            "source": {
+                "type": "base64", "media_type": image.media_type.as_str(), "data": &*image.base64,
+            },
+        })),
+        Part::Document(document) => Some(json!({
+            "type": "document",
+            "title": document.name,
+            "source": {
+                "type": "base64", "media_type": "application/pdf", "data": &*document.base64,
+            },
+        })),
+    }
+}
+
+fn tool_result(result: &ToolResult) -> Value {
+    let content: Vec<Value> = result.content.iter().filter_map(part_block).collect();
+    let mut block = json!({"type": "tool_result", "tool_use_id": result.id.wire()});
     if let Value::Object(fields) = &mut block {
         if !content.is_empty() {
             fields.insert("content".to_owned(), Value::Array(content));
@@ -264,56 +265,6 @@ fn text_block(text: &str) -> Option<Value> {
         Cow::Borrowed(text)
     };
     Some(json!({"type": "text", "text": text}))
-}
-
-/// The ids of calls on the wire: of the permitted characters, and unique over the conversation, which
-/// those of some gateways are not.
-#[derive(Default)]
-struct CallIds {
-    used: HashSet<String>,
-    /// The ids of the latest response, by what it called them itself.
-    latest: HashMap<String, VecDeque<String>>,
-}
-
-impl CallIds {
-    fn next_response(&mut self) {
-        self.latest.clear();
-    }
-
-    fn call(&mut self, id: &str) -> String {
-        let plain = permitted(id, "call");
-        let mut unique = plain.clone();
-        let mut copy = 2;
-        while !self.used.insert(unique.clone()) {
-            unique = format!("{plain}_{copy}");
-            copy += 1;
-        }
-        let same = self.latest.entry(id.to_owned()).or_default();
-        same.push_back(unique.clone());
-        unique
-    }
-
-    /// Results come in the order of their calls, so the first call of an id is answered first.
-    fn result(&mut self, id: &str) -> String {
-        let known = self.latest.get_mut(id).and_then(VecDeque::pop_front);
-        known.unwrap_or_else(|| permitted(id, "call"))
-    }
-}
-
-/// `text` with every character replaced that ids and names of calls may not have.
-fn permitted(text: &str, otherwise: &str) -> String {
-    if text.is_empty() {
-        return otherwise.to_owned();
-    }
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    text.chars()
-        .map(|c| if allowed(c) { c } else { '_' })
-        .collect()
-}
-
-/// A name that the model made up may have characters that the API refuses to get back.
-fn wire_name(name: &str) -> String {
-    permitted(name, "unnamed").chars().take(128).collect()
 }
 
 /// Marks the newest user message and the place that the request before marked: a mark looks back only 20

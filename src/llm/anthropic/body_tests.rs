@@ -1,44 +1,44 @@
-use std::time::Duration;
-
 use super::*;
-use crate::chat::ToolCall;
-use crate::clock::Deadline;
+use crate::chat::{CallIds, Echo, Image, ImageType, Reply, ToolArgs, ToolCall};
+use crate::llm::asked::Asked;
 
-fn request(model: &str, messages: Vec<Message>) -> LlmRequest {
-    LlmRequest {
-        model: model.to_owned(),
-        system: vec!["Role.".to_owned(), String::new(), "Rules.".to_owned()],
-        tools: ["bash", "glob"]
-            .into_iter()
-            .map(|name| ToolSpec {
-                name,
-                description: format!("{name}s"),
-                input_schema: json!({"type": "object", "properties": {}}),
-            })
-            .collect(),
-        tool_choice: ToolChoice::Auto,
-        messages,
-        max_tokens: None,
-        thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(Duration::from_mins(1)),
-    }
+fn request(model: &str, messages: Vec<Message>) -> Asked {
+    let mut asked = Asked::new(model, &["bash", "glob"], messages);
+    asked.system = vec!["Role.".to_owned(), String::new(), "Rules.".to_owned()];
+    asked
+}
+
+fn body_of(asked: &Asked) -> Value {
+    request_body(&asked.request())
+}
+
+fn said(blocks: Vec<Block>) -> Message {
+    Message::Assistant(Reply {
+        provider: DEF.name,
+        blocks,
+    })
+}
+
+fn opaque(json: &Value) -> Block {
+    Block::Opaque(Echo::of(json).unwrap())
 }
 
 fn user(text: &str) -> Message {
-    Message::User(text.to_owned())
+    Message::user(text)
 }
 
-fn call(id: &str, args: ToolArgs) -> AssistantBlock {
-    AssistantBlock::ToolCall(ToolCall {
-        id: id.to_owned(),
+fn call(id: &str, args: ToolArgs) -> Block {
+    Block::Call(ToolCall {
+        id: CallIds::default().issue(id),
         name: "bash".to_owned(),
         args,
+        echo: None,
     })
 }
 
 fn calls(ids: &[&str]) -> Message {
     let block = |id: &&str| call(id, ToolArgs::Json(json!({"command": "ls"})));
-    Message::Assistant(ids.iter().map(block).collect())
+    said(ids.iter().map(block).collect())
 }
 
 fn results(ids: &[&str], notice: Option<&str>) -> Message {
@@ -46,9 +46,9 @@ fn results(ids: &[&str], notice: Option<&str>) -> Message {
         results: ids
             .iter()
             .map(|id| ToolResult {
-                id: (*id).to_owned(),
+                id: CallIds::default().issue(id),
                 name: "bash".to_owned(),
-                content: vec![ToolContent::Text(format!("out of {id}"))],
+                content: vec![Part::Text(format!("out of {id}"))],
                 is_error: false,
             })
             .collect(),
@@ -83,34 +83,26 @@ fn marks(body: &Value) -> Vec<String> {
 
 #[test]
 fn a_whole_conversation_looks_like_this() {
-    let thinking = AssistantBlock::Thinking {
-        text: "hm".to_owned(),
-        signature: "sig".to_owned(),
-    };
-    let unsigned = AssistantBlock::Thinking {
-        text: "hm".to_owned(),
-        signature: String::new(),
-    };
+    let thinking = json!({"type": "thinking", "thinking": "hm", "signature": "sig"});
     let redacted = json!({"type": "redacted_thinking", "data": "xyz"});
     let mut first = results(&["toolu_1", "toolu_2"], Some("Half of the turns are used."));
     if let Message::ToolResults { results, .. } = &mut first {
-        results[0].content = vec![ToolContent::Text(String::new())];
+        results[0].content = vec![Part::Text(String::new())];
         results[1].is_error = true;
-        results[1].content.push(ToolContent::Image {
-            media_type: "image/png",
-            base64: "AAAA".to_owned(),
-        });
+        results[1].content.push(Part::Image(Image {
+            media_type: ImageType::Png,
+            base64: "AAAA".into(),
+        }));
     }
     let mut request = request(
         "claude-sonnet-4-6",
         vec![
             user("Hi\0"),
-            Message::Assistant(vec![
-                thinking,
-                unsigned,
-                AssistantBlock::Opaque(redacted),
-                AssistantBlock::Text("  \n".to_owned()),
-                AssistantBlock::Text("Looking.".to_owned()),
+            said(vec![
+                opaque(&thinking),
+                opaque(&redacted),
+                Block::text("  \n"),
+                Block::text("Looking."),
                 call("toolu_1", ToolArgs::Json(json!({"b": 1, "a": 2}))),
                 call(
                     "toolu_2",
@@ -160,7 +152,7 @@ fn a_whole_conversation_looks_like_this() {
         ],
     });
     assert_eq!(
-        request_body(&request).to_string(),
+        body_of(&request).to_string(),
         expected.to_string(),
         "also in the order of keys"
     );
@@ -171,7 +163,7 @@ fn each_request_marks_where_the_one_before_marked_and_never_more_than_four() {
     let mut history = vec![user("go")];
     let mut before = String::new();
     for turn in 0..5 {
-        let body = request_body(&request("claude-sonnet-4-6", history.clone()));
+        let body = body_of(&request("claude-sonnet-4-6", history.clone()));
         let marks = marks(&body);
         assert!(marks.len() <= 4, "{marks:?}");
         assert!(turn == 0 || marks.contains(&before), "{marks:?} {before}");
@@ -196,8 +188,8 @@ fn a_longer_conversation_begins_with_the_same_bytes() {
     let mut long = short.clone();
     long.extend([calls(&["b"]), results(&["b"], Some("n"))]);
     let (short, long) = (
-        request_body(&request("claude-opus-5", short)),
-        request_body(&request("claude-opus-5", long)),
+        body_of(&request("claude-opus-5", short)),
+        body_of(&request("claude-opus-5", long)),
     );
     for part in ["system", "tools"] {
         assert_eq!(short[part].to_string(), long[part].to_string());
@@ -208,16 +200,14 @@ fn a_longer_conversation_begins_with_the_same_bytes() {
 
 #[test]
 fn neighbours_of_one_role_are_joined_and_empty_messages_left_out() {
-    let body = request_body(&request(
+    let body = body_of(&request(
         "claude-sonnet-4-6",
         vec![
             user("go"),
-            Message::Assistant(vec![AssistantBlock::Opaque(
-                json!({"type": "server_tool_use"}),
-            )]),
-            Message::Assistant(vec![AssistantBlock::Text("done".to_owned())]),
+            said(vec![opaque(&json!({"type": "server_tool_use"}))]),
+            said(vec![Block::text("done")]),
             user("more"),
-            Message::Assistant(vec![AssistantBlock::Text(String::new())]),
+            said(vec![Block::text("")]),
             user("please"),
         ],
     ));
@@ -231,29 +221,6 @@ fn neighbours_of_one_role_are_joined_and_empty_messages_left_out() {
         })
         .collect();
     assert_eq!(shape, [("user", 1), ("assistant", 2), ("user", 2)]);
-}
-
-#[test]
-fn ids_on_the_wire_are_unique_and_of_permitted_characters() {
-    let body = request_body(&request(
-        "claude-sonnet-4-6",
-        vec![
-            user("go"),
-            calls(&["functions.bash:0", "call_0", "call_0"]),
-            results(&["functions.bash:0", "call_0", "call_0"], None),
-            calls(&["call_0"]),
-            results(&["call_0"], None),
-        ],
-    ));
-    let ids = |at: usize, field: &str| -> Vec<String> {
-        let blocks = body["messages"][at]["content"].as_array().unwrap();
-        let id = |block: &Value| block[field].as_str().unwrap().to_owned();
-        blocks.iter().map(id).collect()
-    };
-    assert_eq!(ids(1, "id"), ["functions_bash_0", "call_0", "call_0_2"]);
-    assert_eq!(ids(1, "id"), ids(2, "tool_use_id"));
-    assert_eq!(ids(3, "id"), ["call_0_3"]);
-    assert_eq!(ids(3, "id"), ids(4, "tool_use_id"));
 }
 
 #[test]
@@ -393,7 +360,7 @@ fn thinking_levels_follow_the_models_ways() {
     ] {
         let mut request = request(model, vec![user("go")]);
         request.thinking = level;
-        let body = request_body(&request);
+        let body = body_of(&request);
         assert_eq!(
             (
                 &body["thinking"],
@@ -409,16 +376,17 @@ fn thinking_levels_follow_the_models_ways() {
 #[test]
 fn max_tokens_keeps_to_the_models_limit() {
     for (model, asked, expected) in [
-        ("claude-sonnet-4-6", Some(128_000), 128_000),
-        ("claude-sonnet-4-6", Some(500_000), 128_000),
-        ("claude-haiku-4-5", Some(500_000), 64_000),
-        ("claude-sonnet-4-6", Some(10), 10),
-        ("gateway-model", None, 8192),
-        ("gateway-model", Some(20_000), 20_000),
+        ("claude-sonnet-4-6", AnswerSize::AtMost(128_000), 128_000),
+        ("claude-sonnet-4-6", AnswerSize::Full, 128_000),
+        ("claude-sonnet-4-6", AnswerSize::AtMost(500_000), 128_000),
+        ("claude-haiku-4-5", AnswerSize::AtMost(500_000), 64_000),
+        ("claude-sonnet-4-6", AnswerSize::AtMost(10), 10),
+        ("gateway-model", AnswerSize::Usual, 8192),
+        ("gateway-model", AnswerSize::AtMost(20_000), 20_000),
     ] {
         let mut request = request(model, vec![user("go")]);
-        request.max_tokens = asked;
-        assert_eq!(request_body(&request)["max_tokens"], expected, "{model}");
+        request.answer = asked;
+        assert_eq!(body_of(&request)["max_tokens"], expected, "{model}");
     }
 }
 
@@ -428,7 +396,7 @@ fn without_tools_and_system_there_is_neither_nor_a_tool_choice() {
     request.system.clear();
     request.tools.clear();
     request.tool_choice = ToolChoice::None;
-    let body = request_body(&request);
+    let body = body_of(&request);
     for absent in [
         "system",
         "tools",

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::errors::classify;
-use crate::chat::{AssistantBlock, ToolArgs, ToolCall};
+use crate::chat::{Block, CallIds, Echo, ToolArgs, ToolCall};
 use crate::llm::driver::Decoder;
 use crate::llm::types::{LlmDelta, LlmError, LlmErrorKind, LlmStop, Usage};
 use crate::net::sse::SseEvent;
@@ -14,6 +14,7 @@ use crate::net::sse::SseEvent;
 /// Decodes one answer.
 #[derive(Debug, Default)]
 pub struct AnthropicDecoder {
+    ids: CallIds,
     /// The message's id once its start was seen; empty where a gateway gives none.
     message: Option<String>,
     /// Blocks that have started and not stopped, by the index in the events: never by position.
@@ -54,6 +55,14 @@ struct OpenBlock {
 }
 
 impl AnthropicDecoder {
+    /// One that takes the ids of calls from `ids`.
+    pub fn new(ids: CallIds) -> Self {
+        Self {
+            ids,
+            ..Self::default()
+        }
+    }
+
     /// Takes one event. Events, deltas and fields that are not known are passed over; events after the
     /// end of the message as well.
     ///
@@ -101,7 +110,7 @@ impl AnthropicDecoder {
             if before == id && (nothing_yet || !id.is_empty()) {
                 return out;
             }
-            *self = Self::default();
+            *self = Self::new(self.ids.clone());
             out.push(LlmDelta::Restarted);
         }
         self.message = Some(id.to_owned());
@@ -207,8 +216,10 @@ impl AnthropicDecoder {
         let Some(at) = self.open.iter().position(|(open, _)| *open == index) else {
             return Vec::new();
         };
-        let block = self.open.remove(at).1.complete();
-        if matches!(block, AssistantBlock::ToolCall(_)) {
+        let Some(block) = self.open.remove(at).1.complete(&self.ids) else {
+            return Vec::new();
+        };
+        if matches!(block, Block::Call(_)) {
             self.calls += 1;
         }
         vec![LlmDelta::Block(block)]
@@ -230,8 +241,8 @@ impl AnthropicDecoder {
         let mut open = std::mem::take(&mut self.open);
         open.sort_by_key(|(index, _)| *index);
         for (_, block) in open {
-            if let Some(block) = block.cut_off() {
-                self.calls += usize::from(matches!(block, AssistantBlock::ToolCall(_)));
+            if let Some(block) = block.cut_off(&self.ids) {
+                self.calls += usize::from(matches!(block, Block::Call(_)));
                 out.push(LlmDelta::Block(block));
             }
         }
@@ -273,13 +284,16 @@ impl AnthropicDecoder {
 }
 
 impl OpenBlock {
-    fn complete(self) -> AssistantBlock {
+    fn complete(self, ids: &CallIds) -> Option<Block> {
         match kind_of(&self.start) {
-            "text" => AssistantBlock::Text(self.text),
-            "thinking" => AssistantBlock::Thinking {
-                text: self.text,
-                signature: self.signature,
-            },
+            "text" => Some(Block::text(self.text)),
+            // Without a signature it would be refused in the next request.
+            "thinking" if self.signature.is_empty() => None,
+            "thinking" => Echo::of(&json!({
+                "type": "thinking", "thinking": self.text, "signature": self.signature,
+            }))
+            .ok()
+            .map(Block::Opaque),
             "tool_use" => {
                 let args = match self.json {
                     // No piece at all: a whole block, as JSON answers have it.
@@ -288,22 +302,22 @@ impl OpenBlock {
                     }
                     Some(json) => args(json),
                 };
-                AssistantBlock::ToolCall(call(&self.start, args))
+                Some(Block::Call(call(&self.start, args, ids)))
             }
-            _ => AssistantBlock::Opaque(self.opaque()),
+            _ => Echo::of(&self.opaque()).ok().map(Block::Opaque),
         }
     }
 
     /// What is left of a block whose end never came.
-    fn cut_off(self) -> Option<AssistantBlock> {
+    fn cut_off(self, ids: &CallIds) -> Option<Block> {
         match kind_of(&self.start) {
-            "text" => Some(AssistantBlock::Text(self.text)),
+            "text" => Some(Block::text(self.text)),
             "tool_use" => {
                 let args = ToolArgs::Malformed {
                     raw: self.json.unwrap_or_default(),
                     error: "the call was cut off".to_owned(),
                 };
-                Some(AssistantBlock::ToolCall(call(&self.start, args)))
+                Some(Block::Call(call(&self.start, args, ids)))
             }
             // Without its end (and its signature) it would be refused in the next request.
             _ => None,
@@ -327,11 +341,12 @@ impl OpenBlock {
     }
 }
 
-fn call(start: &Value, args: ToolArgs) -> ToolCall {
+fn call(start: &Value, args: ToolArgs, ids: &CallIds) -> ToolCall {
     ToolCall {
-        id: text_of(start, "id").unwrap_or_default().to_owned(),
+        id: ids.issue(text_of(start, "id").unwrap_or_default()),
         name: text_of(start, "name").unwrap_or_default().to_owned(),
         args,
+        echo: None,
     }
 }
 

@@ -53,7 +53,7 @@ fn end(reason: &str) -> [Value; 2] {
 
 fn args_of(deltas: &[LlmDelta]) -> Option<&ToolArgs> {
     deltas.iter().find_map(|delta| match delta {
-        LlmDelta::Block(AssistantBlock::ToolCall(call)) => Some(&call.args),
+        LlmDelta::Block(Block::Call(call)) => Some(&call.args),
         _ => None,
     })
 }
@@ -89,7 +89,7 @@ fn a_restart_by_a_gateway_voids_what_came_and_a_duplicate_start_does_not() {
                 ..Usage::default()
             }),
             LlmDelta::Text("kept".to_owned()),
-            LlmDelta::Block(AssistantBlock::Text("kept".to_owned())),
+            LlmDelta::Block(Block::text("kept")),
             LlmDelta::Usage(Usage {
                 input: 5,
                 output: 9,
@@ -122,6 +122,7 @@ fn usage_is_replaced_and_never_added() {
         cache_write_5m: 15,
         cache_write_1h: 20,
         output: 2,
+        ..Usage::default()
     };
     assert_eq!(deltas, [LlmDelta::Usage(expected)]);
 }
@@ -249,8 +250,8 @@ fn what_is_not_known_is_carried_or_passed_over() {
     ]
     .concat();
     let deltas = all(&events);
-    let opaque = json!({"type": "novel", "x": {"b": 1, "a": 2}});
-    assert!(deltas.contains(&LlmDelta::Block(AssistantBlock::Opaque(opaque))));
+    let opaque = Echo::of(&json!({"type": "novel", "x": {"b": 1, "a": 2}})).unwrap();
+    assert!(deltas.contains(&LlmDelta::Block(Block::Opaque(opaque))));
     assert_eq!(stop_of(&deltas), Some(&LlmStop::End));
 }
 
@@ -321,7 +322,7 @@ fn a_piece_of_text_is_the_same_in_any_spelling() {
         let shown = decoder.on_event(&event).unwrap();
         assert_eq!(shown, [LlmDelta::Text("a\n\"é".to_owned())], "{data}");
         let block = feed(&mut decoder, &block_end(0));
-        let whole = AssistantBlock::Text("a\n\"é".to_owned());
+        let whole = Block::text("a\n\"é");
         assert_eq!(block, [LlmDelta::Block(whole)], "{data}");
     }
 }

@@ -109,7 +109,7 @@ impl Anthropic {
 
 #[async_trait]
 impl LlmProvider for Anthropic {
-    async fn open(&self, request: &LlmRequest) -> Result<LlmStream, LlmError> {
+    async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let body = serde_json::to_vec(&request_body(request)).map_err(|error| {
             LlmError::new(
                 LlmErrorKind::BadRequest,
@@ -127,7 +127,7 @@ impl LlmProvider for Anthropic {
             redactor: self.redactor.clone(),
             classify,
         };
-        driver::open(call, AnthropicDecoder::default()).await
+        driver::open(call, AnthropicDecoder::new(request.call_ids.clone())).await
     }
 
     fn model(&self, model: &str) -> Option<ModelFacts> {
