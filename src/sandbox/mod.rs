@@ -3,8 +3,9 @@
 //! Knows no LLM, no run log and no HTTP server of ours.
 
 pub mod e2b;
+pub mod files;
 pub mod local;
-pub mod paths;
+mod script;
 mod types;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use crate::net::HttpClient;
 use crate::secrets::Secret;
 use crate::spec::Network;
 
+pub(crate) use script::{Script, require_shell};
 pub use types::{
     ExecCollected, ExecControl, ExecOutput, ExecSpec, ExecStream, FileErrorKind, FoundSandbox,
     Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,

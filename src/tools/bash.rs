@@ -163,13 +163,7 @@ impl Call<'_> {
         let truncated = ended.excerpt.is_cut();
         if truncated && ended.record.is_some() && ended.bytes < OUTPUT_FILE {
             let sandbox = self.context.sandbox.as_ref();
-            trim(
-                sandbox,
-                &self.output_path,
-                ended.bytes,
-                &self.context.cancel,
-            )
-            .await;
+            trim(sandbox, &self.output_path, ended.bytes).await;
         }
         let mut text = self.output_text(&ended);
         for note in notes.iter().chain(&status) {

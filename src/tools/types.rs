@@ -93,8 +93,11 @@ impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Self {
         match error {
             error if error.is_fatal() => Self::Fatal(error),
+            SandboxError::TemplateIncompatible(why) => {
+                Self::Complaint(format!("only file_write works here: {why}"))
+            }
             SandboxError::NotStarted(why) => Self::Complaint(format!(
-                "this sandbox has no usable shell, so only file_write works: {why}"
+                "nothing was run, for it could not be started: {why}"
             )),
             error => Self::Complaint(error.to_string()),
         }
