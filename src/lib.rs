@@ -6,8 +6,8 @@
 //!
 //! The way down: [`cli`] and [`api`] parse, [`config`] resolves to a [`spec::RunSpec`], [`runs`] admits
 //! it and owns its life, [`agent`] drives an [`llm`] provider and the [`tools`] in a [`sandbox`],
-//! [`store`] keeps the log. [`events`], [`ids`], [`clock`], [`secrets`] and [`error`] are the words
-//! that all of them use. `ARCHITECTURE.md` has the map and the invariants.
+//! [`store`] keeps the log. [`events`], [`ids`], [`paths`], [`clock`], [`secrets`] and [`error`] are
+//! the words that all of them use. `ARCHITECTURE.md` has the map and the invariants.
 
 pub mod agent;
 pub mod api;
@@ -22,6 +22,7 @@ pub mod events;
 pub mod ids;
 pub mod llm;
 pub mod net;
+pub mod paths;
 pub mod runs;
 pub mod sandbox;
 pub mod secrets;

@@ -7,7 +7,6 @@
 
 mod calls;
 mod context;
-pub mod files;
 mod limits;
 mod loops;
 mod prompt;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::check::{self, Wrong};
 use super::faults::Faults;
 use super::json::{Items, Node, Path};
-use crate::sandbox::paths::SandboxPath;
+use crate::paths::SandboxPath;
 use crate::show::{did_you_mean, quoted, short};
 use crate::spec::InputFile;
 

@@ -4,8 +4,9 @@
 
 mod def;
 pub mod e2b;
+pub mod files;
 pub mod local;
-pub mod paths;
+mod script;
 mod types;
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use crate::spec::Network;
 
 pub use def::{BackendConfig, BackendDef, Build, LocalLimits};
+pub(crate) use script::{Script, require_shell};
 pub use types::{
     ExecCollected, ExecControl, ExecOutput, ExecSpec, ExecStream, FileErrorKind, FoundSandbox,
     Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,

@@ -16,7 +16,7 @@ use crate::show::one_line;
 
 use super::command::{Call, Ended, OUTPUT_FILE, Stop};
 use super::schema::typed;
-use super::types::{Failure, Tool, ToolAnswer, ToolContext};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext, fingerprint};
 use super::wrapper::{EndRecord, trim};
 
 const DEFAULT_SECS: i64 = 120;
@@ -163,13 +163,7 @@ impl Call<'_> {
         let truncated = ended.excerpt.is_cut();
         if truncated && ended.record.is_some() && ended.bytes < OUTPUT_FILE {
             let sandbox = self.context.sandbox.as_ref();
-            trim(
-                sandbox,
-                &self.output_path,
-                ended.bytes,
-                &self.context.cancel,
-            )
-            .await;
+            trim(sandbox, &self.output_path, ended.bytes).await;
         }
         let mut text = self.output_text(&ended);
         for note in notes.iter().chain(&status) {
@@ -189,6 +183,11 @@ impl Call<'_> {
             total_chars: truncated.then_some(ended.excerpt.total_chars),
             output_path: truncated.then(|| self.output_path.clone()),
             cwd: new_cwd,
+            outcome: Some(fingerprint((
+                code,
+                &ended.excerpt.head,
+                &ended.excerpt.tail,
+            ))),
             ..ToolAnswer::default()
         }
     }
@@ -289,6 +288,7 @@ impl Call<'_> {
             is_error: record.code.is_some_and(|code| code != 0),
             exit_code: record.code,
             output_path: Some(self.output_path.clone()),
+            outcome: Some(fingerprint((record.code, output))),
             ..ToolAnswer::default()
         }
     }

@@ -4,10 +4,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::clock::Deadline;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, Script};
 use crate::show::{one_line, size};
-
-use super::script::Script;
 
 /// Programs that a model asks for first.
 const PROGRAMS: &[&str] = &["python3", "node", "git", "curl", "jq", "rg"];

@@ -2,23 +2,11 @@
 
 use std::time::Duration;
 
+pub(super) use crate::sandbox::files::SKIPPED;
+use crate::sandbox::files::depth;
+
 use super::script::Script;
 use super::types::{Failure, ToolContext};
-
-/// Directories that are full of what nobody asked for. Left out unless they are named.
-pub(crate) const SKIPPED: &[&str] = &[
-    ".git",
-    ".hg",
-    ".svn",
-    "node_modules",
-    "__pycache__",
-    ".venv",
-    "venv",
-    ".tox",
-    ".mypy_cache",
-    ".pytest_cache",
-    ".cache",
-];
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// Of the names; some 200,000 entries.
@@ -103,11 +91,6 @@ impl Listing {
         files.sort_by_cached_key(|name| (depth(name), name.clone()));
         Self { root, files, cut }
     }
-}
-
-/// How many directories deep.
-pub(crate) fn depth(path: &[u8]) -> usize {
-    path.split(|b| *b == b'/').count()
 }
 
 /// Whether a part of the path begins with a dot.

@@ -1,5 +1,6 @@
 //! What a tool is: arguments in, text for the model out.
 
+use std::hash::{DefaultHasher, Hash, Hasher as _};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -63,7 +64,7 @@ pub struct ToolAnswer {
     pub text: String,
     /// Images, for models that can see.
     pub images: Vec<Image>,
-    /// The command failed (a non-zero exit).
+    /// The command failed (a non-zero exit), or was stopped. No complaint: it is what the model asked to see.
     pub is_error: bool,
     /// The command's exit code.
     pub exit_code: Option<i32>,
@@ -77,6 +78,9 @@ pub struct ToolAnswer {
     pub cwd: Option<String>,
     /// A short diff, for edits.
     pub diff: Option<String>,
+    /// [`fingerprint`] of what came of the call, where the text also says what differs from time to time
+    /// (how long it took, the name of a file of ours, a process id).
+    pub outcome: Option<u64>,
 }
 
 impl ToolAnswer {
@@ -87,14 +91,29 @@ impl ToolAnswer {
             ..Self::default()
         }
     }
+
+    /// Equal for calls that came to the same, as far as that can be told; the same within one process.
+    pub fn fingerprint(&self) -> u64 {
+        self.outcome.unwrap_or_else(|| fingerprint(&self.text))
+    }
+}
+
+/// A number for `facts`; equal for equal ones, within one process.
+pub(super) fn fingerprint(facts: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    facts.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Self {
         match error {
             error if error.is_fatal() => Self::Fatal(error),
+            SandboxError::TemplateIncompatible(why) => {
+                Self::Complaint(format!("only file_write works here: {why}"))
+            }
             SandboxError::NotStarted(why) => Self::Complaint(format!(
-                "this sandbox has no usable shell, so only file_write works: {why}"
+                "nothing was run, for it could not be started: {why}"
             )),
             error => Self::Complaint(error.to_string()),
         }

@@ -6,13 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use crate::clock::Deadline;
-use crate::sandbox::{ExecSpec, Sandbox};
+use crate::sandbox::{ExecSpec, Sandbox, Script};
 
 use super::facts::Facts;
-use super::script::Script;
 
 /// `$1` nonce, `$2` output file, `$3` marker, `$4` directory, `$5` side file, `$6` start directory,
 /// `$7` shell, `$8` command, `$9` inner text.
@@ -170,18 +167,13 @@ pub(super) async fn sweep(sandbox: &dyn Sandbox, marker: &str, grace: Duration) 
             args: vec![marker, &tenths],
             ..Script::default()
         }
-        .run(sandbox, limit, &CancellationToken::new())
+        .run(sandbox, limit)
         .await,
     );
 }
 
 /// Cuts the end record off `output`, of which `bytes` came before it. For at most a second.
-pub(super) async fn trim(
-    sandbox: &dyn Sandbox,
-    output: &str,
-    bytes: u64,
-    cancel: &CancellationToken,
-) {
+pub(super) async fn trim(sandbox: &dyn Sandbox, output: &str, bytes: u64) {
     let bytes = bytes.to_string();
     // A record that stays in the file is unsightly, not wrong.
     drop(
@@ -190,7 +182,7 @@ pub(super) async fn trim(
             args: vec![output, &bytes],
             ..Script::default()
         }
-        .run(sandbox, Deadline::after(Duration::from_secs(1)), cancel)
+        .run(sandbox, Deadline::after(Duration::from_secs(1)))
         .await,
     );
 }

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use sandcaster::agent::files::sha256_hex;
+use sandcaster::sandbox::files::sha256_hex;
 use serde_json::{Value, json};
 
 use super::{bash, check_log, end};

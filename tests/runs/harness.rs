@@ -10,8 +10,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use sandcaster::clock::Clock;
 use sandcaster::llm::{self, LlmProvider, anthropic};
+use sandcaster::paths::SandboxPath;
 use sandcaster::runs::{LogLimits, Runs, RunsConfig, Tasks};
-use sandcaster::sandbox::paths::SandboxPath;
 use sandcaster::sandbox::{
     ExecSpec, ExecStream, FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
 };

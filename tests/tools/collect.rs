@@ -6,10 +6,10 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sandcaster::agent::files::{Baseline, CollectLimits, Collected, collect, file_event, upload};
 use sandcaster::clock::Deadline;
 use sandcaster::events::FileEncoding;
-use sandcaster::sandbox::paths::SandboxPath;
+use sandcaster::paths::SandboxPath;
+use sandcaster::sandbox::files::{Baseline, CollectLimits, Collected, collect, file_event, upload};
 use sandcaster::spec::InputFile;
 
 use super::{Rig, in_every_shell};

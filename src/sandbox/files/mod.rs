@@ -11,16 +11,15 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use sha2::{Digest as _, Sha256};
-use tokio_util::sync::CancellationToken;
 
 use crate::clock::Deadline;
 use crate::events::{FileEncoding, FileEvent};
-use crate::sandbox::paths::SandboxPath;
-use crate::sandbox::{FileErrorKind, Sandbox, SandboxError};
+use crate::paths::SandboxPath;
 use crate::show::{one_line, size};
 use crate::spec::InputFile;
-use crate::tools::listing::{SKIPPED, depth};
-use crate::tools::script::{Script, ScriptError};
+
+use super::script::Script;
+use super::types::{FileErrorKind, Sandbox, SandboxError};
 
 mod mime;
 
@@ -34,6 +33,21 @@ const SIDE_BY_SIDE: usize = 8;
 const LISTING: usize = 8 * 1024 * 1024;
 /// Omissions that are named one by one; the others are counted.
 const NAMED: usize = 100;
+
+/// Directories that are full of what nobody asked for. Left out unless they are named.
+pub(crate) const SKIPPED: &[&str] = &[
+    ".git",
+    ".hg",
+    ".svn",
+    "node_modules",
+    "__pycache__",
+    ".venv",
+    "venv",
+    ".tox",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".cache",
+];
 
 /// Everything but directories below the working directory, without dot names and the directories named
 /// `$1`, `$2`, …. In batches: the names, each with NUL, and one NUL more; a line
@@ -193,15 +207,9 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Snapshot,
         keep: 6 * LISTING,
         ..Script::default()
     }
-    .run(sandbox, deadline, &CancellationToken::new())
-    .await;
-    match found {
-        Ok(found) => Ok(parse(&found.stdout)),
-        Err(ScriptError::Sandbox(error)) => Err(error),
-        Err(ScriptError::TimedOut(_) | ScriptError::Cancelled) => Err(SandboxError::Timeout(
-            "listing the working directory took too long".to_owned(),
-        )),
-    }
+    .run(sandbox, deadline)
+    .await?;
+    Ok(parse(&found.stdout))
 }
 
 fn parse(output: &[u8]) -> Snapshot {
@@ -231,6 +239,11 @@ fn parse(output: &[u8]) -> Snapshot {
     cut |= named >= LISTING;
     files.sort_by_cached_key(|(path, _)| (depth(path), path.clone()));
     Snapshot { files, cut }
+}
+
+/// How many directories deep.
+pub(crate) fn depth(path: &[u8]) -> usize {
+    path.split(|b| *b == b'/').count()
 }
 
 /// What comes before the next NUL, which is taken as well; `None`, and nothing taken, if there is none.

@@ -1,0 +1,168 @@
+//! Short commands of ours in a sandbox: a fixed text for `sh`, everything variable as an argument.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::clock::Deadline;
+
+use super::types::{ExecCollected, ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError};
+
+/// The longest argument that Linux takes, without the NUL at its end.
+const LONGEST_ARGUMENT: usize = 131_071;
+/// For a look whether there is a shell at all.
+const SHELL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A fixed text for `sh -c`, and what differs from call to call.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Script<'a> {
+    /// The program text: a constant, never built from outside text.
+    pub(crate) text: &'static str,
+    /// `$1`, `$2`, ….
+    pub(crate) args: Vec<&'a str>,
+    /// Where it starts; `/` if empty.
+    pub(crate) cwd: &'a str,
+    /// Standard input.
+    pub(crate) stdin: Bytes,
+    /// Added to the environment.
+    pub(crate) env: BTreeMap<String, String>,
+    /// Bytes of output that are kept.
+    pub(crate) keep: usize,
+}
+
+impl Script<'_> {
+    /// Runs it to its end, until `limit`. Dropping the future lets the backend end it.
+    ///
+    /// # Errors
+    /// The sandbox's own. `Timeout` at `limit`; it has been killed then. `TemplateIncompatible` if the
+    /// sandbox has no shell: a script that can't be started for another reason is `NotStarted`.
+    pub(crate) async fn run(
+        self,
+        sandbox: &dyn Sandbox,
+        limit: Deadline,
+    ) -> Result<ExecCollected, SandboxError> {
+        let allowed = limit.remaining();
+        let mut control = None;
+        let work = async {
+            let stream = start(sandbox, self.spec()).await?;
+            control = Some(Arc::clone(&stream.control));
+            stream.collect(self.keep).await
+        };
+        if let Ok(ended) = tokio::time::timeout_at(limit.instant(), work).await {
+            return ended;
+        }
+        if let Some(control) = control {
+            // A backend that can't even kill must not hold up the answer.
+            drop(tokio::time::timeout(Duration::from_secs(1), control.kill()).await);
+        }
+        Err(SandboxError::Timeout(format!(
+            "gave up after {} s",
+            allowed.as_secs().max(1)
+        )))
+    }
+
+    /// Runs it and gives what it printed until `limit`, whatever became of it.
+    pub(crate) async fn run_until(self, sandbox: &dyn Sandbox, limit: Deadline) -> Vec<u8> {
+        let mut printed = Vec::new();
+        let keep = self.keep;
+        let work = async {
+            let mut stream = sandbox.exec(self.spec()).await?;
+            let control = Arc::clone(&stream.control);
+            let reading = async {
+                loop {
+                    match stream.next().await? {
+                        ExecOutput::Stdout(bytes) if printed.len() < keep => {
+                            printed.extend_from_slice(&bytes);
+                        }
+                        ExecOutput::Stdout(_) | ExecOutput::Stderr(_) | ExecOutput::Gap => {}
+                        ExecOutput::Exit(_) => return Ok(()),
+                    }
+                }
+            };
+            if let Ok(ended) = tokio::time::timeout_at(limit.instant(), reading).await {
+                return ended;
+            }
+            control.kill().await;
+            Ok::<(), SandboxError>(())
+        };
+        // A second more for the kill. What failed is told by the call that needs the sandbox next.
+        drop(tokio::time::timeout_at(limit.plus(Duration::from_secs(1)).instant(), work).await);
+        printed
+    }
+
+    fn spec(&self) -> ExecSpec {
+        let fixed = ["sh", "-c", self.text, "sandcaster"];
+        ExecSpec {
+            argv: fixed
+                .iter()
+                .chain(&self.args)
+                .map(|arg| (*arg).to_owned())
+                .collect(),
+            env: self.env.clone(),
+            cwd: if self.cwd.is_empty() { "/" } else { self.cwd }.to_owned(),
+            stdin: self.stdin.clone(),
+        }
+    }
+}
+
+/// Starts a command whose program is `sh`, and tells a sandbox without a shell from a command that can't be
+/// started for another reason.
+///
+/// # Errors
+/// `TemplateIncompatible` without a shell; `NotStarted` with the true cause; otherwise as [`Sandbox::exec`].
+pub(crate) async fn start(
+    sandbox: &dyn Sandbox,
+    spec: ExecSpec,
+) -> Result<ExecStream, SandboxError> {
+    if let Some(arg) = spec.argv.iter().find(|arg| arg.contains('\0')) {
+        return Err(SandboxError::NotStarted(format!(
+            "an argument of {} bytes has a NUL character, which no argument can hold",
+            arg.len()
+        )));
+    }
+    if let Some(arg) = spec.argv.iter().find(|arg| arg.len() > LONGEST_ARGUMENT) {
+        return Err(SandboxError::NotStarted(format!(
+            "an argument has {} bytes (at most {LONGEST_ARGUMENT})",
+            arg.len()
+        )));
+    }
+    match sandbox.exec(spec).await {
+        Err(SandboxError::NotStarted(why)) => {
+            require_shell(sandbox, Deadline::after(SHELL_LIMIT)).await?;
+            Err(SandboxError::NotStarted(why))
+        }
+        started => started,
+    }
+}
+
+/// Tells a sandbox that is slow, which may pass, from one that has no shell, where no tool can work.
+///
+/// # Errors
+/// `TemplateIncompatible` if `sh` can't be run; a fatal error of the sandbox.
+pub(crate) async fn require_shell(
+    sandbox: &dyn Sandbox,
+    limit: Deadline,
+) -> Result<(), SandboxError> {
+    let spec = ExecSpec {
+        argv: ["sh", "-c", "exit 0"].map(str::to_owned).into(),
+        cwd: "/".to_owned(),
+        ..ExecSpec::default()
+    };
+    let trying = async { sandbox.exec(spec).await?.collect(0).await };
+    let until = limit.within(SHELL_LIMIT);
+    let why = match tokio::time::timeout_at(until.instant(), trying).await {
+        Ok(Ok(ended)) if matches!(ended.exit_code, 126 | 127) => {
+            format!("sh can't be run: exit code {}", ended.exit_code)
+        }
+        Ok(Err(SandboxError::NotStarted(why))) => why,
+        Ok(Err(error)) if error.is_fatal() => return Err(error),
+        // It answers somehow, or will: the tools say what fails.
+        Ok(_) | Err(_) => return Ok(()),
+    };
+    Err(SandboxError::TemplateIncompatible(format!(
+        "the sandbox has no POSIX shell, which every tool needs ({why}); use a template or image with \
+         `sh` on its PATH"
+    )))
+}
