@@ -16,9 +16,7 @@ use super::workspace::WorkspaceSource;
 use crate::chat::{AssistantBlock, Message};
 use crate::clock::Deadline;
 use crate::error::{ErrorCode, Problem, WarningCode};
-use crate::events::{
-    Durability, EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent,
-};
+use crate::events::{EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent};
 use crate::llm::{LlmError, LlmProvider, LlmRequest, LlmStop, ToolChoice};
 use crate::net::retry::RetryBudget;
 use crate::secrets::Redactor;
@@ -90,8 +88,8 @@ impl RunContext {
         Ok(())
     }
 
-    pub(super) async fn flush(&self, durability: Durability) -> Result<(), Halt> {
-        self.sink.flush(durability).await?;
+    pub(super) async fn sync(&self) -> Result<(), Halt> {
+        self.sink.sync().await?;
         Ok(())
     }
 
@@ -387,7 +385,7 @@ impl<'a> Agent<'a> {
                 WarningCode::ToolUnavailable,
                 format!("the tool {name} of sandcaster.json is not available in this run"),
             )
-            .fact("toolName", name.as_str());
+            .fact("toolName", name.clone());
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
         Ok(())

@@ -40,7 +40,7 @@ use super::types::{
     WebhookDelivery,
 };
 use crate::clock::Clock;
-use crate::events::{Durability, StoredEvent};
+use crate::events::StoredEvent;
 use crate::ids::{RunId, Seq};
 
 /// What a commit survives (`storeDurability`).
@@ -224,12 +224,8 @@ impl RunStore for SqliteStore {
             .await
     }
 
-    async fn flush(&self, durability: Durability) -> Result<(), StoreError> {
-        let sync = match durability {
-            Durability::Committed => SyncWish::Whenever,
-            Durability::Synced => SyncWish::Wait,
-        };
-        self.write(Work::Flush, sync).await.map(|_| ())
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.write(Work::Flush, SyncWish::Wait).await.map(|_| ())
     }
 
     async fn finish(&self, finish: Finish) -> Result<(), StoreError> {
