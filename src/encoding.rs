@@ -17,13 +17,92 @@ fn hex_digit(nibble: u8) -> char {
     char::from_digit(u32::from(nibble), 16).map_or('0', |digit| digit.to_ascii_uppercase())
 }
 
+/// `bytes` without the byte order mark that some editors and shells put before UTF-8 text.
+pub fn without_bom(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes)
+}
+
+/// The bytes that `c` takes in a JSON string as we write it.
+const fn json_size(c: char) -> usize {
+    match c {
+        '"' | '\\' | '\u{8}' | '\t' | '\n' | '\u{c}' | '\r' => 2,
+        '\0'..='\u{1f}' => 6,
+        _ => c.len_utf8(),
+    }
+}
+
+/// `text` split before the character that would take its JSON over `most` bytes, quotes not counted: 64 KiB of
+/// control characters are 384 KiB of JSON. The first part is empty only if not even one character fits.
+pub fn split_at_json_size(text: &str, most: usize) -> (&str, &str) {
+    let mut size = 0;
+    let at = text.char_indices().find_map(|(at, c)| {
+        size += json_size(c);
+        (size > most).then_some(at)
+    });
+    text.split_at(at.unwrap_or(text.len()))
+}
+
+/// `text` in pieces whose JSON has at most `most` bytes each, cut between characters; nothing for the empty
+/// text. A character that doesn't fit is a piece of its own.
+pub fn json_pieces(text: &str, most: usize) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let first = rest.chars().next()?;
+        let (piece, after) = split_at_json_size(rest, most.max(json_size(first)));
+        rest = after;
+        Some(piece)
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn only_unreserved_and_kept_bytes_stay() {
         assert_eq!(percent_encoded("a-b_c.d~e/é?", b"/"), "a-b_c.d~e/%C3%A9%3F");
         assert_eq!(percent_encoded("a/b", b""), "a%2Fb");
+    }
+
+    #[test]
+    fn one_mark_before_text_is_skipped() {
+        assert_eq!(without_bom(b"\xef\xbb\xbf{}"), b"{}");
+        assert_eq!(without_bom(b"{}\xef\xbb\xbf"), b"{}\xef\xbb\xbf");
+        assert_eq!(
+            without_bom("\u{feff}\u{feff}".as_bytes()),
+            "\u{feff}".as_bytes()
+        );
+    }
+
+    #[test]
+    fn control_characters_count_as_the_json_that_they_become() {
+        let text = "\u{1}".repeat(64 * 1024);
+        let (first, rest) = split_at_json_size(&text, 64 * 1024);
+        assert_eq!(first.len(), 64 * 1024 / 6);
+        assert_eq!(first.len() + rest.len(), text.len());
+        assert_eq!(split_at_json_size("äb", 1), ("", "äb"));
+        assert_eq!(json_pieces("äb", 1).collect::<Vec<_>>(), ["ä", "b"]);
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_add_up_and_fit_as_the_json_that_is_written(
+            text in "([a-zé\u{1f600}\u{2028}]|[\0-\u{1f}]|[\"\\\\/\u{7f}]){0,60}", most in 0_usize..40
+        ) {
+            let pieces: Vec<&str> = json_pieces(&text, most).collect();
+            prop_assert_eq!(pieces.concat(), text.clone());
+            for piece in &pieces {
+                let json = serde_json::to_string(piece).unwrap().len() - 2;
+                prop_assert!(json <= most || piece.chars().count() == 1, "{:?} {}", piece, json);
+                prop_assert!(!piece.is_empty());
+            }
+            let (first, rest) = split_at_json_size(&text, most);
+            if let Some(next) = rest.chars().next() {
+                let more = serde_json::to_string(&format!("{first}{next}")).unwrap().len() - 2;
+                prop_assert!(more > most);
+            }
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::run::{Halt, RunContext};
 use crate::chat::{Part, ToolArgs, ToolCall, ToolResult};
 use crate::clock::Deadline;
 use crate::error::{Problem, WarningCode};
-use crate::events::{Durability, RunEvent, ToolResultEvent, ToolUseEvent, WarningEvent};
+use crate::events::{RunEvent, ToolResultEvent, ToolUseEvent, WarningEvent};
 use crate::sandbox::SandboxError;
 use crate::tools::{self, BuiltTool, Called, Failure, ToolAnswer, ToolContext, ToolDef};
 
@@ -80,7 +80,7 @@ pub(super) async fn run_calls(
         planned.push(one);
     }
     // The intent is durable before a tool acts on the world.
-    context.flush(Durability::Synced).await?;
+    context.sync().await?;
 
     let room = AtomicUsize::new(TURN_CHARS);
     let mut outcomes = Vec::with_capacity(planned.len());
@@ -377,7 +377,7 @@ fn tool_use(context: &RunContext, one: &Planned<'_>, turn: u32) -> ToolUseEvent 
         content = input.to_string();
     }
     ToolUseEvent {
-        tool_name: one.name.clone(),
+        tool_name: one.name.clone().into(),
         content,
         input,
         input_truncated,
@@ -441,7 +441,7 @@ fn shorten(value: &mut Value) -> bool {
 fn tool_result(one: &Planned<'_>, answered: &Answered, took: Duration) -> ToolResultEvent {
     let answer = &answered.answer;
     ToolResultEvent {
-        tool_name: one.name.clone(),
+        tool_name: one.name.clone().into(),
         content: answer.text.clone(),
         tool_call_id: one.call.id.to_string(),
         is_error: answer.is_error,

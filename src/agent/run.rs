@@ -16,9 +16,7 @@ use super::workspace::WorkspaceSource;
 use crate::chat::{Block, CallIds, Message, Reply};
 use crate::clock::Deadline;
 use crate::error::{ErrorCode, Problem, WarningCode};
-use crate::events::{
-    Durability, EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent,
-};
+use crate::events::{EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent};
 use crate::llm::{LlmError, LlmProvider, LlmStop};
 use crate::net::retry::RetryBudget;
 use crate::secrets::Redactor;
@@ -89,8 +87,8 @@ impl RunContext {
         Ok(())
     }
 
-    pub(super) async fn flush(&self, durability: Durability) -> Result<(), Halt> {
-        self.sink.flush(durability).await?;
+    pub(super) async fn sync(&self) -> Result<(), Halt> {
+        self.sink.sync().await?;
         Ok(())
     }
 
@@ -399,7 +397,7 @@ impl<'a> Agent<'a> {
                 WarningCode::ToolUnavailable,
                 format!("the tool {name} of sandcaster.json is not available in this run"),
             )
-            .fact("toolName", name.as_str());
+            .fact("toolName", name.clone());
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
         Ok(())

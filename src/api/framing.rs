@@ -1,24 +1,37 @@
 //! Requests whose framing hyper lets pass but other servers might read differently: refused (HT-9).
 
 use axum::http::header::{HOST, TRANSFER_ENCODING};
-use axum::http::{HeaderMap, Uri};
+use axum::http::{HeaderMap, Uri, Version};
 
+use super::Access;
 use crate::error::{ErrorCode, Problem};
 
 /// Refuses a request without exactly one well-formed `Host`, with a target that names another host, or
 /// with a transfer encoding other than chunked. Gives the `Host`.
-pub(super) fn check<'h>(uri: &Uri, headers: &'h HeaderMap) -> Result<&'h str, Problem> {
+///
+/// Load balancers poll the public routes without naming a host: in HTTP/1.0, which needs none (RFC 9112, 3.2), or
+/// with an empty one. Nothing depends on it there.
+pub(super) fn check<'h>(
+    uri: &Uri,
+    version: Version,
+    headers: &'h HeaderMap,
+    access: Access,
+) -> Result<&'h str, Problem> {
     let refuse = |field: &str, message: &str| {
         Err(Problem::field(ErrorCode::ValidationFailed, field, message))
     };
+    let public = access == Access::Public;
     let mut hosts = headers.get_all(HOST).iter();
-    let Some(host) = hosts.next() else {
-        return refuse("Host", "the request has no Host header");
+    let host = match hosts.next() {
+        Some(host) => host.as_bytes(),
+        None if public && version == Version::HTTP_10 => b"",
+        None => return refuse("Host", "the request has no Host header"),
     };
     if hosts.next().is_some() {
         return refuse("Host", "the request has more than one Host header");
     }
-    let Some(host) = host.to_str().ok().filter(|host| well_formed(host)) else {
+    let fits = |host: &&str| well_formed(host) || (public && host.is_empty());
+    let Some(host) = std::str::from_utf8(host).ok().filter(fits) else {
         return refuse(
             "Host",
             "the Host header is not a host name with an optional port",

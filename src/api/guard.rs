@@ -63,9 +63,9 @@ fn admit(
     origin: &mut Option<HeaderValue>,
 ) -> Result<Admission, Problem> {
     let headers = request.headers();
-    let host = framing::check(request.uri(), headers)?;
     let matched = request.extensions().get::<MatchedPath>();
     let access = access(matched.map(MatchedPath::as_str));
+    let host = framing::check(request.uri(), request.version(), headers, access)?;
     *origin = state.browser.check(access, host, headers)?;
     if origin.is_some()
         && request.method() == Method::OPTIONS

@@ -82,6 +82,23 @@ fn access(matched: Option<&str>) -> Access {
     row.map_or(Access::Key, |row| row.access)
 }
 
+/// Whether a path without empty parts is that of a route.
+fn known(path: &str) -> bool {
+    ROUTES.iter().any(|route| {
+        let mut parts = path.split('/');
+        let mut wanted = route.path.split('/');
+        loop {
+            match (wanted.next(), parts.next()) {
+                (None, None) => return true,
+                (Some(rest), Some(_)) if rest.starts_with("{*") => return true,
+                (Some(name), Some(_)) if name.starts_with('{') => {}
+                (Some(name), Some(part)) if name == part => {}
+                _ => return false,
+            }
+        }
+    })
+}
+
 /// The whole API over `state`.
 pub fn router(state: ApiState) -> Router {
     guarded(table(), state)

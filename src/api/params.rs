@@ -105,31 +105,49 @@ impl Params {
             })
     }
 
-    /// Where to go on reading a log: the `Last-Event-ID` header, else `after`, else the beginning.
+    /// Where to go on reading a log: the `Last-Event-ID` header, which an `EventSource` that comes back sends
+    /// beside the parameters of its first request; else `after`, also called `lastEventId`; else the beginning.
     ///
     /// # Errors
-    /// `CURSOR_INVALID`.
+    /// `CURSOR_INVALID`; `VALIDATION_FAILED` when both parameters are given and differ.
     pub(super) fn cursor(&self, headers: &HeaderMap) -> Result<Seq, Problem> {
+        let [after, alias] = ["after", "lastEventId"];
+        if let (Some(one), Some(other)) = (self.get(after), self.get(alias))
+            && cursor_of(after, one)? != cursor_of(alias, other)?
+        {
+            return Err(Problem::field(
+                ErrorCode::ValidationFailed,
+                alias,
+                format!("{alias} and {after} mean the same, but are given with different values"),
+            )
+            .hint(format!("send only one of {after} and {alias}")));
+        }
         let header = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty());
-        let (field, text) = match (header, self.get("after")) {
-            (Some(value), _) => ("Last-Event-ID", value.to_str().unwrap_or_default()),
-            (None, Some(after)) => ("after", after),
-            (None, None) => return Ok(Seq::ZERO),
-        };
-        integer(text)
-            .filter(|n| *n <= Seq::MAX.0)
-            .map(Seq)
-            .ok_or_else(|| {
-                Problem::field(
-                    ErrorCode::CursorInvalid,
-                    field,
-                    format!(
-                        "{field} must be the id of an event: an integer from 0 to {}",
-                        Seq::MAX
-                    ),
-                )
-            })
+        let given = header
+            .map(|value| ("Last-Event-ID", value.to_str().unwrap_or_default()))
+            .or_else(|| {
+                [after, alias]
+                    .into_iter()
+                    .find_map(|name| Some((name, self.get(name)?)))
+            });
+        given.map_or(Ok(Seq::ZERO), |(field, text)| cursor_of(field, text))
     }
+}
+
+fn cursor_of(field: &str, text: &str) -> Result<Seq, Problem> {
+    integer(text)
+        .map(Seq)
+        .filter(|seq| *seq <= Seq::MAX)
+        .ok_or_else(|| {
+            Problem::field(
+                ErrorCode::CursorInvalid,
+                field,
+                format!(
+                    "{field} must be the id of an event: an integer from 0 to {}",
+                    Seq::MAX
+                ),
+            )
+        })
 }
 
 /// Digits only: no sign, no blank, no leading plus.
@@ -159,7 +177,7 @@ mod tests {
 
     fn read(query: &str) -> Result<Params, Problem> {
         let uri: Uri = format!("/runs?{query}").parse().unwrap();
-        Params::read(&uri, &["limit", "after"])
+        Params::read(&uri, &["limit", "after", "lastEventId"])
     }
 
     #[test]
@@ -172,7 +190,7 @@ mod tests {
                 .unwrap_err()
                 .hint
                 .unwrap()
-                .contains("limit, after")
+                .contains("limit, after, lastEventId")
         );
         assert!(read("limit=1&limit=2").is_err());
         assert!(read("").is_ok());
@@ -206,11 +224,45 @@ mod tests {
         let mut headers = HeaderMap::new();
         assert_eq!(read("").unwrap().cursor(&headers).unwrap(), Seq(0));
         assert_eq!(read("after=7").unwrap().cursor(&headers).unwrap(), Seq(7));
+        for same in [
+            "lastEventId=7",
+            "lastEventId=7&after=7",
+            "after=7&lastEventId=007",
+        ] {
+            assert_eq!(read(same).unwrap().cursor(&headers).unwrap(), Seq(7));
+        }
         headers.insert(LAST_EVENT_ID, "9".parse().unwrap());
-        assert_eq!(read("after=7").unwrap().cursor(&headers).unwrap(), Seq(9));
+        for params in ["after=7", "lastEventId=7"] {
+            assert_eq!(read(params).unwrap().cursor(&headers).unwrap(), Seq(9));
+        }
         headers.insert(LAST_EVENT_ID, "9007199254740992".parse().unwrap());
         let problem = read("after=7").unwrap().cursor(&headers).unwrap_err();
         assert_eq!(problem.code, ErrorCode::CursorInvalid);
         assert_eq!(problem.details[0].path, "Last-Event-ID");
+    }
+
+    #[test]
+    fn two_names_of_one_cursor_must_not_contradict_each_other() {
+        let mut headers = HeaderMap::new();
+        for header in [None, Some("9")] {
+            if let Some(value) = header {
+                headers.insert(LAST_EVENT_ID, value.parse().unwrap());
+            }
+            let problem = read("after=7&lastEventId=8")
+                .unwrap()
+                .cursor(&headers)
+                .unwrap_err();
+            assert_eq!(problem.code, ErrorCode::ValidationFailed);
+            assert!(
+                problem.message.contains("lastEventId and after"),
+                "{problem}"
+            );
+        }
+        let problem = read("after=7&lastEventId=x")
+            .unwrap()
+            .cursor(&headers)
+            .unwrap_err();
+        assert_eq!(problem.code, ErrorCode::CursorInvalid);
+        assert_eq!(problem.details[0].path, "lastEventId");
     }
 }

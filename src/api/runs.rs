@@ -13,6 +13,7 @@ use super::extract::{OTHER_LIMIT, require_json, wants_json};
 use super::params::{Params, PathOf};
 use super::view::{RunDetail, RunView};
 use super::{sse, view};
+use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::{RunId, Seq};
 use crate::store::RunRecord;
@@ -69,7 +70,7 @@ pub(super) async fn events(
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let params = Params::read(&uri, &["after", "limit"])?;
+    let params = Params::read(&uri, &["after", "limit", "lastEventId"])?;
     let run = run_id(&id)?;
     let after = params.cursor(&headers)?;
     if wants_json(&headers) {
@@ -164,7 +165,7 @@ pub(super) async fn cancel(
     let body = state.intake.read(&headers, body, OTHER_LIMIT).await?;
     if !body.bytes.is_empty() {
         require_json(&headers)?;
-        if body.bytes.trim_ascii() != b"{}" {
+        if without_bom(&body.bytes).trim_ascii() != b"{}" {
             return Err(Problem::new(
                 ErrorCode::ValidationFailed,
                 "cancelling a run takes no fields: send no body, or {}",

@@ -25,6 +25,7 @@ use super::ApiState;
 use super::error::{json, store_problem};
 use super::extract::WEBHOOK_LIMIT;
 use super::listen::Caller;
+use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::RunId;
 use crate::runs::{SandboxNews, SandboxSignal};
@@ -177,7 +178,7 @@ async fn owner(state: &ApiState, payload: &Payload) -> Result<Option<RunId>, Sto
 
 /// Exactly one JSON object with the fields that are relied on, each of them once.
 fn parse(body: &[u8]) -> Option<(Payload, Value)> {
-    let text = std::str::from_utf8(body).ok()?;
+    let text = std::str::from_utf8(without_bom(body)).ok()?;
     let payload: Payload = serde_json::from_str(text).ok()?;
     let value: Value = serde_json::from_str(text).ok()?;
     let named = |text: &str| (1..=200).contains(&text.len()) && !text.contains(char::is_control);

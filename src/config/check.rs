@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::json::Node;
+use super::json::{self, Node};
 use crate::error::ErrorCode;
 use crate::llm::{self, PROVIDERS, ProviderDef};
 use crate::sandbox::{self, BACKENDS, BackendDef};
@@ -53,12 +53,25 @@ pub(crate) fn integer(node: &Node, range: &RangeInclusive<u64>) -> Result<u64, W
         )
     };
     match node {
-        Node::Number(number) if !number.is_f64() => number
+        Node::Number(number) if json::is_whole(number) => number
             .as_u64()
+            .or_else(|| number.as_f64().and_then(exact))
             .filter(|value| range.contains(value))
             .ok_or_else(|| Wrong::new(must())),
         other => Err(Wrong::new(format!("{}, not {}", must(), other.describe()))),
     }
+}
+
+/// A whole number that a float holds exactly.
+fn exact(value: f64) -> Option<u64> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "whole, and within what a float counts exactly"
+    )]
+    (0.0..=9_007_199_254_740_992.0)
+        .contains(&value)
+        .then_some(value as u64)
 }
 
 /// Text of `chars` Unicode scalar values.

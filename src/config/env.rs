@@ -5,7 +5,9 @@ use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::dotenv::{self, Unreadable};
 use super::{fields, keys};
+use crate::encoding::without_bom;
 use crate::show::nearest;
 
 /// Variables by name.
@@ -76,53 +78,29 @@ pub(super) fn read_dotenv(cwd: &Path, errors: &mut Vec<String>) -> DotEnv {
             return read;
         }
     };
-    let Ok(text) = String::from_utf8(bytes) else {
+    let Ok(text) = std::str::from_utf8(without_bom(&bytes)) else {
         errors.push(".env is not UTF-8 text".to_owned());
         return read;
     };
-    for entry in dotenvy::from_read_iter(text.as_bytes()) {
-        match entry {
-            Ok((name, value)) => {
-                // The first of repeated names counts, as for other readers of such files.
-                read.values.entry(name).or_insert(value);
-            }
-            // The error's own text shows the value, so only the line's number is told.
-            Err(dotenvy::Error::LineParse(part, _)) => {
-                let (place, names) = unreadable(&text, &part);
-                match names {
-                    Some(name) => errors.push(format!(
-                        ".env, {place}: {name} can't be read; quote the value if it has blanks"
-                    )),
-                    None => read.warnings.push(format!(
-                        ".env, {place} can't be read and is ignored; quote a value that has blanks"
-                    )),
-                }
-            }
-            Err(_) => errors.push(".env can't be read".to_owned()),
+    let names = known_names();
+    dotenv::read(text, |line, entry| match entry {
+        Ok((name, value)) => {
+            // The first of repeated names counts, as for other readers of such files.
+            read.values.entry(name.to_owned()).or_insert(value);
         }
-    }
+        // The line itself may hold a key, so only its number is told.
+        Err(Unreadable { text, why }) => {
+            match names.iter().find(|name| text.contains(name.as_str())) {
+                Some(name) => {
+                    errors.push(format!(".env, line {line}: {name} can't be read: {why}"))
+                }
+                None => read.warnings.push(format!(
+                    ".env, line {line} can't be read and is ignored: {why}"
+                )),
+            }
+        }
+    });
     read
-}
-
-/// Where the text is that could not be read (`line 3`), and which of our variables is in it or on a
-/// line that could be meant.
-fn unreadable(text: &str, part: &str) -> (String, Option<String>) {
-    let first = part.lines().next().unwrap_or_default().trim();
-    let meant = || text.lines().filter(|line| line.contains(first));
-    let name = known_names().into_iter().find(|name| {
-        part.contains(name.as_str()) || meant().any(|line| line.contains(name.as_str()))
-    });
-    let number = text.lines().position(|line| {
-        line.contains(first)
-            && name
-                .as_ref()
-                .is_none_or(|name| line.contains(name.as_str()))
-    });
-    let place = number.map_or_else(
-        || "a line".to_owned(),
-        |number| format!("line {}", number + 1),
-    );
-    (place, name)
 }
 
 /// Names that mean something to sandcaster.

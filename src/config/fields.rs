@@ -335,10 +335,12 @@ pub(super) fn set_max_sandboxes(
         let hint = did_you_mean(backend, names);
         return Err(Wrong::new("is no sandbox backend").hint(hint).into());
     };
-    config
-        .server
-        .max_sandboxes
-        .insert(def.name, whole(node, &SANDBOXES)?);
+    if !matches!(node, Node::Null) {
+        config
+            .server
+            .max_sandboxes
+            .insert(def.name, whole(node, &SANDBOXES)?);
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use super::check::Wrong;
 use super::fields::{self, Bad, FIELDS, MAX_SANDBOXES};
 use super::json::{self, Node, Path};
 use super::settings::FILE_NAME;
+use crate::encoding::without_bom;
 use crate::show::nearest;
 
 /// A settings file is no data file.
@@ -105,17 +106,13 @@ fn read(
             bytes.len()
         ));
     }
+    let bytes = without_bom(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let valid = bytes.get(..error.valid_up_to()).unwrap_or_default();
         let valid = std::str::from_utf8(valid).unwrap_or_default();
         let (line, column) = json::position(valid, valid.len()).unwrap_or((1, 1));
         format!("{name}:{line}:{column}: not UTF-8 text")
     })?;
-    if text.starts_with('\u{feff}') {
-        return Err(format!(
-            "{name}:1:1: begins with a byte order mark; save it without one"
-        ));
-    }
     let root = json::parse(bytes).map_err(|error| {
         // The library's own text ends in "at line 3 column 4", which stands in front here.
         let full = error.to_string();
@@ -164,10 +161,15 @@ fn object(
     for (name, node) in entries {
         let path = prefix.name(name);
         let dotted = path.to_string();
+        let absent = matches!(node, Node::Null);
         let result = if let Some(field) = FIELDS.iter().find(|field| field.path == dotted) {
+            if absent {
+                continue;
+            }
             (field.set)(config, node)
         } else if SECTIONS.contains(&dotted.as_str()) {
             match node {
+                Node::Null => continue,
                 Node::Object(entries) => {
                     object(config, file, &entries.kept, &path, errors);
                     continue;
@@ -179,6 +181,9 @@ fn object(
         } else if prefix.to_string() == MAX_SANDBOXES {
             fields::set_max_sandboxes(config, name, node).map(|()| None)
         } else if PLANNED.contains(&dotted.as_str()) {
+            if absent {
+                continue;
+            }
             Ok(Some("is not implemented yet and has no effect".to_owned()))
         } else {
             let hint = unknown(name, prefix);

@@ -1,5 +1,4 @@
-//! JSON as it was written: repeated names kept, integers told from `3.0`, memory bounded, and the
-//! place of a value found again for a message.
+//! JSON as it was written: repeated names kept, memory bounded, and the place of a value found again for a message.
 
 use std::cell::Cell;
 use std::fmt;
@@ -9,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Number;
 use serde_json::value::RawValue;
 
+use crate::encoding::without_bom;
 use crate::show::quoted;
 
 /// Values kept of one document. Further elements are read and counted, not kept, so that a body of
@@ -46,8 +46,8 @@ impl Node {
         match self {
             Self::Null => "null".to_owned(),
             Self::Bool(_) => "a boolean".to_owned(),
-            Self::Number(number) if number.is_f64() => "a number with a fraction".to_owned(),
-            Self::Number(_) => "an integer".to_owned(),
+            Self::Number(number) if is_whole(number) => "an integer".to_owned(),
+            Self::Number(_) => "a number with a fraction".to_owned(),
             Self::Text(text) => format!("a string of length {}", text.chars().count()),
             Self::Array(items) => format!("an array of {}", items.total),
             Self::Object(items) => format!("an object of {} fields", items.total),
@@ -55,13 +55,19 @@ impl Node {
     }
 }
 
-/// Reads one document with nothing after it. Nesting beyond 128 is refused.
+/// Whether a number has no fraction: `30`, and also `30.0` and `3e1`.
+pub(crate) fn is_whole(number: &Number) -> bool {
+    !number.is_f64() || number.as_f64().is_some_and(|value| value.fract() == 0.0)
+}
+
+/// Reads one document with nothing after it, and skips a byte order mark before it. Nesting beyond 128 is
+/// refused.
 ///
 /// # Errors
 /// With line and column (in bytes); the message never holds any of the text.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Node, serde_json::Error> {
     let left = Cell::new(MOST_VALUES);
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let mut reader = serde_json::Deserializer::from_slice(without_bom(bytes));
     let node = Seed { left: &left }.deserialize(&mut reader)?;
     reader.end()?;
     Ok(node)
@@ -338,9 +344,19 @@ mod tests {
     #[test]
     fn integers_are_told_from_fractions() {
         assert_eq!(parse(b"3").unwrap().describe(), "an integer");
+        for whole in ["3.0", "-0", "3e1", "1e300", "18446744073709551616"] {
+            assert_eq!(parse(whole.as_bytes()).unwrap().describe(), "an integer");
+        }
+        for broken in ["3.5", "1e-300"] {
+            let node = parse(broken.as_bytes()).unwrap();
+            assert_eq!(node.describe(), "a number with a fraction");
+        }
+        // An exponent of any length costs no more than reading it.
+        let digits = "9".repeat(1 << 20);
+        assert!(parse(format!("1e{digits}").as_bytes()).is_err());
         assert_eq!(
-            parse(b"3.0").unwrap().describe(),
-            "a number with a fraction"
+            parse(format!("1e-{digits}").as_bytes()).unwrap().describe(),
+            "an integer"
         );
         assert!(parse(b"1e400").is_err());
         assert!(parse(b"1 2").is_err());

@@ -6,7 +6,7 @@ use super::Config;
 use super::env::Layers;
 use crate::llm::PROVIDERS;
 use crate::sandbox::BACKENDS;
-use crate::secrets::Secret;
+use crate::secrets::{SHORTEST_SEARCHED, Secret};
 
 const API_KEY: &str = "SANDCASTER_API_KEY";
 const WEBHOOK_SECRET: &str = "SANDCASTER_WEBHOOK_SECRET";
@@ -53,6 +53,7 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
                         "{API_KEY} has fewer than {LONG_ENOUGH} characters: it can be guessed"
                     ));
                 }
+                keys.iter().for_each(|key| unsearched(config, API_KEY, key));
                 config.server.api_keys = keys;
                 config.key_sources.insert(API_KEY, source);
             }
@@ -61,7 +62,9 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
     }
     if let Some((value, source)) = layers.get(WEBHOOK_SECRET) {
         config.key_sources.insert(WEBHOOK_SECRET, source);
-        config.server.webhook_secret = Some(Secret::new(value));
+        let secret = Secret::new(value);
+        unsearched(config, WEBHOOK_SECRET, &secret);
+        config.server.webhook_secret = Some(secret);
     }
     for name in key_variables() {
         let Some((value, source)) = layers.get(name) else {
@@ -69,7 +72,9 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
         };
         match value.trim().bytes().position(|byte| !byte.is_ascii_graphic()) {
             None => {
-                config.keys.insert(name, Secret::new(value));
+                let key = Secret::new(value);
+                unsearched(config, name, &key);
+                config.keys.insert(name, key);
                 config.key_sources.insert(name, source);
             }
             Some(at) => errors.push(format!(
@@ -104,6 +109,16 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
                 "{name} is no host name; it should look like e2b.app, without https:// and path"
             ));
         }
+    }
+}
+
+/// Warns of a key that the redactor leaves out.
+fn unsearched(config: &mut Config, name: &str, key: &Secret) {
+    if key.expose().len() < SHORTEST_SEARCHED {
+        config.warnings.push(format!(
+            "{name} has fewer than {SHORTEST_SEARCHED} characters: it is used, but is not searched for in what \
+             runs and logs show, since so short a word would damage ordinary text"
+        ));
     }
 }
 

@@ -5,6 +5,7 @@
 //! of both.
 
 mod check;
+mod dotenv;
 mod env;
 mod faults;
 mod fields;

@@ -5,6 +5,7 @@ use super::check::Wrong;
 use super::faults::Faults;
 use super::json::{self, Node, Path};
 use super::request_files;
+use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
 use crate::show::did_you_mean;
 use crate::spec::{InputFile, NanoUsd, ThinkingLevel};
@@ -113,7 +114,8 @@ static OF_THE_FILE: &[&str] = &[
 const PROMPT_CHARS: usize = 1_000_000;
 
 impl QueryRequest {
-    /// Parses a body strictly: one JSON object, known fields, right types, within limits.
+    /// Parses a body strictly: one JSON object, known fields, right types, within limits. `null` for a field
+    /// that may be left out is the same as leaving it out.
     ///
     /// # Errors
     /// `INVALID_JSON` with line and column; else one answer with every fault of the body (up to 20):
@@ -139,11 +141,15 @@ impl QueryRequest {
         }
         for (name, value) in &fields.kept {
             let path = Path::field(name);
-            match FIELDS.iter().find(|(known, _)| known == name) {
+            let field = FIELDS.iter().find(|(known, _)| known == name);
+            let known = field.is_some() || PLANNED.contains(&name.as_str());
+            if matches!(value, Node::Null) && known && name != "prompt" {
+                // Typed clients send every field: null is an absent one.
+                continue;
+            }
+            match field {
                 Some((_, take)) => take(&mut request, value, path, &mut faults),
-                None if PLANNED.contains(&name.as_str()) => {
-                    faults.planned(path, "is not implemented yet");
-                }
+                None if known => faults.planned(path, "is not implemented yet"),
                 None => faults.add_with(path, || unknown_field(name)),
             }
         }
@@ -155,13 +161,10 @@ impl QueryRequest {
 }
 
 fn invalid_json(body: &[u8], error: &serde_json::Error) -> Problem {
-    if body.trim_ascii().is_empty() {
+    if without_bom(body).trim_ascii().is_empty() {
         return Problem::new(ErrorCode::InvalidJson, "Invalid JSON: the body is empty");
     }
     let problem = Problem::new(ErrorCode::InvalidJson, format!("Invalid JSON: {error}"));
-    if body.starts_with(b"\xef\xbb\xbf") {
-        return problem.hint("send the body without a byte order mark");
-    }
     if body.starts_with(b"@") {
         return problem.hint("curl reads a file only with -d @FILE, or --data-binary @FILE");
     }

@@ -1,6 +1,8 @@
 //! The request's `files`, in both forms that clients send: an array of `{name, content}` with base64
 //! (the API reference), and an object from path to text (the older clients).
 
+use std::borrow::Cow;
+
 use base64::Engine as _;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -110,6 +112,7 @@ fn from_array<'n>(items: &'n Items<Node>, at: &Path, faults: &mut Faults) -> Vec
             match field.as_str() {
                 "name" => name = Some(value),
                 "content" => content = Some(value),
+                "encoding" if matches!(value, Node::Null) => {}
                 "encoding" => {
                     let words = [("base64", false), ("utf-8", true)];
                     text = faults
@@ -163,20 +166,29 @@ fn parse_path(raw: &str) -> Result<SandboxPath, Wrong> {
     SandboxPath::parse(raw).map_err(|bad| Wrong::new(bad.to_string()))
 }
 
-/// Base64 of either alphabet, padded or not, with nothing else in it.
+/// Base64 of either alphabet, padded or not. Blanks and line ends may stand in it, as many encoders put them.
 fn decode(content: &str) -> Result<Bytes, Wrong> {
+    let blank = |byte: &u8| byte.is_ascii_whitespace();
+    let dense: Cow<'_, [u8]> = if content.as_bytes().iter().any(blank) {
+        content.bytes().filter(|byte| !blank(byte)).collect()
+    } else {
+        content.as_bytes().into()
+    };
     let engine = if content.contains(['-', '_']) {
         URL_SAFE
     } else {
         STANDARD
     };
-    engine.decode(content).map(Bytes::from).map_err(|error| {
-        let length = content.len();
+    engine.decode(&dense).map(Bytes::from).map_err(|error| {
+        let length = content.chars().count();
         let message = match error {
             base64::DecodeError::InvalidByte(at, _) => {
+                // Only ASCII stands before it, so bytes are characters.
+                let mut sent = content.bytes().enumerate();
+                let at = sent.by_ref().filter(|(_, byte)| !blank(byte)).nth(at);
                 format!(
                     "is not base64: character {} of {length} is none of its alphabet",
-                    at + 1
+                    at.map_or(length, |(at, _)| at + 1)
                 )
             }
             base64::DecodeError::InvalidLength(_)

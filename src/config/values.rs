@@ -87,6 +87,9 @@ pub(super) fn system_prompt(config: &mut Config, node: &Node) -> Result<Option<S
     let mut warning = None;
     for (name, value) in &fields.kept {
         let at = Path::field(name);
+        if matches!(value, Node::Null) && ["append", "preset"].contains(&name.as_str()) {
+            continue;
+        }
         let text = check::text(value, &(0..=PROMPT_CHARS)).map_err(|wrong| Bad(at.clone(), wrong));
         match name.as_str() {
             "append" => append_prompt(config, text?),

@@ -4,6 +4,7 @@
 //! existing clients read. An event is serialised once, when it is appended; its JSON is what the store
 //! keeps and what every reader gets.
 
+mod clean;
 mod sink;
 mod stored;
 
@@ -13,7 +14,8 @@ use serde_json::Value;
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::ids::RunId;
 
-pub use sink::{Durability, EventSink, LogFailed};
+pub use clean::{Fact, Facts, Name};
+pub use sink::{EventSink, LogFailed};
 pub use stored::{EventType, StoredEvent};
 
 /// One thing that happened in a run. Its JSON starts with `type`; `seq` is added when it is stored.
@@ -60,7 +62,7 @@ pub struct SystemEvent {
     pub run_id: Option<RunId>,
     /// Further facts (model, provider, backend, deadline), flattened.
     #[serde(flatten)]
-    pub facts: serde_json::Map<String, Value>,
+    pub facts: Facts,
 }
 
 impl SystemEvent {
@@ -118,8 +120,8 @@ pub struct UserEvent {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolUseEvent {
-    /// Our name of the tool.
-    pub tool_name: String,
+    /// Our name of the tool, or the model's if there is no such tool.
+    pub tool_name: Name,
     /// The arguments as JSON text.
     pub content: String,
     /// The arguments.
@@ -139,8 +141,8 @@ pub struct ToolUseEvent {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ToolResultEvent {
-    /// Our name of the tool.
-    pub tool_name: String,
+    /// Our name of the tool, or the model's if there is no such tool.
+    pub tool_name: Name,
     /// What the model saw: plain text.
     pub content: String,
     /// Joins the result to its call.
@@ -214,7 +216,7 @@ pub struct WarningEvent {
     pub content: String,
     /// Further facts, flattened.
     #[serde(flatten)]
-    pub facts: serde_json::Map<String, Value>,
+    pub facts: Facts,
 }
 
 impl WarningEvent {
@@ -225,14 +227,14 @@ impl WarningEvent {
             code,
             content: message.clone(),
             message,
-            facts: serde_json::Map::new(),
+            facts: Facts::default(),
         }
     }
 
     /// With one more fact.
     #[must_use]
-    pub fn fact(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.facts.insert(name.to_owned(), value.into());
+    pub fn fact(mut self, name: &'static str, value: impl Into<Fact>) -> Self {
+        self.facts.add(name, value);
         self
     }
 }

@@ -16,15 +16,6 @@ pub enum LogFailed {
     TooLarge,
 }
 
-/// How sure a commit must be before `flush` returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Durability {
-    /// Survives the death of the process.
-    Committed,
-    /// Survives a power cut.
-    Synced,
-}
-
 /// The writing end of a run's log. There is one writer per run.
 #[async_trait]
 pub trait EventSink: Send + Sync {
@@ -34,10 +25,10 @@ pub trait EventSink: Send + Sync {
     /// Once the log has failed.
     async fn emit(&self, event: RunEvent) -> Result<Seq, LogFailed>;
 
-    /// Waits until everything emitted so far is committed, and gives the last sequence number.
+    /// Waits until everything emitted so far survives a power cut, and gives the last sequence number.
     /// Called before a tool acts on the world.
     ///
     /// # Errors
     /// Once the log has failed.
-    async fn flush(&self, durability: Durability) -> Result<Seq, LogFailed>;
+    async fn sync(&self) -> Result<Seq, LogFailed>;
 }

@@ -408,7 +408,7 @@ fn broken(provider: &'static str, error: &SseError) -> LlmError {
             LlmErrorKind::Cut,
             format!("{provider} broke off the answer"),
         ),
-        SseError::EventTooLong(_) | SseError::ResponseTooLong(_) | SseError::NotText => {
+        SseError::EventTooLong(_) | SseError::ResponseTooLong(_) => {
             bad(provider, &error.to_string())
         }
     }

@@ -1,12 +1,15 @@
 //! Server-sent events from a provider: bytes in any pieces in, whole events out, within limits.
 //!
-//! The grammar is `sse-stream`'s; the limits in front of it are ours, so that no answer can grow a
-//! buffer without bound. Silence is measured between bytes, not events: comments and pings are life.
+//! The grammar is `sse-stream`'s. In front of it stand limits of ours, so that no answer can grow a buffer
+//! without bound, and the decoding of UTF-8 that the standard asks for: what is no text becomes U+FFFD, so that
+//! one damaged character doesn't cost a whole answer. Silence is measured between bytes, not events: comments
+//! and pings are life here. Whoever wants content bounds the wait for it around [`events`], which gives
+//! nothing for a comment and nothing for a block without data.
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
+use bytes::{Bytes, BytesMut};
+use futures::{Stream, StreamExt as _, stream};
 use sse_stream::SseByteStream;
 use tokio::time::Instant;
 
@@ -57,9 +60,6 @@ pub enum SseError {
     /// The response is over the limit.
     #[error("the response is over {0} bytes")]
     ResponseTooLong(u64),
-    /// The bytes are no UTF-8.
-    #[error("the stream is not UTF-8")]
-    NotText,
 }
 
 /// The bytes of `response` as they arrive: at most `silence` apart, none after `deadline`.
@@ -90,31 +90,69 @@ pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     cause.to_string()
 }
 
-/// Decodes `bytes` into events. Ends after the first error. An event that the stream's end cut off is
-/// dropped, as the SSE specification has it.
+/// Decodes `bytes` into events. Ends after the first error. A block without data, and an event that the
+/// stream's end cut off, are dropped, as the SSE standard has it.
 pub fn events<S>(bytes: S, limits: SseLimits) -> impl Stream<Item = Result<SseEvent, SseError>>
 where
     S: Stream<Item = Result<Bytes, SseError>>,
 {
     let mut guard = Guard::new(limits);
+    let mut text = Utf8::default();
     let guarded = bytes.map(move |chunk| {
-        let chunk = chunk?;
+        let chunk = text.decode(chunk?);
         guard.admit(&chunk)?;
         Ok::<_, SseError>(chunk)
     });
-    SseByteStream::new(guarded)
-        .map_ok(|raw| SseEvent {
-            event: raw.event,
-            data: raw.data.unwrap_or_default(),
-        })
-        .map_err(|error| match error {
-            sse_stream::Error::Body(inner) => match inner.downcast::<SseError>() {
-                Ok(ours) => *ours,
-                Err(other) => SseError::Broken(other.to_string()),
-            },
-            sse_stream::Error::Utf8Parse(_) => SseError::NotText,
-            other => SseError::Broken(other.to_string()),
-        })
+    SseByteStream::new(guarded).filter_map(|block| std::future::ready(event(block).transpose()))
+}
+
+/// The event of a block, if it is one.
+fn event(block: Result<sse_stream::Sse, sse_stream::Error>) -> Result<Option<SseEvent>, SseError> {
+    match block {
+        Ok(block) => Ok(block.data.map(|data| SseEvent {
+            event: block.event,
+            data,
+        })),
+        Err(sse_stream::Error::Body(inner)) => Err(match inner.downcast::<SseError>() {
+            Ok(ours) => *ours,
+            Err(other) => SseError::Broken(other.to_string()),
+        }),
+        Err(other) => Err(SseError::Broken(other.to_string())),
+    }
+}
+
+/// Makes text of bytes that come in pieces, with U+FFFD for what is none.
+#[derive(Debug, Default)]
+struct Utf8 {
+    /// The beginning of a character whose rest is still to come: at most three bytes.
+    begun: BytesMut,
+}
+
+impl Utf8 {
+    fn decode(&mut self, chunk: Bytes) -> Bytes {
+        if self.begun.is_empty() && std::str::from_utf8(&chunk).is_ok() {
+            return chunk;
+        }
+        let mut bytes = std::mem::take(&mut self.begun);
+        bytes.extend_from_slice(&chunk);
+        let whole = bytes.len() - begun(&bytes);
+        self.begun = bytes.split_off(whole);
+        match String::from_utf8_lossy(&bytes) {
+            std::borrow::Cow::Borrowed(_) => bytes.freeze(),
+            std::borrow::Cow::Owned(text) => text.into(),
+        }
+    }
+}
+
+/// How many bytes at the end of `bytes` begin a character that more bytes could complete.
+fn begun(bytes: &[u8]) -> usize {
+    let tail = bytes.get(bytes.len().saturating_sub(3)..).unwrap_or(bytes);
+    let cut = |at: &usize| {
+        let rest = tail.get(*at..).unwrap_or_default();
+        std::str::from_utf8(rest)
+            .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    (0..tail.len()).find(cut).map_or(0, |at| tail.len() - at)
 }
 
 /// Counts what the decoder would have to keep.

@@ -78,9 +78,40 @@ fn the_whole_response_has_a_limit_too() {
 }
 
 #[test]
-fn bytes_that_are_no_text_are_an_error_and_the_end() {
-    let got = decode(&[b"data: \xff\xfe\n\ndata: 2\n\n"], SseLimits::default());
-    assert_eq!(got, [Err(SseError::NotText)]);
+fn a_byte_that_is_no_text_is_replaced_and_the_stream_goes_on() {
+    let got = decode(&[b"data: caf\xe9 ok\n\ndata: 2\n\n"], SseLimits::default());
+    assert_eq!(got, [Ok(event("", "caf\u{fffd} ok")), Ok(event("", "2"))]);
+    // A character that never ends takes no line end with it.
+    let got = decode(
+        &[b"data: \xf0\x9f", b"\n\n", b"data: \xe2\x82", b"\xac\n\n"],
+        SseLimits::default(),
+    );
+    assert_eq!(got, [Ok(event("", "\u{fffd}")), Ok(event("", "\u{20ac}"))]);
+}
+
+#[test]
+fn replacements_count_as_the_bytes_that_they_take() {
+    let got = decode(
+        &[&[b"data: ", &[0xff; 10][..], b"\n\n"].concat()],
+        small(20, 1000),
+    );
+    assert_eq!(got, [Err(SseError::EventTooLong(20))]);
+}
+
+#[test]
+fn a_mark_at_the_beginning_is_skipped_however_it_is_cut() {
+    let text = "\u{feff}data: \u{feff}1\n\n".as_bytes();
+    for cut in 0..text.len() {
+        let (head, tail) = text.split_at(cut);
+        let got = decode(&[head, tail], SseLimits::default());
+        assert_eq!(got, [Ok(event("", "\u{feff}1"))], "{cut}");
+    }
+}
+
+#[test]
+fn comments_and_blocks_without_data_are_no_events() {
+    let text = b": hello\n\nevent: ping\n\nid: 7\n\nretry: 5\n\nevent: a\ndata:\n\n";
+    assert_eq!(decode(&[text], SseLimits::default()), [Ok(event("a", ""))]);
 }
 
 #[test]
@@ -108,6 +139,22 @@ proptest! {
         for got in decode(&pieces, small(64, 256)).into_iter().flatten() {
             prop_assert!(got.data.len() <= 64);
         }
+    }
+
+    #[test]
+    fn pieces_decode_as_the_whole_does_lossily(
+        pieces in prop::collection::vec(prop::collection::vec(
+            prop_oneof![any::<u8>(), prop::sample::select("aé\u{20ac}\u{1f600}".as_bytes())], 0..6), 0..12)
+    ) {
+        let mut text = Utf8::default();
+        let decoded: Vec<u8> = pieces
+            .iter()
+            .flat_map(|piece| text.decode(Bytes::copy_from_slice(piece)))
+            .collect();
+        prop_assert!(text.begun.len() < 4);
+        let whole = pieces.concat();
+        let expected = String::from_utf8_lossy(whole.get(..whole.len() - text.begun.len()).unwrap());
+        prop_assert_eq!(String::from_utf8(decoded).unwrap(), expected);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::tail::Live;
 use crate::error::ErrorCode;
-use crate::events::{Durability, EventSink, EventType, LogFailed, RunEvent, StoredEvent};
+use crate::events::{EventSink, EventType, LogFailed, RunEvent, StoredEvent};
 use crate::ids::{RunId, Seq};
 use crate::secrets::Redactor;
 use crate::store::{Append, Finish, NewRun, RunState, RunStore, StoreError};
@@ -119,7 +119,7 @@ impl Logs {
     /// # Errors
     /// When the store refuses or fails; then there is no run.
     pub async fn create(&self, run: RunFacts, first: RunEvent) -> Result<LogWriter, StoreError> {
-        let first_event = self.stored(Seq::ZERO.next(), &first)?;
+        let first_event = self.stored(Seq::ZERO.next(), first)?;
         let live = Arc::new(Live::new(run.id.clone(), &first_event));
         let bytes = first_event.json.len() as u64;
         self.0
@@ -158,14 +158,11 @@ impl Logs {
         &*self.0.store
     }
 
-    fn stored(&self, seq: Seq, event: &RunEvent) -> Result<StoredEvent, StoreError> {
-        let mut stored = StoredEvent::new(seq, event).map_err(|error| {
+    fn stored(&self, seq: Seq, mut event: RunEvent) -> Result<StoredEvent, StoreError> {
+        event.clean(&self.0.redactor);
+        StoredEvent::new(seq, &event).map_err(|error| {
             StoreError::Refused(format!("an event can't be written as JSON: {error}"))
-        })?;
-        if stored.kind != EventType::File {
-            stored.json = self.0.redactor.clean_json(stored.json);
-        }
-        Ok(stored)
+        })
     }
 
     pub(super) fn live(&self, run: &RunId) -> Option<Arc<Live>> {
@@ -226,7 +223,7 @@ impl LogWriter {
         loop {
             // Every earlier event has its answer, so the number is right even if one of them failed.
             self.live.settled(last.seq).await;
-            let event = Arc::new(self.logs.stored(self.head().next(), &event)?);
+            let event = Arc::new(self.logs.stored(self.head().next(), event.clone())?);
             let error = match self.write_end(Arc::clone(&event), &end).await {
                 Ok(()) => {
                     let seq = event.seq;
@@ -298,7 +295,7 @@ impl EventSink for LogWriter {
         }
         let event = self
             .logs
-            .stored(last.seq.next(), &event)
+            .stored(last.seq.next(), event)
             .map_err(|error| LogFailed::Store(error.to_string()))?;
         if event.json.len() > LARGE_EVENT && event.kind != EventType::File {
             tracing::warn!(run.id = %self.run_id(), kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
@@ -322,18 +319,10 @@ impl EventSink for LogWriter {
         Ok(seq)
     }
 
-    async fn flush(&self, durability: Durability) -> Result<Seq, LogFailed> {
+    async fn sync(&self) -> Result<Seq, LogFailed> {
         let seq = self.last.lock().await.seq;
-        match durability {
-            Durability::Committed => self.live.settled(seq).await,
-            Durability::Synced => self
-                .logs
-                .0
-                .store
-                .flush(durability)
-                .await
-                .map_err(|error| LogFailed::Store(error.to_string()))?,
-        }
+        let synced = self.logs.0.store.sync().await;
+        synced.map_err(|error| LogFailed::Store(error.to_string()))?;
         match self.live.failure() {
             Some(error) => Err(LogFailed::Store(error)),
             None => Ok(seq),

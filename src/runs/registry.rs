@@ -265,14 +265,10 @@ impl Runs {
         let deadline = started_at
             .checked_add(spec.timeout)
             .map_or_else(|_| String::new(), rfc3339_seconds);
-        for (name, value) in [
-            ("model", spec.model.id.as_str()),
-            ("provider", spec.model.provider),
-            ("sandboxProvider", spec.sandbox.backend),
-            ("deadline", &deadline),
-        ] {
-            first.facts.insert(name.to_owned(), value.into());
-        }
+        first.facts.add("model", spec.model.id.clone());
+        first.facts.add("provider", spec.model.provider);
+        first.facts.add("sandboxProvider", spec.sandbox.backend);
+        first.facts.add("deadline", deadline);
         let writer = inner
             .logs
             .create(new, RunEvent::System(first))

@@ -329,9 +329,7 @@ impl Inner {
         self.remember(record).await?;
         let mut event = SystemEvent::new("sandbox_created", "Sandbox created");
         event.sandbox_id = Some(sandbox.id().to_owned());
-        event
-            .facts
-            .insert("sandboxProvider".to_owned(), self.entry.name.into());
+        event.facts.add("sandboxProvider", self.entry.name);
         // A log that fails ends the run by itself.
         let _told = self.owner.sink.emit(RunEvent::System(event)).await;
         let preparing = Workspace::prepare(sandbox, &self.owner.spec.files, self.owner.deadline);

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::error::ErrorCode;
-use crate::events::{Durability, StoredEvent};
+use crate::events::StoredEvent;
 use crate::ids::{RunId, Seq};
 
 /// The state of a run.
@@ -265,8 +265,8 @@ pub trait RunStore: Send + Sync {
     /// Queues events; waits only for a place in the bounded queue. The listener hears of the commit.
     async fn append(&self, append: Append) -> Result<(), StoreError>;
 
-    /// Waits until everything queued before is committed, and synced if asked.
-    async fn flush(&self, durability: Durability) -> Result<(), StoreError>;
+    /// Waits until everything queued before is committed and survives a power cut.
+    async fn sync(&self) -> Result<(), StoreError>;
 
     /// Ends a run: the terminal event and the row, in one transaction, synced when it returns. Refused when
     /// the run has ended already, unless in exactly this event: a retry after a lost answer succeeds.

@@ -132,9 +132,11 @@ mod tests {
     #[test]
     fn lines_are_written_without_secrets_before_the_guard_is_gone() {
         let (sent, received) = std::sync::mpsc::channel();
-        let redactor = Redactor::new([&Secret::new("sk-very-secret")]);
+        let redactor = Redactor::new([&Secret::new("sk-a-very-secret-key")]);
         let (mut writer, guard) = start(redactor, Collect(sent));
-        writer.write_all(b"key sk-very-secret refused\n").unwrap();
+        writer
+            .write_all(b"key sk-a-very-secret-key refused\n")
+            .unwrap();
         drop(guard);
         let written: Vec<u8> = received.try_iter().flatten().collect();
         assert_eq!(written, b"key [redacted] refused\n");

@@ -45,7 +45,6 @@ fn assert_refused(body: &[u8], code: ErrorCode, field: &str, says: &str) {
 /// Rows: the fields beside a good prompt, code, field, what the answer says.
 #[rustfmt::skip]
 const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
-    (r#""model": null"#, INVALID, "model", "string, not null"),
     (r#""model": 7"#, INVALID, "model", "string, not an integer"),
     (r#""model": ["sonnet"]"#, INVALID, "model", "string, not an array of 1"),
     (r#""model": """#, INVALID, "model", "empty"),
@@ -54,20 +53,21 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""model": "модель""#, INVALID, "model", "letters, digits"),
     (r#""model": "zzz-unheard-of""#, ErrorCode::UnknownModel, "model", ""),
 
-    (r#""maxTurns": null"#, INVALID, "maxTurns", "from 1 to 1000, not null"),
     (r#""maxTurns": "3""#, INVALID, "maxTurns", "from 1 to 1000, not a string of length 1"),
-    (r#""maxTurns": 3.0"#, INVALID, "maxTurns", "from 1 to 1000, not a number with a fraction"),
-    (r#""maxTurns": 2.5"#, INVALID, "maxTurns", "integer"),
+    (r#""maxTurns": 2.5"#, INVALID, "maxTurns", "from 1 to 1000, not a number with a fraction"),
+    (r#""maxTurns": 1e4"#, INVALID, "maxTurns", "from 1 to 1000"),
+    (r#""maxTurns": 1e300"#, INVALID, "maxTurns", "from 1 to 1000"),
+    (r#""maxTurns": 1e-300"#, INVALID, "maxTurns", "fraction"),
+    (r#""maxTurns": 0.0"#, INVALID, "maxTurns", "from 1 to 1000"),
+    (r#""maxTurns": -3.0"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": 0"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": -1"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": 1001"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": 99999999999999999999"#, INVALID, "maxTurns", "from 1 to 1000"),
-    (r#""maxTurns": 1e3"#, INVALID, "maxTurns", "integer"),
     (r#""maxTurns": true"#, INVALID, "maxTurns", "not a boolean"),
     (r#""maxTurns": [1]"#, INVALID, "maxTurns", "not an array"),
     (r#""maxTurns": {}"#, INVALID, "maxTurns", "not an object"),
 
-    (r#""timeout": null"#, INVALID, "timeout", "from 5 to 3600, not null"),
     (r#""timeout": "60""#, INVALID, "timeout", "from 5 to 3600"),
     (r#""timeout": 4"#, INVALID, "timeout", "from 5 to 3600"),
     (r#""timeout": 3601"#, INVALID, "timeout", "from 5 to 3600"),
@@ -76,7 +76,6 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""timeout": 18446744073709551616"#, INVALID, "timeout", "from 5 to 3600"),
     (r#""timeout": false"#, INVALID, "timeout", "not a boolean"),
 
-    (r#""allowedTools": null"#, INVALID, "allowedTools", "array of tool names, not null"),
     (r#""allowedTools": "bash""#, INVALID, "allowedTools", "array"),
     (r#""allowedTools": {"bash": true}"#, INVALID, "allowedTools", "array"),
     (r#""allowedTools": [null]"#, INVALID, "allowedTools[0]", "string, not null"),
@@ -88,7 +87,6 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""allowedTools": ["launch_rockets"]"#, INVALID, "allowedTools[0]", "known are bash"),
     (r#""allowedTools": ["spawn_sandbox"]"#, LATER, "allowedTools[0]", "`spawn_sandbox`"),
 
-    (r#""provider": null"#, INVALID, "provider", "string, not null"),
     (r#""provider": 1"#, INVALID, "provider", "string"),
     (r#""provider": """#, INVALID, "provider", "empty"),
     (r#""provider": "antropic""#, UNKNOWN, "provider", "did you mean `anthropic`?"),
@@ -97,14 +95,12 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""provider": "bedrock""#, UNKNOWN, "provider", "ANTHROPIC_BASE_URL"),
     (r#""provider": "vertex""#, UNKNOWN, "provider", "not supported"),
 
-    (r#""sandboxProvider": null"#, INVALID, "sandboxProvider", "string, not null"),
     (r#""sandboxProvider": []"#, INVALID, "sandboxProvider", "string"),
     (r#""sandboxProvider": "locl""#, UNKNOWN, "sandboxProvider", "did you mean `local`?"),
     (r#""sandboxProvider": "kubernetes""#, UNKNOWN, "sandboxProvider", "known are e2b"),
     (r#""sandboxProvider": "vercel""#, LATER, "sandboxProvider", "`vercel`"),
     (r#""sandboxProvider": "cloudflare""#, LATER, "sandboxProvider", "`cloudflare`"),
 
-    (r#""thinkingLevel": null"#, INVALID, "thinkingLevel", "none, low, medium, high"),
     (r#""thinkingLevel": "hihg""#, INVALID, "thinkingLevel", "did you mean `high`?"),
     (r#""thinkingLevel": 2"#, INVALID, "thinkingLevel", "one of none"),
     (r#""maxBudgetUsd": 0"#, INVALID, "maxBudgetUsd", "positive"),
@@ -112,7 +108,6 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""maxBudgetUsd": 1e-12"#, INVALID, "maxBudgetUsd", "positive"),
     (r#""maxBudgetUsd": 1e300"#, INVALID, "maxBudgetUsd", "up to 1000000"),
     (r#""maxBudgetUsd": "1""#, INVALID, "maxBudgetUsd", "positive"),
-    (r#""background": null"#, INVALID, "background", "true or false"),
     (r#""background": "yes""#, INVALID, "background", "true or false"),
     (r#""background": 1"#, INVALID, "background", "true or false"),
 
@@ -124,6 +119,9 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""output_format": {}"#, INVALID, "output_format", "`outputFormat`"),
     (r#""anthropic_api_key": "sk-x""#, INVALID, "anthropic_api_key", "environment"),
     (r#""temperature": 1"#, INVALID, "temperature", "unknown"),
+    (r#""temperature": null"#, INVALID, "temperature", "unknown"),
+    (r#""systemPrompt": null"#, INVALID, "systemPrompt", "sandcaster.json"),
+    (r#""model": null, "model": "sonnet""#, INVALID, "model", "twice"),
     (r#""assistantComplete": "full""#, INVALID, "assistantComplete", "unknown"),
     (r#""systemPrompt": "x""#, INVALID, "systemPrompt", "sandcaster.json"),
     (r#""network": "full""#, INVALID, "network", "sandcaster.json"),
@@ -145,7 +143,6 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     // What is wrong wins over what is only not built.
     (r#""outputFormat": {}, "maxTurns": 0"#, INVALID, "maxTurns", "from 1 to 1000"),
 
-    (r#""files": null"#, INVALID, "files", "array of {name, content}"),
     (r#""files": "a.txt""#, INVALID, "files", "array of {name, content}"),
     (r#""files": [null]"#, INVALID, "files[0]", "object with name and content"),
     (r#""files": ["a.txt"]"#, INVALID, "files[0]", "object with name and content"),
@@ -156,7 +153,9 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""files": [{"name": 1, "content": ""}]"#, INVALID, "files[0].name", "string"),
     (r#""files": [{"name": "", "content": ""}]"#, INVALID, "files[0].name", "empty"),
     (r#""files": [{"name": "a", "content": "a*b="}]"#, INVALID, "files[0].content", "character 2 of 4"),
-    (r#""files": [{"name": "a", "content": "aGk=\n"}]"#, INVALID, "files[0].content", "not base64"),
+    (r#""files": [{"name": "a", "content": "aG\r\nk é"}]"#, INVALID, "files[0].content", "character 7 of 7"),
+    (r#""files": [{"name": "a", "content": "a\u00a0b="}]"#, INVALID, "files[0].content", "character 2 of 4"),
+    (r#""files": [{"name": null, "content": ""}]"#, INVALID, "files[0].name", "string, not null"),
     (r#""files": [{"name": "a", "content": "a"}]"#, INVALID, "files[0].content", "not base64"),
     (r#""files": [{"name": "a", "content": "aGl="}]"#, INVALID, "files[0].content", "not base64"),
     (r#""files": [{"name": "a", "content": "a+_="}]"#, INVALID, "files[0].content", "not base64"),
@@ -245,7 +244,12 @@ fn what_is_no_json_object_is_refused_with_its_position() {
             b"{\"prompt\": \"hi\", \"maxTurns\": NaN}",
             "line 1 column 30",
         ),
-        (b"\xef\xbb\xbf{\"prompt\": \"hi\"}", "byte order mark"),
+        (
+            b"\xef\xbb\xbf\xef\xbb\xbf{\"prompt\": \"hi\"}",
+            "line 1 column 1",
+        ),
+        (b"\xef\xbb\xbf", "the body is empty"),
+        (b"\xff\xfe{\0}\0", "line 1 column 1"),
         (b"@body.json", "curl"),
         (deep.as_bytes(), "recursion limit"),
     ] {

@@ -27,6 +27,41 @@ fn base64_of_either_alphabet_is_taken_with_or_without_padding() {
 }
 
 #[test]
+fn base64_may_be_broken_into_lines() {
+    for content in [
+        r"+/+/\nYQ==\n",
+        r" +/+ / YQ = = ",
+        r"-_-_\r\n\tYQ",
+        r"\n+\n/\n+\n/YQ",
+    ] {
+        let json = format!(r#"[{{"name": "a", "content": "{content}", "encoding": null}}]"#);
+        assert_eq!(
+            files(&json),
+            [("a".to_owned(), vec![0xfb, 0xff, 0xbf, b'a'])],
+            "{content}"
+        );
+    }
+}
+
+#[test]
+fn the_size_limit_counts_the_bytes_that_are_meant() {
+    // 10,000,000 bytes as lines of 76 characters: blanks and the coding itself cost nothing.
+    let lines = |bytes: usize| {
+        let coded = "A".repeat(bytes / 3 * 4);
+        let lines: Vec<&str> = (0..coded.len())
+            .step_by(76)
+            .map(|at| &coded[at..(at + 76).min(coded.len())])
+            .collect();
+        let content = lines.join(r"\r\n");
+        format!(r#"{{"prompt": "x", "files": [{{"name": "a", "content": "{content}"}}]}}"#)
+    };
+    let request = QueryRequest::parse(lines(9_999_999).as_bytes()).unwrap();
+    assert_eq!(request.files[0].bytes.len(), 9_999_999);
+    let problem = QueryRequest::parse(lines(10_000_002).as_bytes()).unwrap_err();
+    assert!(problem.message.contains("10000002 bytes"), "{problem}");
+}
+
+#[test]
 fn an_object_holds_text_as_it_is() {
     assert_eq!(
         files(r#"{"a.txt": "aGk="}"#),

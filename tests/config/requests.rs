@@ -1,7 +1,7 @@
 //! What is accepted, and how it is understood.
 
 use proptest::prelude::*;
-use sandcaster::config::{QueryRequest, Usable};
+use sandcaster::config::{QueryRequest, Usable, request_fields};
 use sandcaster::spec::{NanoUsd, ThinkingLevel};
 
 use super::{load, local_works};
@@ -69,6 +69,51 @@ fn the_smallest_request_says_nothing_else() {
         ..QueryRequest::default()
     };
     assert_eq!(parse(r#" {"prompt": "x"} "#), expected);
+}
+
+#[test]
+fn null_for_an_optional_field_is_an_absent_one() {
+    let nulls: Vec<String> = request_fields()
+        .filter(|name| *name != "prompt")
+        .chain([
+            "outputFormat",
+            "composite",
+            "branching",
+            "mcpServers",
+            "resume",
+        ])
+        .map(|name| format!(r#""{name}": null"#))
+        .collect();
+    let body = format!(r#"{{"prompt": "x", {}}}"#, nulls.join(", "));
+    assert_eq!(parse(&body), parse(r#"{"prompt": "x"}"#));
+}
+
+#[test]
+fn an_integer_may_be_written_with_an_empty_fraction() {
+    for (written, meant) in [("30.0", 30), ("3e1", 30), ("0.3e2", 30), ("1000.000", 1000)] {
+        let request = parse(&format!(r#"{{"prompt": "x", "maxTurns": {written}}}"#));
+        assert_eq!(request.max_turns, Some(meant), "{written}");
+    }
+    let request = parse(r#"{"prompt": "x", "timeout": 60.0}"#);
+    assert_eq!(request.timeout_secs, Some(60));
+}
+
+#[test]
+fn a_byte_order_mark_before_a_body_is_skipped() {
+    assert_eq!(
+        parse("\u{feff}{\"prompt\": \"x\"}"),
+        parse(r#"{"prompt": "x"}"#)
+    );
+}
+
+#[test]
+fn an_exponent_of_any_length_is_refused_in_no_time() {
+    let digits = "9".repeat(4 << 20);
+    for sign in ["", "-"] {
+        let body = format!(r#"{{"prompt": "x", "maxTurns": 1e{sign}{digits}}}"#);
+        let problem = QueryRequest::parse(body.as_bytes()).unwrap_err();
+        assert!(problem.message.len() < 200, "{problem}");
+    }
 }
 
 fn json_value() -> impl Strategy<Value = serde_json::Value> {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sandcaster::config::{Config, Overrides, Source, StoreDurability};
+use sandcaster::config::{Config, Overrides, Source, StoreDurability, setting_names};
 use sandcaster::spec::Network;
 
 use super::{load, load_in};
@@ -241,7 +241,6 @@ fn wrong_values_stop_the_start_with_file_position_and_field() {
             "sandcaster.json:2:3: invalid JSON: key must be a string (comments",
         ),
         ("{\"a\": 1,\n}", "sandcaster.json:2:1: invalid JSON"),
-        ("\u{feff}{}", "byte order mark"),
     ] {
         if file.is_empty() {
             continue;
@@ -447,6 +446,74 @@ fn a_broken_dotenv_never_loses_a_key_in_silence() {
             .unwrap_err()
             .contains("UTF-8")
     );
+}
+
+#[test]
+fn a_value_of_dotenv_is_taken_as_it_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "\u{feff}SANDCASTER_API_KEY=abcdefgh$ijklmnop1234\nANTHROPIC_API_KEY=\"sk-$HOME-0123456789\"\n";
+    std::fs::write(dir.path().join(".env"), text).unwrap();
+    let config = load_in(dir.path(), &Overrides::default(), &[("HOME", "/x")]).unwrap();
+    assert_eq!(config.server.api_keys[0].expose(), "abcdefgh$ijklmnop1234");
+    assert_eq!(
+        config.keys["ANTHROPIC_API_KEY"].expose(),
+        "sk-$HOME-0123456789"
+    );
+}
+
+#[test]
+fn null_for_a_setting_is_an_absent_one_and_a_mark_before_the_file_is_skipped() {
+    let nulls: Vec<String> = setting_names()
+        .map(|(path, _)| path)
+        .filter(|path| !path.is_empty() && !path.contains('.'))
+        .chain(["composite", "outputFormat", "server", "local"])
+        .map(|name| format!(r#""{name}": null"#))
+        .collect();
+    for text in [
+        format!("\u{feff}{{{}}}", nulls.join(", ")),
+        r#"{"server": {"port": null, "maxSandboxes": {"e2b": null}, "drainSecs": null}, "local": {"diskMb": null}}"#
+            .to_owned(),
+        r#"{"systemPrompt": {"append": null, "preset": null}, "maxTurns": 100.0}"#.to_owned(),
+    ] {
+        let config = load(&text, &[]).unwrap();
+        assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        let expected = load("{}", &[]).unwrap();
+        let shown = |config: &Config| format!("{:?}{:?}", config.server, config.project);
+        assert_eq!(shown(&config), shown(&expected), "{text}");
+    }
+    for (text, says) in [
+        (r#"{"modelAliases": {"a": null}}"#, "string, not null"),
+        (
+            r#"{"server": {"maxSandboxes": {"x": null}}}"#,
+            "no sandbox backend",
+        ),
+        ("\u{feff}{\n\"maxTurns\": 0}", "sandcaster.json:2:13"),
+    ] {
+        let error = load(text, &[]).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_short_key_is_used_and_told_not_to_be_searched_for() {
+    for (name, key) in [
+        ("SANDCASTER_API_KEY", "import"),
+        ("SANDCASTER_WEBHOOK_SECRET", "import"),
+        ("ANTHROPIC_API_KEY", "ollama"),
+    ] {
+        let config = load("", &[(name, key)]).unwrap();
+        let told = config
+            .warnings
+            .iter()
+            .any(|warning| warning.starts_with(name) && warning.contains("not searched for"));
+        assert!(told, "{:?}", config.warnings);
+        assert!(!config.warnings.concat().contains(key));
+        assert_eq!(config.redactor().clean("import ollama"), "import ollama");
+    }
+    let long = "sixteen-letters-";
+    let config = load("", &[("SANDCASTER_API_KEY", long)]).unwrap();
+    assert!(!config.warnings.concat().contains("not searched for"));
+    assert_eq!(config.redactor().clean(long), "[redacted]");
 }
 
 #[test]

@@ -174,6 +174,42 @@ async fn ambiguous_requests_are_refused() {
 }
 
 #[tokio::test]
+async fn load_balancers_need_name_no_host() {
+    let server = TestServer::start(keyless()).await;
+    for (request, expected) in [
+        ("GET /health HTTP/1.0\r\n\r\n", 200),
+        ("HEAD /health HTTP/1.0\r\n\r\n", 200),
+        ("GET /health/live HTTP/1.0\r\n\r\n", 200),
+        ("GET /health HTTP/1.0\r\nHost:\r\n\r\n", 200),
+        (
+            "GET /health HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n",
+            200,
+        ),
+        ("GET /health HTTP/1.0\r\nHost: lb.example\r\n\r\n", 200),
+        // What HTTP/1.1 requires, and what no server could read in one way only.
+        ("GET /health HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
+        ("GET /health HTTP/1.0\r\nHost:\r\nHost:\r\n\r\n", 400),
+        ("GET /health HTTP/1.0\r\nHost: a/b\r\n\r\n", 400),
+        (
+            "GET http://evil.example/health HTTP/1.1\r\nHost:\r\nConnection: close\r\n\r\n",
+            400,
+        ),
+        // Elsewhere the host protects.
+        ("GET /runs HTTP/1.0\r\n\r\n", 400),
+        ("GET /runs HTTP/1.0\r\nHost:\r\n\r\n", 400),
+        ("GET /none HTTP/1.0\r\n\r\n", 400),
+        (
+            "POST /webhooks/e2b HTTP/1.0\r\nContent-Length: 0\r\n\r\n",
+            400,
+        ),
+    ] {
+        let mut stream = server.connect().await;
+        let reply = first_reply(&mut stream, request.as_bytes()).await;
+        assert_eq!(reply.status, expected, "{request}");
+    }
+}
+
+#[tokio::test]
 async fn large_heads_are_refused() {
     let server = TestServer::start(keyless()).await;
     let mut many = server.get("/runs");

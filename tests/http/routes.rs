@@ -82,6 +82,45 @@ async fn unknown_paths_are_answered_in_json() {
 }
 
 #[tokio::test]
+async fn a_surplus_slash_is_named_with_the_path_that_is_meant() {
+    let server = TestServer::start(keyless()).await;
+    let run = format!("/runs/{RUN}");
+    for (path, meant) in [
+        ("//query", "/query"),
+        ("/query/", "/query"),
+        ("/runs/", "/runs"),
+        ("/runs/?limit=5", "/runs"),
+        ("/health/", "/health"),
+        ("///health//live//", "/health/live"),
+        (&format!("{run}/"), &run),
+        (&format!("/{run}/events"), &format!("{run}/events")),
+        (&format!("/{run}//files/a"), &format!("{run}/files/a")),
+    ] {
+        for method in ["GET", "POST"] {
+            let reply = server.request(method, path).send().await;
+            assert_eq!(
+                (reply.status, reply.code()),
+                (404, "NOT_FOUND".to_owned()),
+                "{path}"
+            );
+            assert_eq!(
+                reply.json()["hint"],
+                format!("did you mean {meant}?"),
+                "{path}"
+            );
+        }
+        assert_eq!(server.request("HEAD", path).send().await.status, 404);
+    }
+    for path in ["/", "//", "/none/", "//runs/a/b/c"] {
+        let hint = server.get(path).send().await.json()["hint"].clone();
+        assert!(
+            !hint.as_str().unwrap().contains("did you mean"),
+            "{path}: {hint}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn other_methods_are_answered_in_json_with_those_that_work() {
     let server = TestServer::start(keyless()).await;
     for route in ROUTES {

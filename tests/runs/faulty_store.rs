@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use sandcaster::events::{Durability, StoredEvent};
+use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, FileRecord, Finish, NewRun, RunRecord, RunStore, SandboxRecord, SqliteStore,
@@ -55,9 +55,9 @@ impl RunStore for FaultyStore {
             }
         }
     }
-    async fn flush(&self, durability: Durability) -> Result<(), StoreError> {
+    async fn sync(&self) -> Result<(), StoreError> {
         self.check()?;
-        self.inner.flush(durability).await
+        self.inner.sync().await
     }
     async fn finish(&self, finish: Finish) -> Result<(), StoreError> {
         self.check()?;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sandcaster::error::{ErrorCode, Problem};
 use sandcaster::events::{
-    Delta, Durability, ErrorEvent, EventSink, LogFailed, RunEvent, StoredEvent, SystemEvent, Totals,
+    Delta, ErrorEvent, EventSink, LogFailed, RunEvent, StoredEvent, SystemEvent, Totals,
 };
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::runs::{
@@ -214,7 +214,7 @@ async fn a_reader_that_falls_far_behind_gets_everything_and_holds_back_nobody() 
             .await
             .unwrap();
     }
-    bounded(writer.flush(Durability::Committed)).await.unwrap();
+    bounded(writer.sync()).await.unwrap();
     assert_eq!(slow.head(), Seq(3002));
     assert!(unread.upgrade().is_none(), "nothing is kept for a reader");
     finish(&writer).await.unwrap();
@@ -313,7 +313,7 @@ async fn a_log_that_is_full_says_so_and_still_takes_its_end() {
         };
         assert_eq!((error, last), (LogFailed::TooLarge, Seq(fitting)));
         assert_eq!(writer.emit(delta("")).await, Err(LogFailed::TooLarge));
-        assert_eq!(writer.flush(Durability::Committed).await, Ok(last));
+        assert_eq!(writer.sync().await, Ok(last));
         assert_eq!(finish(&writer).await.unwrap(), last.next());
         assert_eq!(
             fixture.stored(writer.run_id()).await.len() as u64,
@@ -328,16 +328,14 @@ async fn a_failed_store_fails_the_log_for_good_and_its_end_follows_the_last_even
     let writer = fixture.run().await;
     let mut reader = fixture.reader(writer.run_id(), 0).await;
     writer.emit(delta("stored")).await.unwrap();
-    writer.flush(Durability::Synced).await.unwrap();
+    writer.sync().await.unwrap();
     fixture.store.set_down(true);
     writer.emit(delta("lost")).await.unwrap();
-    for durability in [Durability::Committed, Durability::Synced] {
-        let failed = writer.flush(durability).await.unwrap_err();
-        assert!(
-            matches!(&failed, LogFailed::Store(why) if why.contains("disk is full")),
-            "{failed}"
-        );
-    }
+    let failed = writer.sync().await.unwrap_err();
+    assert!(
+        matches!(&failed, LogFailed::Store(why) if why.contains("disk is full")),
+        "{failed}"
+    );
     fixture.store.set_down(false);
     assert!(matches!(
         writer.emit(delta("late")).await,
@@ -414,7 +412,7 @@ async fn a_writer_that_goes_without_an_end_breaks_off_its_readers() {
     let run = writer.run_id().clone();
     let mut reader = fixture.reader(&run, 0).await;
     writer.emit(delta("x")).await.unwrap();
-    writer.flush(Durability::Committed).await.unwrap();
+    writer.sync().await.unwrap();
     drop(writer);
     for seq in [1, 2] {
         assert_eq!(bounded(reader.next()).await.unwrap().unwrap().seq, Seq(seq));
@@ -447,7 +445,7 @@ async fn a_run_of_another_process_is_followed_to_its_end() {
 #[derive(Clone, Debug)]
 enum Step {
     Emit(usize),
-    Flush,
+    Sync,
     /// Reader, and how many events it takes at most.
     Read(usize, usize),
     /// Reader leaves and comes back with its cursor.
@@ -457,7 +455,7 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => prop_oneof![19 => 0..300_usize, 1 => 0..80_000_usize].prop_map(Step::Emit),
-        1 => Just(Step::Flush),
+        1 => Just(Step::Sync),
         2 => (0..3_usize, 1..40_usize).prop_map(|(reader, count)| Step::Read(reader, count)),
         2 => (0..3_usize).prop_map(Step::Resume),
     ];
@@ -495,8 +493,8 @@ async fn story(fixture: &Fixture, steps: Vec<Step>) {
             Step::Emit(len) => {
                 writer.emit(delta(&"y".repeat(len))).await.unwrap();
             }
-            Step::Flush => {
-                let seq = writer.flush(Durability::Committed).await.unwrap();
+            Step::Sync => {
+                let seq = writer.sync().await.unwrap();
                 assert_eq!(writer.head(), seq);
             }
             Step::Read(reader, count) => {

@@ -180,3 +180,36 @@ async fn the_servers_keys_are_nowhere_in_a_sandbox() {
     );
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_short_api_key_harms_no_text_that_has_its_word_in_it() {
+    let program = "import os\nprint('os imported', len(os.sep))\n";
+    let llm = FakeLlm::start([
+        Reply::new().call("file_write", &json!({"path": "a.py", "content": program})),
+        Reply::new().call("bash", &json!({"command": "cat a.py; grep -c import a.py"})),
+        Reply::says("It begins with import os."),
+    ])
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let base_url = llm.base_url();
+    let env = [
+        ("ANTHROPIC_API_KEY", KEY),
+        ("ANTHROPIC_BASE_URL", base_url.as_str()),
+        ("SANDCASTER_API_KEY", "import"),
+    ];
+    let server = Served::start(dir.path(), &env).await;
+    let stream = server
+        .query(&json!({"prompt": "hi", "model": "sonnet"}))
+        .await;
+    let run = stream.run_id.clone();
+    let frames = stream.frames().await.concat();
+    let file = server.get(&format!("/runs/{run}/files/a.py")).await;
+    assert_eq!(file.text().await.unwrap(), program);
+    let written = serde_json::to_string(program).unwrap();
+    assert!(frames.contains(&written), "{frames}");
+    assert!(frames.contains("import os\\nprint"), "{frames}");
+    assert!(frames.contains("It begins with import os."), "{frames}");
+    assert!(!frames.contains("[redacted]"), "{frames}");
+    let log = server.log();
+    assert!(log.contains("is not searched for"), "{log}");
+}

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sandcaster::events::{Durability, StoredEvent};
+use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, FileRecord, RunRecord, RunState, RunStore, SandboxRecord, StoreError, StoredFile,
@@ -42,7 +42,7 @@ contract! {
     the_same_end_once_more_is_a_retry_and_succeeds
     an_end_at_the_wrong_place_leaves_the_run_open
     a_terminal_event_can_not_be_appended
-    commits_are_heard_in_order_and_before_flush_returns
+    commits_are_heard_in_order_and_before_sync_returns
     an_unknown_run_is_not_found
     the_list_is_newest_first_and_limited
     unfinished_runs_are_those_without_an_end
@@ -167,7 +167,7 @@ async fn an_append_that_would_leave_a_gap_or_repeat_is_refused_and_harms_no_othe
                 .unwrap();
         }
     }
-    store.flush(Durability::Committed).await.unwrap();
+    store.sync().await.unwrap();
     assert_eq!(*heard.committed.lock(), (2..50).collect::<Vec<_>>());
     assert_eq!(lost.failed.lock().len(), 96);
     for (_, error) in lost.failed.lock().iter() {
@@ -288,7 +288,7 @@ async fn a_terminal_event_can_not_be_appended(store: Arc<dyn RunStore>) {
     assert_eq!(log(&*store, &run).await.len(), 1);
 }
 
-async fn commits_are_heard_in_order_and_before_flush_returns(store: Arc<dyn RunStore>) {
+async fn commits_are_heard_in_order_and_before_sync_returns(store: Arc<dyn RunStore>) {
     let run = created(&*store).await;
     let heard = Arc::new(Heard::default());
     for seq in 2..300 {
@@ -301,16 +301,11 @@ async fn commits_are_heard_in_order_and_before_flush_returns(store: Arc<dyn RunS
             .await
             .unwrap();
         if seq % 50 == 0 {
-            let durability = if seq % 100 == 0 {
-                Durability::Synced
-            } else {
-                Durability::Committed
-            };
-            store.flush(durability).await.unwrap();
+            store.sync().await.unwrap();
             assert_eq!(heard.committed.lock().last(), Some(&seq));
         }
     }
-    store.flush(Durability::Synced).await.unwrap();
+    store.sync().await.unwrap();
     assert_eq!(*heard.committed.lock(), (2..300).collect::<Vec<_>>());
     assert_eq!(log(&*store, &run).await.len(), 299);
 }
@@ -533,8 +528,5 @@ async fn a_closed_store_says_so(store: Arc<dyn RunStore>) {
         append(&*store, &run, vec![delta(200, "x")]).await,
         Err(StoreError::Closed)
     ));
-    assert!(matches!(
-        store.flush(Durability::Synced).await,
-        Err(StoreError::Closed)
-    ));
+    assert!(matches!(store.sync().await, Err(StoreError::Closed)));
 }

@@ -189,7 +189,7 @@ async fn recovery_leaves_living_owners_alone_and_tells_what_the_log_knows() {
     let dead = &ids[2];
     let tool = |seq, turn| {
         let event = RunEvent::ToolUse(ToolUseEvent {
-            tool_name: "bash".to_owned(),
+            tool_name: "bash".into(),
             content: "{}".to_owned(),
             input: serde_json::json!({}),
             input_truncated: false,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use sandcaster::events::{Durability, StoredEvent};
+use sandcaster::events::StoredEvent;
 use sandcaster::store::{
     Append, CommitListener, Role, RunStore, SqliteStore, StoreError, StoreOptions,
 };
@@ -102,7 +102,7 @@ async fn fill(dir: &str) {
         }
     }
     assert!(matches!(
-        store.flush(Durability::Committed).await,
+        store.sync().await,
         Ok(()) | Err(StoreError::Failed(_))
     ));
     let failed: usize = runs

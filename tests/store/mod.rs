@@ -13,7 +13,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use sandcaster::error::ErrorCode;
-use sandcaster::events::{Delta, Durability, RunEvent, StoredEvent, SystemEvent};
+use sandcaster::events::{Delta, RunEvent, StoredEvent, SystemEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, CommitListener, Finish, NewRun, Role, RunState, RunStore, SqliteStore, StoreError,
@@ -126,7 +126,7 @@ pub async fn append(
             listener: Arc::clone(&heard) as _,
         })
         .await?;
-    drop(store.flush(Durability::Committed).await);
+    drop(store.sync().await);
     let failed = heard.failed.lock();
     assert_eq!(heard.committed.lock().len() + failed.len(), count);
     failed

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use sandcaster::events::{Durability, StoredEvent};
+use sandcaster::events::StoredEvent;
 use sandcaster::ids::RunId;
 use sandcaster::store::{Append, NewRun, RunStore, StoreError};
 
@@ -137,10 +137,10 @@ async fn check(store: &dyn RunStore, writes: Vec<Write>, waits: u64) {
             }
         }
         if waits >> (i % 64) & 1 == 1 {
-            store.flush(Durability::Committed).await.unwrap();
+            store.sync().await.unwrap();
         }
     }
-    store.flush(Durability::Committed).await.unwrap();
+    store.sync().await.unwrap();
     for (heard, count, good) in expected {
         let told = (heard.committed.lock().len(), heard.failed.lock().len());
         assert_eq!(told, if good { (count, 0) } else { (0, count) });

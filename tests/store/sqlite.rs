@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
-use sandcaster::events::Durability;
 use sandcaster::ids::Seq;
 use sandcaster::store::{
     Append, Role, RunState, RunStore, SqliteStore, StoreDurability, StoreError, StoreOptions,
@@ -271,7 +270,7 @@ async fn in_a_transaction_that_runs_full_each_write_gets_its_own_answer() {
                 .unwrap();
         }
     }
-    drop(store.flush(Durability::Committed).await);
+    drop(store.sync().await);
     let mut failures = 0;
     for (run, heard) in &runs {
         let committed = heard.committed.lock().clone();
@@ -297,7 +296,7 @@ async fn full_durability_stores_and_reads_the_same() {
     let store = SqliteStore::open(options).unwrap();
     let run = created(&*store).await;
     append(&*store, &run, vec![delta(2, "a")]).await.unwrap();
-    store.flush(Durability::Synced).await.unwrap();
+    store.sync().await.unwrap();
     store.finish(finish(&run, end_event(3, "e"))).await.unwrap();
     assert_eq!(log(&*store, &run).await.len(), 3);
 }
@@ -320,10 +319,10 @@ async fn the_write_ahead_log_stays_bounded_under_unbroken_load() {
                 .await
                 .unwrap();
         }
-        store.flush(Durability::Committed).await.unwrap();
         largest = largest.max(std::fs::metadata(&wal).unwrap().len());
     }
-    store.flush(Durability::Synced).await.unwrap();
+    store.sync().await.unwrap();
+    largest = largest.max(std::fs::metadata(&wal).unwrap().len());
     assert!(
         largest < 48 * 1024 * 1024,
         "61 MB were written, and the log grew to {largest}"
@@ -368,7 +367,7 @@ async fn two_processes_may_write_at_once() {
                 .await
                 .unwrap();
             if seq % 20 == 0 {
-                store.flush(Durability::Synced).await.unwrap();
+                store.sync().await.unwrap();
             }
         }
         store

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sandcaster::events::{Durability, StoredEvent};
+use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, FileRecord, Finish, NewRun, RunRecord, RunState, RunStore, SandboxRecord, StoreError,
@@ -130,7 +130,7 @@ impl RunStore for MemoryStore {
         Ok(())
     }
 
-    async fn flush(&self, _: Durability) -> Result<(), StoreError> {
+    async fn sync(&self) -> Result<(), StoreError> {
         self.works()
     }
 

@@ -19,7 +19,7 @@ use super::reads::{self, Readers};
 use super::schema::{self, Purpose};
 use super::sync::Syncer;
 use super::writer::Writer;
-use crate::events::{Durability, StoredEvent};
+use crate::events::StoredEvent;
 use crate::ids::{RunId, Seq};
 
 /// The store. [`RunStore::close`] lets go of the directory; dropping it does so soon after.
@@ -156,12 +156,8 @@ impl RunStore for SqliteStore {
             .await
     }
 
-    async fn flush(&self, durability: Durability) -> Result<(), StoreError> {
-        let sync = match durability {
-            Durability::Committed => SyncWish::Whenever,
-            Durability::Synced => SyncWish::Wait,
-        };
-        self.write(Work::Flush, sync).await.map(|_| ())
+    async fn sync(&self) -> Result<(), StoreError> {
+        self.write(Work::Flush, SyncWish::Wait).await.map(|_| ())
     }
 
     async fn finish(&self, finish: Finish) -> Result<(), StoreError> {

@@ -1,0 +1,192 @@
+//! `.env`: lines of `NAME=value`, each value taken as it is written. Nothing is filled in for a `$`: a key that
+//! has one would silently become another key.
+
+/// Why a line means nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unreadable<'t> {
+    /// The line. It may hold a key.
+    pub(super) text: &'t str,
+    /// What is wrong with it.
+    pub(super) why: &'static str,
+}
+
+/// Gives each line that says something, by its number: its name and value, or why it can't be read.
+///
+/// A value may stand in quotes: in `'…'` every character is itself, in `"…"` a `\` stands before `\`, `"`, `$`
+/// and the letters of `\n`, `\r` and `\t`. Both may go over several lines. Without quotes a value has no blank, and
+/// a `#` after a blank begins a comment. `export` before the name is skipped.
+pub(super) fn read<'t>(
+    text: &'t str,
+    mut take: impl FnMut(usize, Result<(&'t str, String), Unreadable<'t>>),
+) {
+    let mut rest = text;
+    let mut number = 1;
+    while !rest.is_empty() {
+        let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
+        let mut next = after;
+        let said = line.trim();
+        if !said.is_empty() && !said.starts_with('#') {
+            let entry = name(line).and_then(|(name, at)| {
+                let (value, after) = value(rest.get(at..).unwrap_or_default())?;
+                next = after;
+                Ok((name, value))
+            });
+            take(number, entry.map_err(|why| Unreadable { text: line, why }));
+        }
+        let used = rest.len() - next.len();
+        number += rest
+            .bytes()
+            .take(used)
+            .filter(|byte| *byte == b'\n')
+            .count();
+        rest = next;
+    }
+}
+
+/// The name that a line gives a value to, and where the value begins.
+fn name(line: &str) -> Result<(&str, usize), &'static str> {
+    let (name, value) = line.split_once('=').ok_or("it has no =")?;
+    let name = name.trim();
+    let name = name
+        .strip_prefix("export")
+        .filter(|rest| rest.starts_with(char::is_whitespace))
+        .map_or(name, str::trim);
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
+    if name.is_empty() || !name.bytes().all(plain) {
+        return Err("what stands before the = is no name of a variable");
+    }
+    Ok((name, line.len() - value.len()))
+}
+
+/// The value that `text` begins with, and what follows its line.
+fn value(text: &str) -> Result<(String, &str), &'static str> {
+    let start = text.trim_start_matches([' ', '\t']);
+    let (value, after) = match start.chars().next() {
+        Some('\'') => {
+            let inner = start.get(1..).unwrap_or_default();
+            let (value, after) = inner.split_once('\'').ok_or(OPEN)?;
+            (value.to_owned(), after)
+        }
+        Some('"') => escaped(start.get(1..).unwrap_or_default())?,
+        _ => {
+            let (line, _) = start.split_once('\n').unwrap_or((start, ""));
+            let end = line.find(char::is_whitespace).unwrap_or(line.len());
+            let (value, after) = start.split_at(end);
+            (value.to_owned(), after)
+        }
+    };
+    let (tail, after) = after.split_once('\n').unwrap_or((after, ""));
+    let comment = tail.trim_start();
+    if comment.is_empty() || (comment.starts_with('#') && comment.len() < tail.len()) {
+        return Ok((value, after));
+    }
+    Err("something follows the value; put a value that has blanks into quotes")
+}
+
+const OPEN: &str = "its quote is never closed";
+
+/// What stands before the closing `"`, and what follows it.
+fn escaped(text: &str) -> Result<(String, &str), &'static str> {
+    let mut value = String::new();
+    let mut chars = text.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Ok((value, text.get(at + 1..).unwrap_or_default())),
+            '\\' => value.push(match chars.next() {
+                Some((_, 'n')) => '\n',
+                Some((_, 'r')) => '\r',
+                Some((_, 't')) => '\t',
+                Some((_, c @ ('\\' | '"' | '$' | '\''))) => c,
+                _ => return Err("it has a \\ before a character that needs none; use \'…\' for text as it is"),
+            }),
+            c => value.push(c),
+        }
+    }
+    Err(OPEN)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn values(text: &str) -> Vec<(usize, Result<(String, String), &'static str>)> {
+        let mut found = Vec::new();
+        read(text, |line, entry| {
+            let entry = entry.map(|(name, value)| (name.to_owned(), value));
+            found.push((line, entry.map_err(|unreadable| unreadable.why)));
+        });
+        found
+    }
+
+    #[test]
+    fn a_value_is_what_is_written() {
+        for (line, value) in [
+            ("A=abcdefgh$ijklmnop1234", "abcdefgh$ijklmnop1234"),
+            ("A=${HOME}x", "${HOME}x"),
+            ("A=\"a $HOME \\$b\"", "a $HOME $b"),
+            ("A='a \\n \"$b'", "a \\n \"$b"),
+            ("A=a\\nb", "a\\nb"),
+            ("A=a#b", "a#b"),
+            ("A=a # said", "a"),
+            ("A=\"a\" # said", "a"),
+            ("A=a=b==", "a=b=="),
+            ("A=it's", "it's"),
+            (" export  A = a \r", "a"),
+            ("export=1", "1"),
+            ("A=", ""),
+            ("A= # said", ""),
+            ("A=\"x\\ny\"", "x\ny"),
+            ("A='x\ny'", "x\ny"),
+        ] {
+            let [(1, Ok((_, got)))] = &values(line)[..] else {
+                panic!("{line}: {:?}", values(line))
+            };
+            assert_eq!(got, value, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_named_and_the_next_is_read() {
+        for (line, why) in [
+            ("A=two words", "blanks"),
+            ("A", "no ="),
+            ("A B=1", "no name"),
+            ("=1", "no name"),
+            ("A=\"a\"b", "follows"),
+            ("A=\"a\"# b", "follows"),
+            ("A=\"a\\q\"", "needs none"),
+        ] {
+            let text = format!("# x\n\n{line}\nB=2");
+            let found = values(&text);
+            assert!(
+                matches!(&found[0], (3, Err(got)) if got.contains(why)),
+                "{line}: {found:?}"
+            );
+            assert_eq!(
+                found[1],
+                (4, Ok(("B".to_owned(), "2".to_owned()))),
+                "{line}"
+            );
+        }
+        let found = values("A=\"x\ny\"\nB='\nC=1");
+        assert_eq!(found[1].0, 3);
+        assert!(found[1].1.is_err());
+        assert_eq!(found[2], (4, Ok(("C".to_owned(), "1".to_owned()))));
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_comes_back_from_single_quotes_and_any_text_is_read(
+            value in "[^']{0,20}", text in "([A=\"'$#\\\\ \n]|\\PC){0,40}"
+        ) {
+            let found = values(&format!("A='{value}'"));
+            prop_assert_eq!(&found, &vec![(1, Ok(("A".to_owned(), value)))]);
+            let lines = text.lines().count();
+            for (line, _) in values(&text) {
+                prop_assert!((1..=lines).contains(&line));
+            }
+        }
+    }
+}
