@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::env::{EnvMap, Layers, Source};
 use super::{env, fields, file, keys, values};
-use crate::net::HttpClient;
+use crate::net::{HttpClient, Proxies};
 use crate::sandbox::{BackendConfig, LocalLimits};
 use crate::secrets::{Redactor, Secret};
 use crate::spec::{NanoUsd, Network, SandboxStart, SystemPrompt, ThinkingLevel};
@@ -32,6 +32,8 @@ pub struct Config {
     pub key_sources: BTreeMap<&'static str, Source>,
     /// Base URLs by variable name, those that are set; checked, without a trailing slash.
     pub base_urls: BTreeMap<&'static str, String>,
+    /// The proxies of the environment.
+    pub proxies: Proxies,
     /// Limits of `local` sandboxes.
     pub local: LocalLimits,
     /// The program that `local` re-executes.
@@ -179,6 +181,7 @@ impl Default for Config {
             keys: BTreeMap::new(),
             key_sources: BTreeMap::new(),
             base_urls: BTreeMap::new(),
+            proxies: Proxies::default(),
             local: LocalLimits::default(),
             launcher: PathBuf::from("/proc/self/exe"),
             log: LogSettings {
@@ -223,6 +226,12 @@ impl Config {
         config.warnings.extend(layers.misspelt());
         fields::apply_environment(&mut config, &layers, &mut errors);
         keys::apply(&mut config, &layers, &mut errors);
+        match Proxies::from_env(|name| env.get(name).map(String::as_str)) {
+            Ok(proxies) => config.proxies = proxies,
+            Err(name) => errors.push(format!(
+                "{name} names no proxy; it should look like http://host:port"
+            )),
+        }
 
         if let Some(host) = host {
             match values::host(host) {
