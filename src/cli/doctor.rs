@@ -4,8 +4,8 @@ use std::path::Path;
 
 use tokio::net::TcpListener;
 
+use super::exit::{FAILED, REFUSED};
 use super::printer::Printer;
-use super::{FAILED, REFUSED};
 use crate::config::{Config, Usable};
 use crate::error::Problem;
 use crate::llm::{self, PROVIDERS, ProviderDef};

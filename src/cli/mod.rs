@@ -5,6 +5,7 @@
 
 mod args;
 mod doctor;
+mod exit;
 mod printer;
 mod query;
 mod serve;
@@ -20,14 +21,8 @@ use crate::config::{Config, process_arguments, process_environment, working_dire
 use crate::telemetry::{self, Logging};
 
 use args::{Command, Parsed};
+use exit::{FAILED, REFUSED};
 use printer::Printer;
-
-/// The run or the server failed.
-const FAILED: u8 = 1;
-/// Wrong usage or settings.
-const REFUSED: u8 = 2;
-/// As a shell reports a process that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
 
 /// Runs the command of this process's arguments.
 pub fn main() -> ExitCode {

@@ -9,10 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::args::Query;
+use super::exit::{FAILED, INTERRUPTED, REFUSED};
 use super::printer::Printer;
 use super::show::{Piece, Show};
 use super::signals::Signals;
-use super::{FAILED, INTERRUPTED, REFUSED};
 use crate::app::{App, Role};
 use crate::config::{Config, QueryRequest};
 use crate::error::Problem;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use super::exit::{FAILED, INTERRUPTED, REFUSED};
 use super::printer::Printer;
 use super::signals::Signals;
-use super::{FAILED, INTERRUPTED, REFUSED};
 use crate::api;
 use crate::app::{App, Role};
 use crate::config::Config;

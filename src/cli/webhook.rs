@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use reqwest::Url;
 
 use super::args::WebhookCommand;
+use super::exit::{FAILED, REFUSED};
 use super::printer::Printer;
-use super::{FAILED, REFUSED};
 use crate::config::Config;
 use crate::net;
 use crate::sandbox::SandboxError;

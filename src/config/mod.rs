@@ -12,6 +12,7 @@ mod fields;
 mod file;
 mod json;
 mod keys;
+mod load;
 mod request;
 mod request_files;
 mod resolve;
@@ -19,6 +20,7 @@ mod settings;
 mod suggest;
 mod usable;
 mod values;
+mod variables;
 
 pub use env::{EnvMap, Source, process as process_environment};
 pub(crate) use env::{process_arguments, working_directory};

@@ -3,8 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::check::{self, Wrong};
-use super::fields::Bad;
+use super::check::{self, Bad, Wrong};
 use super::json::{Node, Path, shown};
 use super::{Config, suggest};
 use crate::spec::Network;

@@ -64,7 +64,10 @@ impl Proxies {
         let http = get("REQUEST_METHOD").map_or("HTTP_PROXY", |_| "http_proxy");
         let mut proxies = Vec::new();
         for (names, make) in [
-            ([http, "http_proxy"], Proxy::http::<&'e str> as fn(&'e str) -> _),
+            (
+                [http, "http_proxy"],
+                Proxy::http::<&'e str> as fn(&'e str) -> _,
+            ),
             (["HTTPS_PROXY", "https_proxy"], Proxy::https::<&'e str>),
             (["ALL_PROXY", "all_proxy"], Proxy::all::<&'e str>),
         ] {
