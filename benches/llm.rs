@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -25,7 +26,12 @@ pub enum Pace {
     Every(usize, Duration),
     /// One delta, and no end until [`InstantLlm::release`].
     Hold,
+    /// To each request since it was set the calls of its turn, as names and arguments; no call is an answer.
+    Calls(&'static [&'static [Call]]),
 }
+
+/// A tool's name and its arguments in JSON.
+pub type Call = (&'static str, &'static str);
 
 /// What it saw of a request, in nanoseconds of its clock.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +40,8 @@ pub struct Seen {
     pub arrived: u64,
     /// The first delta was about to be written.
     pub answered: u64,
+    /// Bytes of the request.
+    pub bytes: usize,
 }
 
 struct Shared {
@@ -41,6 +49,7 @@ struct Shared {
     pace: Mutex<Pace>,
     seen: Mutex<Vec<Seen>>,
     released: watch::Sender<u64>,
+    turns: AtomicUsize,
 }
 
 /// The server. It ends when it is dropped.
@@ -60,6 +69,7 @@ impl InstantLlm {
             pace: Mutex::new(Pace::AtOnce(1)),
             seen: Mutex::default(),
             released: watch::Sender::new(0),
+            turns: AtomicUsize::new(0),
         });
         let mut serving = JoinSet::new();
         let theirs = Arc::clone(&shared);
@@ -79,6 +89,7 @@ impl InstantLlm {
 
     pub fn pace(&self, pace: Pace) {
         *self.shared.pace.lock() = pace;
+        self.shared.turns.store(0, Ordering::Relaxed);
     }
 
     /// Lets the answers that are held end.
@@ -97,7 +108,7 @@ async fn serve(mut socket: TcpStream, shared: Arc<Shared>) {
     drop(socket.set_nodelay(true));
     let mut bytes = Vec::new();
     while matches!(read_request(&mut socket, &mut bytes).await, Ok(true)) {
-        if answer(&mut socket, &shared).await.is_err() {
+        if answer(&mut socket, &shared, bytes.len()).await.is_err() {
             return;
         }
     }
@@ -128,7 +139,7 @@ async fn read_request(socket: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result
     Ok(true)
 }
 
-async fn answer(socket: &mut TcpStream, shared: &Shared) -> io::Result<()> {
+async fn answer(socket: &mut TcpStream, shared: &Shared, bytes: usize) -> io::Result<()> {
     let nanos = || shared.epoch.elapsed().as_nanos() as u64;
     let arrived = nanos();
     let pace = *shared.pace.lock();
@@ -136,9 +147,22 @@ async fn answer(socket: &mut TcpStream, shared: &Shared) -> io::Result<()> {
     let mut out =
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
             .to_vec();
-    chunk(&mut out, &[message_start(), block_start()].concat());
     let answered = nanos();
-    shared.seen.lock().push(Seen { arrived, answered });
+    shared.seen.lock().push(Seen {
+        arrived,
+        answered,
+        bytes,
+    });
+    if let Pace::Calls(turns) = pace {
+        let turn = shared.turns.fetch_add(1, Ordering::Relaxed);
+        chunk(
+            &mut out,
+            &turn_of(turn, turns.get(turn).unwrap_or(&&[][..])),
+        );
+        out.extend_from_slice(b"0\r\n\r\n");
+        return socket.write_all(&out).await;
+    }
+    chunk(&mut out, &[message_start(), block_start()].concat());
     let deltas = match pace {
         Pace::AtOnce(deltas) => {
             let body: Vec<u8> = (0..deltas)
@@ -166,6 +190,7 @@ async fn answer(socket: &mut TcpStream, shared: &Shared) -> io::Result<()> {
             drop(released.changed().await);
             1
         }
+        Pace::Calls(_) => 0,
     };
     chunk(&mut out, &end(deltas));
     out.extend_from_slice(b"0\r\n\r\n");
@@ -194,6 +219,32 @@ fn block_start() -> Vec<u8> {
     frame(
         &json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
     )
+}
+
+/// A response of these calls, or of a word if there is none.
+fn turn_of(turn: usize, calls: &[Call]) -> Vec<u8> {
+    let mut out = message_start();
+    if calls.is_empty() {
+        out.extend([block_start(), delta("Done."), end(1)].concat());
+        return out;
+    }
+    for (index, (name, arguments)) in calls.iter().enumerate() {
+        out.extend(frame(&json!({"type": "content_block_start", "index": index, "content_block":
+            {"type": "tool_use", "id": format!("toolu_{turn}_{index}"), "name": name, "input": {}}})));
+        out.extend(frame(
+            &json!({"type": "content_block_delta", "index": index, "delta":
+            {"type": "input_json_delta", "partial_json": arguments}}),
+        ));
+        out.extend(frame(
+            &json!({"type": "content_block_stop", "index": index}),
+        ));
+    }
+    out.extend(frame(
+        &json!({"type": "message_delta", "delta": {"stop_reason": "tool_use"},
+        "usage": {"output_tokens": 1}}),
+    ));
+    out.extend(frame(&json!({"type": "message_stop"})));
+    out
 }
 
 fn delta(text: &str) -> Vec<u8> {

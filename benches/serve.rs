@@ -20,6 +20,7 @@
 
 mod client;
 mod figures;
+mod image;
 mod llm;
 mod local;
 mod log;
@@ -27,6 +28,8 @@ mod server;
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -35,6 +38,26 @@ use client::{Read, Stream};
 use figures::{Shown, Times, millis, row, row_with_aim};
 use llm::{InstantLlm, Pace};
 use server::Server;
+
+/// Makes ten images of one, and reads them.
+const LOOK_AT_IMAGES: &[&[llm::Call]] = &[
+    &[(
+        "bash",
+        r#"{"command": "for n in 1 2 3 4 5 6 7 8 9; do cp 0.png $n.png; done"}"#,
+    )],
+    &[
+        ("file_read", r#"{"path": "0.png"}"#),
+        ("file_read", r#"{"path": "1.png"}"#),
+        ("file_read", r#"{"path": "2.png"}"#),
+        ("file_read", r#"{"path": "3.png"}"#),
+        ("file_read", r#"{"path": "4.png"}"#),
+        ("file_read", r#"{"path": "5.png"}"#),
+        ("file_read", r#"{"path": "6.png"}"#),
+        ("file_read", r#"{"path": "7.png"}"#),
+        ("file_read", r#"{"path": "8.png"}"#),
+        ("file_read", r#"{"path": "9.png"}"#),
+    ],
+];
 
 /// Runs at once.
 const RUNS: usize = 500;
@@ -74,6 +97,9 @@ fn main() {
         }
         if wanted("memory") {
             bench.memory().await;
+        }
+        if wanted("images") {
+            bench.images().await;
         }
         if wanted("slope") {
             bench.slope().await;
@@ -337,6 +363,44 @@ impl Bench {
             open.push(stream);
         }
         open
+    }
+
+    async fn images(&self) {
+        println!("one run that looks at ten images of 3.6 MB");
+        let server = self.server().await;
+        self.llm.pace(Pace::AtOnce(1));
+        self.one_by_one(&server, 5).await;
+        let before = server.peak_kib();
+        self.llm.take_seen();
+        self.llm.pace(Pace::Calls(LOOK_AT_IMAGES));
+        let image = image::png(1200, 1000);
+        let size = image.len();
+        let body = json!({
+            "prompt": "Compare", "model": "sonnet", "sandboxProvider": "local",
+            "files": [{"name": "0.png", "content": STANDARD.encode(image)}],
+        });
+        let read = self.query(&server, &body).await.rest().await;
+        if read.end.as_deref() != Some("result") {
+            return row(
+                "not measured",
+                format_args!("the run ended in {:?}", read.end),
+            );
+        }
+        let largest = self.llm.take_seen().iter().map(|seen| seen.bytes).max();
+        let mib = |bytes: usize| bytes as f64 / f64::from(1 << 20);
+        row("an image", format_args!("{:.2} MB", size as f64 / 1e6));
+        row(
+            "the largest request to the LLM",
+            format_args!("{:.1} MiB", mib(largest.unwrap_or_default())),
+        );
+        row(
+            "most memory of the server (VmHWM), before and after",
+            format_args!(
+                "{:.1} / {:.1} MiB",
+                before / 1024.0,
+                server.peak_kib() / 1024.0
+            ),
+        );
     }
 
     async fn slope(&self) {

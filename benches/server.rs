@@ -85,6 +85,11 @@ impl Server {
         self.status("VmRSS:")
     }
 
+    /// The most memory that the process has had in RAM, in KiB.
+    pub fn peak_kib(&self) -> f64 {
+        self.status("VmHWM:")
+    }
+
     pub fn threads(&self) -> f64 {
         self.status("Threads:")
     }

@@ -69,10 +69,11 @@ impl App {
             clock: clock.clone(),
             ..StoreOptions::new(&config.data_dir, role)
         };
+        let proxies = config.proxies.clone();
         // Side by side, for a quick start: the one writes to the disk, the other reads certificates.
         let (store, http) = tokio::join!(
             tokio::task::spawn_blocking(move || SqliteStore::open(options)),
-            tokio::task::spawn_blocking(net::build),
+            tokio::task::spawn_blocking(move || net::build_with(proxies)),
         );
         let store = store.map_err(|_panicked| StoreError::Closed)??;
         let http = http

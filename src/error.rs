@@ -8,7 +8,17 @@ use serde::{Serialize, Serializer};
 use crate::ids::RunId;
 
 macro_rules! codes {
-    ($(#[$outer:meta])* $name:ident { $($variant:ident = $wire:literal, $retryable:literal, $meaning:literal;)* }) => {
+    ($(#[$outer:meta])* $name:ident retryable { $($variant:ident = $wire:literal, $retryable:literal, $meaning:literal;)* }) => {
+        codes! { $(#[$outer])* $name { $($variant = $wire, $meaning;)* } }
+
+        impl $name {
+            /// Whether sending the same request again may succeed.
+            pub const fn retryable(self) -> bool {
+                match self { $(Self::$variant => $retryable,)* }
+            }
+        }
+    };
+    ($(#[$outer:meta])* $name:ident { $($variant:ident = $wire:literal, $meaning:literal;)* }) => {
         $(#[$outer])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum $name { $(#[doc = $meaning] $variant,)* }
@@ -20,16 +30,6 @@ macro_rules! codes {
             /// The stable name on the wire.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $wire,)* }
-            }
-
-            /// One line on what it means.
-            pub const fn meaning(self) -> &'static str {
-                match self { $(Self::$variant => $meaning,)* }
-            }
-
-            /// Whether sending the same request again may succeed.
-            pub const fn retryable(self) -> bool {
-                match self { $(Self::$variant => $retryable,)* }
             }
 
             /// The code with this wire name.
@@ -54,7 +54,7 @@ macro_rules! codes {
 
 codes! {
     /// Why a request was refused or a run ended: one closed list, stable names, never renamed.
-    ErrorCode {
+    ErrorCode retryable {
         InvalidJson = "INVALID_JSON", false, "the body is not one JSON object";
         ValidationFailed = "VALIDATION_FAILED", false, "a field is unknown, missing, of the wrong type or out of its limits";
         UnknownModel = "UNKNOWN_MODEL", false, "no provider is known for the model";
@@ -120,25 +120,25 @@ codes! {
 codes! {
     /// What a run survived but its client should know: the `code` of `warning` events.
     WarningCode {
-        SoftLimit = "SOFT_LIMIT", false, "80 % of the turns or of the time are used";
-        MaxTurns = "MAX_TURNS", false, "the last turn was asked without tools";
-        MaxTime = "MAX_TIME", false, "the time is nearly over: the last turn was asked without tools";
-        MaxBudget = "MAX_BUDGET", false, "the budget is nearly used: the last turn was asked without tools";
-        LoopDetected = "LOOP_DETECTED", false, "the model repeats a call without effect";
-        ToolDenied = "TOOL_DENIED", false, "the model called a tool that this run does not allow";
-        ToolUnknown = "TOOL_UNKNOWN", false, "the model called a tool that does not exist";
-        ToolUnavailable = "TOOL_UNAVAILABLE", false, "a configured tool is not available in this run";
-        LlmRetry = "LLM_RETRY", false, "an LLM request failed and is sent again";
-        TurnRestarted = "TURN_RESTARTED", false, "a turn was cut off and asked again";
-        EmptyAnswer = "EMPTY_ANSWER", false, "the model ended without an answer and is asked once more";
-        AnswerTruncated = "ANSWER_TRUNCATED", false, "the answer was cut at the model's output limit";
-        PriceUnknown = "PRICE_UNKNOWN", false, "no price is known for the model, so no cost is given";
-        FileOmitted = "FILE_OMITTED", false, "a file of the run was not returned";
-        ContextCompacted = "CONTEXT_COMPACTED", false, "the conversation was summarised to fit the context window";
-        ContextCleared = "CONTEXT_CLEARED", false, "old tool results were cleared to fit the context window";
-        SandboxWait = "SANDBOX_WAIT", false, "the sandbox backend is at its limit and the run waits for a place";
-        SandboxEvent = "SANDBOX_EVENT", false, "the sandbox backend reported something about the run's sandbox";
-        StopReasonUnknown = "STOP_REASON_UNKNOWN", false, "the LLM ended with a reason that is not known";
+        SoftLimit = "SOFT_LIMIT", "80 % of the turns or of the time are used";
+        MaxTurns = "MAX_TURNS", "the last turn was asked without tools";
+        MaxTime = "MAX_TIME", "the time is nearly over: the last turn was asked without tools";
+        MaxBudget = "MAX_BUDGET", "the budget is nearly used: the last turn was asked without tools";
+        LoopDetected = "LOOP_DETECTED", "the model repeats a call without effect";
+        ToolDenied = "TOOL_DENIED", "the model called a tool that this run does not allow";
+        ToolUnknown = "TOOL_UNKNOWN", "the model called a tool that does not exist";
+        ToolUnavailable = "TOOL_UNAVAILABLE", "a configured tool is not available in this run";
+        LlmRetry = "LLM_RETRY", "an LLM request failed and is sent again";
+        TurnRestarted = "TURN_RESTARTED", "a turn was cut off and asked again";
+        EmptyAnswer = "EMPTY_ANSWER", "the model ended without an answer and is asked once more";
+        AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut at the model's output limit";
+        PriceUnknown = "PRICE_UNKNOWN", "no price is known for the model, so no cost is given";
+        FileOmitted = "FILE_OMITTED", "a file of the run was not returned";
+        ContextCompacted = "CONTEXT_COMPACTED", "the conversation was summarised to fit the context window";
+        ContextCleared = "CONTEXT_CLEARED", "old tool results were cleared to fit the context window";
+        SandboxWait = "SANDBOX_WAIT", "the sandbox backend is at its limit and the run waits for a place";
+        SandboxEvent = "SANDBOX_EVENT", "the sandbox backend reported something about the run's sandbox";
+        StopReasonUnknown = "STOP_REASON_UNKNOWN", "the LLM ended with a reason that is not known";
     }
 }
 

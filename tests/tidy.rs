@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use sandcaster::error::{ErrorCode, WarningCode};
+
+use crate::support::imports::{Sources, Use};
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -28,151 +31,106 @@ fn files_below(dir: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The top-level module that a source file belongs to.
-fn module_of(file: &Path) -> String {
-    let relative = file.strip_prefix(root().join("src")).unwrap();
-    let first = relative.iter().next().unwrap().to_str().unwrap();
-    first.trim_end_matches(".rs").to_owned()
-}
-
-/// Modules that must not be named from within another one.
-const FORBIDDEN: &[(&str, &[&str])] = &[
-    (
-        "show",
-        &[
-            "events",
-            "chat",
-            "spec",
-            "ids",
-            "clock",
-            "secrets",
-            "error",
-            "encoding",
-            "telemetry",
-            "net",
-            "llm",
-            "sandbox",
-            "tools",
-            "agent",
-            "runs",
-            "store",
-            "config",
-            "api",
-            "cli",
-            "app",
-        ],
-    ),
-    (
-        "events",
-        &[
-            "net", "llm", "sandbox", "tools", "agent", "runs", "store", "config", "api", "cli",
-            "app",
-        ],
-    ),
-    (
-        "net",
-        &[
-            "sandbox", "tools", "agent", "runs", "store", "config", "api", "cli", "app",
-        ],
-    ),
-    (
-        "llm",
-        &[
-            "sandbox", "tools", "agent", "runs", "store", "config", "api", "cli", "app",
-        ],
-    ),
-    (
-        "sandbox",
-        &[
-            "llm", "tools", "agent", "runs", "store", "config", "api", "cli", "app",
-        ],
-    ),
-    (
-        "tools",
-        &["agent", "runs", "store", "config", "api", "cli", "app"],
-    ),
-    (
-        "store",
-        &[
-            "net", "llm", "sandbox", "tools", "agent", "runs", "config", "api", "cli", "app",
-        ],
-    ),
-    ("runs", &["config", "api", "cli", "app"]),
-    ("config", &["agent", "runs", "api", "cli", "app"]),
-    ("api", &["cli", "llm", "tools"]),
-    ("cli", &[]),
+/// Modules that all others use and that use nothing but each other.
+const WORDS: &[&str] = &[
+    "chat", "clock", "encoding", "error", "ids", "paths", "secrets", "show", "spec",
 ];
 
-/// The agent stands on many, but must not see these.
-const AGENT_FORBIDDEN: &[&str] = &["runs", "store", "config", "api", "cli", "app"];
+/// What each other module may use beside the words.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("events", &[]),
+    ("net", &[]),
+    ("telemetry", &[]),
+    ("llm", &["net"]),
+    ("sandbox", &["net"]),
+    ("tools", &["net", "sandbox"]),
+    ("store", &["events"]),
+    ("agent", &["events", "llm", "net", "sandbox", "tools"]),
+    (
+        "runs",
+        &["agent", "events", "llm", "net", "sandbox", "store", "tools"],
+    ),
+    ("config", &["llm", "net", "sandbox", "tools"]),
+    (
+        "app",
+        &["config", "events", "llm", "net", "runs", "sandbox", "store"],
+    ),
+    (
+        "api",
+        &["app", "config", "events", "runs", "sandbox", "store"],
+    ),
+    (
+        "cli",
+        &[
+            "api",
+            "app",
+            "config",
+            "events",
+            "llm",
+            "net",
+            "runs",
+            "sandbox",
+            "store",
+            "telemetry",
+            "tools",
+        ],
+    ),
+];
 
-/// Top-level modules that the code of `text` names: in `use crate::{…}`, or anywhere as `crate::name`.
-fn modules_used(text: &str) -> BTreeSet<String> {
-    let code: String = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("//"))
-        .collect::<Vec<_>>()
-        .join("\n");
-    let mut used = BTreeSet::new();
-    for (at, _) in code.match_indices("crate::") {
-        let after = &code[at + "crate::".len()..];
-        if let Some(list) = after.strip_prefix('{') {
-            let mut depth = 0;
-            let mut name = String::new();
-            for c in list.chars() {
-                match c {
-                    '{' => depth += 1,
-                    '}' if depth == 0 => break,
-                    '}' => depth -= 1,
-                    ',' if depth == 0 => {
-                        used.insert(std::mem::take(&mut name));
-                    }
-                    c if depth == 0 => name.push(c),
-                    _ => {}
-                }
-            }
-            used.insert(name);
-        } else {
-            used.insert(
-                after
-                    .chars()
-                    .take_while(|c| c.is_alphanumeric() || *c == '_')
-                    .collect(),
-            );
+/// Of `llm`, which files: the neutral types, and data about models. Only what chooses or builds a provider sees
+/// the table in its `mod.rs`, and nobody a provider.
+const OF_LLM: &[(&str, &[&str])] = &[
+    ("agent", &["types", "prices"]),
+    ("runs", &["types"]),
+    ("config", &["mod", "types", "models", "prices"]),
+    ("app", &["mod", "types"]),
+    ("cli", &["mod", "types", "models", "prices"]),
+];
+
+static SOURCES: LazyLock<Sources> = LazyLock::new(|| {
+    let src = root().join("src");
+    let files = files_below("src");
+    let read = files
+        .iter()
+        .map(|file| file.strip_prefix(&src).unwrap().to_str().unwrap())
+        // Test files are declared with a path of their own; main.rs is another crate.
+        .filter(|path| !path.ends_with("_tests.rs") && *path != "main.rs")
+        .map(|path| (path, fs::read_to_string(src.join(path)).unwrap()));
+    Sources::read(read)
+});
+
+fn row<'r>(rows: &[(&str, &'r [&'r str])], name: &str) -> Option<&'r [&'r str]> {
+    rows.iter()
+        .find(|(row, _)| *row == name)
+        .map(|(_, list)| *list)
+}
+
+/// The arrows of `sources` that the tables forbid.
+fn forbidden(sources: &Sources) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for Use { by, of } in sources.uses() {
+        let ([user, ..], [used, below @ ..]) = (by.as_slice(), of.as_slice()) else {
+            continue;
+        };
+        if user == used {
+            continue;
+        }
+        let allowed = row(MAY_USE, user)
+            .unwrap_or_default()
+            .contains(&used.as_str())
+            || WORDS.contains(&used.as_str());
+        let file = below.first().map_or("mod", String::as_str);
+        let of_llm = used != "llm" || row(OF_LLM, user).is_some_and(|files| files.contains(&file));
+        if !allowed || !of_llm {
+            wrong.push(format!("{} uses {}", by.join("::"), of.join("::")));
         }
     }
-    used.into_iter()
-        .map(|name| {
-            name.trim()
-                .split("::")
-                .next()
-                .unwrap_or_default()
-                .to_owned()
-        })
-        .collect()
+    wrong
 }
 
 #[test]
 fn modules_use_only_what_the_architecture_allows() {
-    let mut wrong = Vec::new();
-    for file in files_below("src") {
-        let module = module_of(&file);
-        let forbidden = if module == "agent" {
-            AGENT_FORBIDDEN
-        } else {
-            FORBIDDEN
-                .iter()
-                .find(|(name, _)| *name == module)
-                .map_or(&[][..], |(_, list)| list)
-        };
-        let used = modules_used(&fs::read_to_string(&file).unwrap());
-        for name in forbidden.iter().filter(|name| used.contains(**name)) {
-            wrong.push(format!(
-                "{} uses crate::{name}",
-                file.strip_prefix(root()).unwrap().display()
-            ));
-        }
-    }
+    let wrong = forbidden(&SOURCES);
     assert!(
         wrong.is_empty(),
         "arrows that ARCHITECTURE.md forbids:\n{}",
@@ -181,13 +139,184 @@ fn modules_use_only_what_the_architecture_allows() {
 }
 
 #[test]
+fn every_module_has_its_row_and_every_row_its_module() {
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let modules: BTreeSet<&str> = lib
+        .lines()
+        .filter_map(|line| {
+            line.trim_start_matches("pub ")
+                .strip_prefix("mod ")?
+                .strip_suffix(';')
+        })
+        .collect();
+    let rows = MAY_USE.iter().map(|(name, _)| *name);
+    let rows: BTreeSet<&str> = rows.chain(WORDS.iter().copied()).collect();
+    assert_eq!(modules, rows);
+}
+
+#[test]
+fn no_file_uses_one_that_uses_it_back() {
+    let circles = SOURCES.circles();
+    assert!(circles.is_empty(), "circles:\n{}", circles.join("\n"));
+}
+
+/// A crate of these files.
+fn made_up(files: &[(&'static str, &str)]) -> Sources {
+    Sources::read(files.iter().map(|(path, text)| (*path, (*text).to_owned())))
+}
+
+#[test]
 fn the_arrow_check_sees_every_form_of_use() {
-    let text = "use crate::runs::Runs;\nuse crate::{api, store::{A, B}};\nfn f() { crate::cli::run() }\n// crate::app\n";
-    let used = modules_used(text);
-    for name in ["runs", "api", "store", "cli"] {
-        assert!(used.contains(name), "{name}");
+    for text in [
+        "use crate::runs::log::Logs;",
+        "use crate::{events::Seq, runs::{self, log::{Logs as L}}};",
+        "fn f() { crate::runs::log::open() }",
+        "fn f() -> Result<super::super::runs::log::Logs, ()> { loop {} }",
+        "fn f() { wrap!(a, { crate::runs::log::open() }) }",
+        "#[cfg(not(test))] use crate::runs::log::Logs;",
+        // By a name that runs hands on, also under another one.
+        "use crate::runs::Logs;",
+        "use crate::runs::Renamed;",
+        "use crate::app::Handed;",
+        "use super::Kept;",
+    ] {
+        let sources = made_up(&[
+            ("llm/mod.rs", "mod one;\nuse crate::runs::Logs as Kept;"),
+            ("llm/one.rs", text),
+            ("events.rs", ""),
+            ("app.rs", "pub use crate::runs::Renamed as Handed;"),
+            (
+                "runs/mod.rs",
+                "mod log;\npub use log::{Logs, Logs as Renamed};",
+            ),
+            ("runs/log.rs", ""),
+        ]);
+        let seen = forbidden(&sources);
+        assert!(
+            seen.contains(&"llm::one uses runs::log".to_owned()),
+            "{text}: {seen:?}"
+        );
     }
-    assert!(!used.contains("app") && !used.contains("A"));
+    for text in [
+        "// crate::runs::log",
+        "/// [`crate::runs::log`]\nfn f() {}",
+        "const A: &str = \"crate::runs::log\";",
+        "#[cfg(test)] mod tests { use crate::runs::log::Logs; }",
+        "#[cfg(test)] use crate::runs::log::Logs;",
+        "use std::runs::log; fn runs() { log::info() }",
+        "pub(crate) fn f<'a>(x: &'a str) -> char { 'c' }",
+    ] {
+        let sources = made_up(&[
+            ("llm.rs", text),
+            ("runs/mod.rs", "mod log;"),
+            ("runs/log.rs", ""),
+        ]);
+        assert_eq!(forbidden(&sources), [""; 0], "{text}");
+    }
+}
+
+#[test]
+fn only_the_neutral_part_of_llm_is_for_others() {
+    let with = |by: &'static str, text: &str| {
+        forbidden(&made_up(&[
+            (by, text),
+            (
+                "llm/mod.rs",
+                "mod types; mod acme;\npub use types::Usage;\npub struct Def;",
+            ),
+            ("llm/types.rs", ""),
+            ("llm/acme.rs", ""),
+        ]))
+    };
+    assert_eq!(with("agent/run.rs", "use crate::llm::Usage;"), [""; 0]);
+    assert_eq!(
+        with("tools/bash.rs", "use crate::llm::Usage;"),
+        ["tools::bash uses llm::types"]
+    );
+    assert_eq!(
+        with("agent/run.rs", "use crate::llm::Def;"),
+        ["agent::run uses llm"]
+    );
+    assert_eq!(
+        with("config.rs", "use crate::llm::acme;"),
+        ["config uses llm::acme"]
+    );
+    assert_eq!(
+        with("chat.rs", "use crate::llm::Usage;"),
+        ["chat uses llm::types"]
+    );
+}
+
+#[test]
+fn the_circle_check_finds_circles_between_files_folders_and_their_heads() {
+    let circle = |files: &[(&'static str, &str)]| {
+        let found = made_up(files).circles();
+        let heads = found
+            .iter()
+            .map(|text| text.lines().next().unwrap().to_owned());
+        heads.collect::<Vec<_>>()
+    };
+    // By names that the folder's head hands on; three files round.
+    assert_eq!(
+        circle(&[
+            (
+                "x/mod.rs",
+                "mod a; mod b; mod c; mod d;\npub use a::A;\npub use c::C;"
+            ),
+            ("x/a.rs", "use super::b;"),
+            ("x/b.rs", "fn f() { super::C::new() }"),
+            ("x/c.rs", "use crate::x::A;"),
+            ("x/d.rs", "use super::{A, C};"),
+        ]),
+        ["src/x: a, b, c"]
+    );
+    // A table in the head over rows of a type of its own.
+    assert_eq!(
+        circle(&[
+            (
+                "x/mod.rs",
+                "mod a;\npub struct Def;\nstatic ROWS: &[Def] = &[a::DEF];"
+            ),
+            ("x/a.rs", "use super::Def;"),
+        ]),
+        ["src/x: a, mod"]
+    );
+    // Between a file and a folder, though no two files use each other.
+    assert_eq!(
+        circle(&[
+            ("x/mod.rs", ""),
+            ("x/y/mod.rs", ""),
+            ("x/y/one.rs", "use super::super::z::Z;"),
+            ("x/y/two.rs", ""),
+            ("x/z.rs", "use super::y::two::Two;"),
+        ]),
+        ["src/x: y, z"]
+    );
+    // Between the crate's own parts.
+    assert_eq!(
+        circle(&[
+            ("lib.rs", "mod x; mod z;"),
+            ("x/mod.rs", "use crate::z::Z;"),
+            ("z.rs", "use crate::x::X;"),
+        ]),
+        ["src/: x, z"]
+    );
+    assert_eq!(
+        circle(&[
+            ("lib.rs", ""),
+            (
+                "x/mod.rs",
+                "mod a; mod b; mod types;\npub use types::Def;\nstatic ROWS: &[Def] = &[a::DEF, b::DEF];"
+            ),
+            (
+                "x/a.rs",
+                "use super::Def;\n#[cfg(test)] mod tests { use super::super::b; }"
+            ),
+            ("x/b.rs", "use super::{Def, a};"),
+            ("x/types.rs", ""),
+        ]),
+        [""; 0]
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use axum::http::header::ORIGIN;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::Access;
+use super::access::Access;
 use super::framing::split_port;
 use crate::error::{ErrorCode, Problem};
 

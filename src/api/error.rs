@@ -220,23 +220,6 @@ pub(super) fn internal() -> Problem {
     )
 }
 
-/// No such path.
-pub(super) async fn not_found(request: Request) -> Problem {
-    let path = request.uri().path();
-    let shown: String = path.chars().take(200).collect();
-    let problem = Problem::new(
-        ErrorCode::NotFound,
-        format!("there is nothing at {} {shown}", request.method()),
-    );
-    // A base URL that ends in a slash makes doubled ones, and some clients add one at the end.
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let meant = format!("/{}", parts.join("/"));
-    if meant != path && meant.len() <= 200 && super::known(&meant) {
-        return problem.hint(format!("did you mean {meant}?"));
-    }
-    problem.hint("the API is described in the README: POST /query starts a run")
-}
-
 /// No such method here. axum adds `Allow`.
 pub(super) async fn method_not_allowed(request: Request) -> Problem {
     let path: String = request.uri().path().chars().take(200).collect();

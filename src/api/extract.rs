@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::ApiLimits;
+use super::limits::ApiLimits;
 use crate::error::{ErrorCode, Problem};
 
 /// The largest body of `POST /query`: 10 MB of files as base64 and an escaped prompt fit.

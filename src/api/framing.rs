@@ -3,7 +3,7 @@
 use axum::http::header::{HOST, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, Uri, Version};
 
-use super::Access;
+use super::access::Access;
 use crate::error::{ErrorCode, Problem};
 
 /// Refuses a request without exactly one well-formed `Host`, with a target that names another host, or

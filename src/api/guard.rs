@@ -13,24 +13,36 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::access::Access;
 use super::error::Refused;
+use super::framing;
 use super::listen::Peer;
-use super::{Access, ApiState, CORS_METHODS, access, framing};
+use super::state::ApiState;
 use crate::error::Problem;
 use crate::ids::nonce;
+
+/// The methods that web pages of allowed origins may use.
+const CORS_METHODS: [Method; 2] = [Method::GET, Method::POST];
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =
     HeaderName::from_static("cross-origin-resource-policy");
 
+/// Who may call the route with this path; `None`: none was matched.
+pub(super) type AccessOf = fn(Option<&str>) -> Access;
+
 /// The outermost layer. Runs after routing, so that access is decided by the route that was matched
 /// and not by the text of the path (HT-2).
-pub(super) async fn guard(State(state): State<ApiState>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(
+    State((state, access)): State<(ApiState, AccessOf)>,
+    request: Request,
+    next: Next,
+) -> Response {
     let request_id = nonce();
     let matched = request.extensions().get::<MatchedPath>().cloned();
     let method = request.method().clone();
     let mut origin = None;
-    let mut response = match admit(&state, &request, &mut origin) {
+    let mut response = match admit(&state, access, &request, &mut origin) {
         Ok(Admission::Preflight) => preflight(),
         Ok(Admission::Handle) => next.run(request).await,
         Err(problem) => problem.into_response(),
@@ -59,6 +71,7 @@ enum Admission {
 /// In the order of cost; sets `origin` to an allowed origin, for the CORS headers.
 fn admit(
     state: &ApiState,
+    access: AccessOf,
     request: &Request,
     origin: &mut Option<HeaderValue>,
 ) -> Result<Admission, Problem> {

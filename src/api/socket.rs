@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::Limits;
+use super::limits::Limits;
 
 /// What HTTP knows and the socket must: how many requests have begun and ended on the connection.
 #[derive(Debug, Default)]

@@ -1,12 +1,12 @@
 //! What handlers share.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::auth::Auth;
 use super::browser::BrowserRules;
 use super::extract::Intake;
-use super::webhooks::Gate;
+use super::gate::Gate;
+use super::limits::ApiLimits;
 use crate::app::App;
 use crate::clock::Clock;
 
@@ -21,24 +21,6 @@ pub struct ApiState {
     pub(super) browser: Arc<BrowserRules>,
     pub(super) intake: Arc<Intake>,
     pub(super) webhook_gate: Arc<Gate>,
-}
-
-/// Limits of requests that no setting changes, but tests do.
-#[derive(Clone, Copy, Debug)]
-pub struct ApiLimits {
-    /// How long a body may take to arrive.
-    pub body_timeout: Duration,
-    /// Bodies in memory at once, in bytes together.
-    pub bodies_at_once: usize,
-}
-
-impl Default for ApiLimits {
-    fn default() -> Self {
-        Self {
-            body_timeout: Duration::from_secs(30),
-            bodies_at_once: 256 << 20,
-        }
-    }
 }
 
 impl ApiState {

@@ -14,7 +14,7 @@ use crate::sandbox::{self, BACKENDS, BackendDef};
 
 /// Looks at everything. The code is 0 if a run is possible here.
 pub(super) async fn run(config: &Config, printer: Printer) -> u8 {
-    let http = match net::build() {
+    let http = match net::build_with(config.proxies.clone()) {
         Ok(http) => http,
         Err(error) => {
             printer.note(&format!("error: HTTPS can't be used: {error}"));

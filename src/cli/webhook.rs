@@ -24,7 +24,7 @@ pub(super) async fn run(command: &WebhookCommand, config: &Config, printer: Prin
         },
         WebhookCommand::List | WebhookCommand::Delete { .. } => String::new(),
     };
-    let http = match net::build() {
+    let http = match net::build_with(config.proxies.clone()) {
         Ok(http) => http,
         Err(error) => return refuse(printer, &format!("HTTPS can't be used: {error}"), None),
     };

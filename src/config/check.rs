@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::json::{self, Node};
+use super::json::{self, Node, Path};
 use crate::error::ErrorCode;
 use crate::llm::{self, PROVIDERS, ProviderDef};
 use crate::sandbox::{self, BACKENDS, BackendDef};
@@ -41,6 +41,15 @@ impl Wrong {
     pub(crate) fn hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
         self
+    }
+}
+
+/// A value that was refused, and where inside the field.
+pub(super) struct Bad(pub(super) Path, pub(super) Wrong);
+
+impl From<Wrong> for Bad {
+    fn from(wrong: Wrong) -> Self {
+        Self(Path::default(), wrong)
     }
 }
 

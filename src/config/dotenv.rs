@@ -67,6 +67,7 @@ fn value(text: &str) -> Result<(String, &str), &'static str> {
             let (value, after) = inner.split_once('\'').ok_or(OPEN)?;
             (value.to_owned(), after)
         }
+        Some('#') if start.len() < text.len() => (String::new(), text),
         Some('"') => escaped(start.get(1..).unwrap_or_default())?,
         _ => {
             let (line, _) = start.split_once('\n').unwrap_or((start, ""));
@@ -137,6 +138,7 @@ mod tests {
             ("export=1", "1"),
             ("A=", ""),
             ("A= # said", ""),
+            ("A=#f00", "#f00"),
             ("A=\"x\\ny\"", "x\ny"),
             ("A='x\ny'", "x\ny"),
         ] {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::Number;
 
-use super::check::{self, Wrong};
+use super::check::{self, Bad, Wrong};
 use super::env::Layers;
 use super::json::{Items, Node, Path};
 use super::values::{
@@ -16,15 +16,6 @@ use super::{Config, StoreDurability};
 use crate::sandbox::BACKENDS;
 use crate::show::did_you_mean;
 use crate::spec::SandboxStart;
-
-/// A value that was refused, and where inside the field.
-pub(super) struct Bad(pub(super) Path, pub(super) Wrong);
-
-impl From<Wrong> for Bad {
-    fn from(wrong: Wrong) -> Self {
-        Self(Path::default(), wrong)
-    }
-}
 
 /// Takes a value into the settings. A text is a warning: the value was understood, but something about
 /// it is not built yet.

@@ -3,8 +3,8 @@
 use std::path::Path as FsPath;
 
 use super::Config;
-use super::check::Wrong;
-use super::fields::{self, Bad, FIELDS, MAX_SANDBOXES};
+use super::check::{Bad, Wrong};
+use super::fields::{self, FIELDS, MAX_SANDBOXES};
 use super::json::{self, Node, Path};
 use super::settings::FILE_NAME;
 use crate::encoding::without_bom;

@@ -12,12 +12,14 @@ mod fields;
 mod file;
 mod json;
 mod keys;
+mod load;
 mod request;
 mod request_files;
 mod resolve;
 mod settings;
 mod usable;
 mod values;
+mod variables;
 
 pub use env::{EnvMap, Source, process as process_environment};
 pub(crate) use env::{process_arguments, working_directory};

@@ -174,21 +174,24 @@ fn decode(content: &str) -> Result<Bytes, Wrong> {
     } else {
         content.as_bytes().into()
     };
-    let engine = if content.contains(['-', '_']) {
-        URL_SAFE
+    let (engine, marks) = if content.contains(['-', '_']) {
+        (URL_SAFE, ['-', '_'])
     } else {
-        STANDARD
+        (STANDARD, ['+', '/'])
     };
     engine.decode(&dense).map(Bytes::from).map_err(|error| {
         let length = content.chars().count();
         let message = match error {
-            base64::DecodeError::InvalidByte(at, _) => {
-                // Only ASCII stands before it, so bytes are characters.
-                let mut sent = content.bytes().enumerate();
-                let at = sent.by_ref().filter(|(_, byte)| !blank(byte)).nth(at);
+            base64::DecodeError::InvalidByte(..) => {
+                // Counted afresh, in what was sent: the decoder's place is one of bytes, and without blanks.
+                let known = |c: char| {
+                    c.is_ascii_alphanumeric() || c.is_ascii_whitespace() || marks.contains(&c)
+                };
+                let strange = content.chars().position(|c| !known(c) && c != '=');
+                let at = strange.or_else(|| content.chars().position(|c| !known(c)));
                 format!(
-                    "is not base64: character {} of {length} is none of its alphabet",
-                    at.map_or(length, |(at, _)| at + 1)
+                    "is not base64: character {} of {length} does not belong there",
+                    at.map_or(length, |at| at + 1)
                 )
             }
             base64::DecodeError::InvalidLength(_)

@@ -1,13 +1,12 @@
-//! The process's settings, merged.
+//! The process's settings, every choice made.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use super::env::{EnvMap, Layers, Source};
-use super::{env, fields, file, keys, values};
-use crate::net::HttpClient;
+use super::env::Source;
+use crate::net::{HttpClient, Proxies};
 use crate::sandbox::{BackendConfig, LocalLimits};
 use crate::secrets::{Redactor, Secret};
 use crate::spec::{NanoUsd, Network, SandboxStart, SystemPrompt, ThinkingLevel};
@@ -32,6 +31,8 @@ pub struct Config {
     pub key_sources: BTreeMap<&'static str, Source>,
     /// Base URLs by variable name, those that are set; checked, without a trailing slash.
     pub base_urls: BTreeMap<&'static str, String>,
+    /// The proxies of the environment.
+    pub proxies: Proxies,
     /// Limits of `local` sandboxes.
     pub local: LocalLimits,
     /// The program that `local` re-executes.
@@ -179,6 +180,7 @@ impl Default for Config {
             keys: BTreeMap::new(),
             key_sources: BTreeMap::new(),
             base_urls: BTreeMap::new(),
+            proxies: Proxies::default(),
             local: LocalLimits::default(),
             launcher: PathBuf::from("/proc/self/exe"),
             log: LogSettings {
@@ -192,68 +194,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Merges all settings: flags over environment over `.env` over `sandcaster.json` over defaults.
-    /// The files are looked for in `cwd`; `env` is the whole environment.
-    ///
-    /// # Errors
-    /// Every wrong value with its file, line, column and field, or its variable.
-    pub fn load(overrides: &Overrides, env: &EnvMap, cwd: &Path) -> Result<Self, ConfigError> {
-        let Overrides {
-            host,
-            port,
-            data_dir,
-            config: file_flag,
-            template,
-            require_auth,
-        } = overrides;
-        let mut config = Self {
-            data_dir: cwd.join(".sandcaster"),
-            ..Self::default()
-        };
-        let mut errors = Vec::new();
-
-        file::apply(&mut config, file_flag.as_deref(), cwd, &mut errors);
-        let dotenv = env::read_dotenv(cwd, &mut errors);
-        config.warnings.extend(dotenv.warnings);
-        let layers = Layers {
-            process: env,
-            dotenv: &dotenv.values,
-        };
-        config.warnings.extend(layers.differences());
-        config.warnings.extend(layers.misspelt());
-        fields::apply_environment(&mut config, &layers, &mut errors);
-        keys::apply(&mut config, &layers, &mut errors);
-
-        if let Some(host) = host {
-            match values::host(host) {
-                Ok(host) => config.server.host = host,
-                Err(wrong) => errors.push(format!("--host {}", wrong.message)),
-            }
-        }
-        if let Some(port) = port {
-            config.server.port = *port;
-        }
-        if let Some(dir) = data_dir {
-            config.data_dir.clone_from(dir);
-        }
-        if let Some(template) = template {
-            config.project.template = Some(template.clone());
-        }
-        config.data_dir = cwd.join(&config.data_dir);
-        if *require_auth && config.server.api_keys.is_empty() {
-            errors.push(
-                "--require-auth: no API key is set; set SANDCASTER_API_KEY (32 characters or more)"
-                    .to_owned(),
-            );
-        }
-        config.warnings.extend(config.tight_memory());
-        if errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError(errors.join("\n")))
-        }
-    }
-
     /// What it means that the server can be reached from elsewhere without a key, if that is so.
     pub fn exposure(&self) -> Option<String> {
         let open = self.server.api_keys.is_empty() && !self.listens_on_loopback();
@@ -305,7 +245,7 @@ impl Config {
     }
 
     /// Home and `/tmp` of a `local` sandbox count as its memory.
-    fn tight_memory(&self) -> Option<String> {
+    pub(super) fn tight_memory(&self) -> Option<String> {
         const TMP_MB: u64 = 256;
         let LocalLimits {
             memory_mb, disk_mb, ..

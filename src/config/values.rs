@@ -4,8 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::Config;
-use super::check::{self, Wrong};
-use super::fields::Bad;
+use super::check::{self, Bad, Wrong};
 use super::json::{Node, Path};
 use crate::show::{did_you_mean, quoted};
 use crate::spec::Network;

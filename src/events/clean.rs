@@ -5,85 +5,12 @@
 
 use std::borrow::Cow;
 
-use serde::{Serialize, Serializer};
-use serde_json::Value;
-
-use super::{
+use super::facts::{Fact, Facts, Name};
+use super::types::{
     Delta, ErrorEvent, ResultEvent, RunEvent, SystemEvent, ToolResultEvent, ToolUseEvent, Totals,
     UserEvent, WarningEvent,
 };
 use crate::secrets::{Names, Redactor};
-
-/// A name on the wire: borrowed, it is a closed word of ours and never altered; owned, it is somebody's text in
-/// the place of one, and cleaned like any text.
-pub type Name = Cow<'static, str>;
-
-/// A further fact of an event.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(untagged)]
-pub enum Fact {
-    /// A closed word of ours, or a number.
-    Word(Name),
-    /// Anything else; the names in it are ours.
-    Data(Value),
-}
-
-impl From<&'static str> for Fact {
-    fn from(word: &'static str) -> Self {
-        Self::Word(Cow::Borrowed(word))
-    }
-}
-
-impl From<String> for Fact {
-    fn from(text: String) -> Self {
-        Self::Word(Cow::Owned(text))
-    }
-}
-
-impl From<Name> for Fact {
-    fn from(name: Name) -> Self {
-        Self::Word(name)
-    }
-}
-
-macro_rules! data {
-    ($($kind:ty)*) => {$(
-        impl From<$kind> for Fact {
-            fn from(value: $kind) -> Self {
-                Self::Data(value.into())
-            }
-        }
-    )*};
-}
-data!(u32 u64 f64 bool Value Vec<Value>);
-
-/// Facts in their order, written as the fields of the event that they belong to.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Facts(Vec<(&'static str, Fact)>);
-
-impl Facts {
-    /// One more.
-    pub fn add(&mut self, name: &'static str, fact: impl Into<Fact>) {
-        self.0.push((name, fact.into()));
-    }
-
-    fn clean(&mut self, redactor: &Redactor) {
-        for (_, fact) in &mut self.0 {
-            match fact {
-                Fact::Word(name) => clean_name(redactor, name),
-                Fact::Data(value) => {
-                    redactor.clean_value(value, Names::Ours);
-                }
-            }
-        }
-    }
-}
-
-impl Serialize for Facts {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, fact)| (name, fact)))
-    }
-}
 
 fn clean_name(redactor: &Redactor, name: &mut Name) {
     if let Cow::Owned(text) = name {
@@ -109,7 +36,7 @@ impl RunEvent {
             }) => {
                 text(message);
                 text(content);
-                facts.clean(redactor);
+                clean_facts(redactor, facts);
             }
             Self::Assistant(delta) | Self::Thinking(delta) => {
                 let Delta {
@@ -165,7 +92,7 @@ impl RunEvent {
             }) => {
                 text(message);
                 text(content);
-                facts.clean(redactor);
+                clean_facts(redactor, facts);
             }
             Self::Result(ResultEvent {
                 subtype: _,
@@ -190,6 +117,17 @@ impl RunEvent {
                 text(content);
                 hint.iter_mut().for_each(text);
                 clean_totals(redactor, totals);
+            }
+        }
+    }
+}
+
+fn clean_facts(redactor: &Redactor, facts: &mut Facts) {
+    for fact in facts.values() {
+        match fact {
+            Fact::Word(name) => clean_name(redactor, name),
+            Fact::Data(value) => {
+                redactor.clean_value(value, Names::Ours);
             }
         }
     }

@@ -1,12 +1,23 @@
 //! The only builder of HTTP clients.
 
+use std::fmt;
 use std::time::Duration;
+
+use reqwest::{NoProxy, Proxy};
 
 /// A client for LLM providers and sandbox backends: HTTP/1.1, no redirects, no total timeout (streams
 /// have their own deadlines).
 pub type HttpClient = reqwest::Client;
 
-/// Builds the client.
+/// Builds the client, without a proxy.
+///
+/// # Errors
+/// When the TLS roots can't be read.
+pub fn build() -> Result<HttpClient, reqwest::Error> {
+    build_with(Proxies::default())
+}
+
+/// Builds the client. Other proxies than these are not used.
 ///
 /// # Errors
 /// When the TLS roots can't be read.
@@ -14,13 +25,135 @@ pub type HttpClient = reqwest::Client;
     clippy::disallowed_methods,
     reason = "this is the seam for HTTP clients"
 )]
-pub fn build() -> Result<HttpClient, reqwest::Error> {
-    reqwest::Client::builder()
+pub fn build_with(proxies: Proxies) -> Result<HttpClient, reqwest::Error> {
+    let builder = reqwest::Client::builder()
         .http1_only()
+        .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(Duration::from_secs(10))
         .pool_idle_timeout(Duration::from_secs(90))
         .tcp_keepalive(Duration::from_secs(30))
-        .user_agent(concat!("sandcaster/", env!("CARGO_PKG_VERSION")))
-        .build()
+        .user_agent(concat!("sandcaster/", env!("CARGO_PKG_VERSION")));
+    let proxies = proxies.0.into_iter();
+    proxies.fold(builder, reqwest::ClientBuilder::proxy).build()
+}
+
+/// The proxies that the environment names. May hold a password, so `Debug` shows nothing.
+#[derive(Clone, Default)]
+pub struct Proxies(Vec<Proxy>);
+
+/// This machine's addresses: a gateway here is asked directly, and what plain http may carry to it (a key) never
+/// leaves the machine.
+const LOOPBACK: &str = "localhost,127.0.0.0/8,::1";
+
+impl Proxies {
+    /// Those of `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, in capitals or not, as most programs
+    /// read them; never for loopback addresses.
+    ///
+    /// # Errors
+    /// The variable that names no proxy.
+    pub fn from_env<'e>(get: impl Fn(&str) -> Option<&'e str>) -> Result<Self, &'static str> {
+        let first = |names: [&'static str; 2]| {
+            names
+                .into_iter()
+                .find_map(|name| Some((name, get(name).filter(|value| !value.trim().is_empty())?)))
+        };
+        let (_, direct) = first(["NO_PROXY", "no_proxy"]).unwrap_or_default();
+        let direct = NoProxy::from_string(&format!("{LOOPBACK},{direct}"));
+        // Under CGI a client sets HTTP_PROXY, by its header `Proxy`.
+        let http = get("REQUEST_METHOD").map_or("HTTP_PROXY", |_| "http_proxy");
+        let mut proxies = Vec::new();
+        for (names, make) in [
+            (
+                [http, "http_proxy"],
+                Proxy::http::<&'e str> as fn(&'e str) -> _,
+            ),
+            (["HTTPS_PROXY", "https_proxy"], Proxy::https::<&'e str>),
+            (["ALL_PROXY", "all_proxy"], Proxy::all::<&'e str>),
+        ] {
+            if let Some((name, url)) = first(names) {
+                let proxy = make(url.trim()).map_err(|_| name)?;
+                proxies.push(proxy.no_proxy(direct.clone()));
+            }
+        }
+        Ok(Self(proxies))
+    }
+}
+
+impl fmt::Debug for Proxies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proxies({})", self.0.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// A proxy that answers every request with 204, and its address.
+    fn proxy() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            for mut socket in listener.incoming().flatten() {
+                let mut head = [0; 4096];
+                drop(socket.read(&mut head));
+                drop(socket.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n"));
+            }
+        });
+        format!("http://user:hunter2@{address}")
+    }
+
+    async fn through(variables: &[(&str, &str)], url: &str) -> bool {
+        let found = |name: &str| variables.iter().find(|(known, _)| *known == name);
+        let proxies = Proxies::from_env(|name| found(name).map(|(_, value)| *value)).unwrap();
+        assert!(!format!("{proxies:?}").contains("hunter2"));
+        let client = build_with(proxies).unwrap();
+        let answer = client
+            .get(url)
+            .timeout(Duration::from_secs(10))
+            .send()
+            .await;
+        answer.is_ok_and(|answer| answer.status() == 204)
+    }
+
+    #[tokio::test]
+    async fn a_proxy_gets_what_leaves_the_machine_and_nothing_else() {
+        let proxy = proxy();
+        let far = "http://gateway.invalid/v1";
+        for name in ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
+            assert!(through(&[(name, &proxy)], far).await, "{name}");
+            // Port 9 answers nobody.
+            for near in [
+                "http://127.0.0.1:9/",
+                "http://127.8.8.8:9/",
+                "http://localhost:9/",
+                "http://[::1]:9/",
+            ] {
+                assert!(!through(&[(name, &proxy)], near).await, "{name} {near}");
+                let listed = [(name, proxy.as_str()), ("NO_PROXY", "example.com")];
+                assert!(!through(&listed, near).await, "{name} {near}");
+            }
+        }
+        assert!(!through(&[("HTTPS_PROXY", &proxy)], far).await);
+        assert!(
+            !through(
+                &[("HTTP_PROXY", &proxy), ("NO_PROXY", "gateway.invalid")],
+                far
+            )
+            .await
+        );
+        assert!(!through(&[("HTTP_PROXY", &proxy), ("no_proxy", "*")], far).await);
+        assert!(!through(&[("HTTP_PROXY", &proxy), ("REQUEST_METHOD", "GET")], far).await);
+        assert!(!through(&[("HTTP_PROXY", "")], far).await);
+    }
+
+    #[test]
+    fn what_names_no_proxy_is_told_by_its_variable() {
+        let wrong = Proxies::from_env(|name| (name == "HTTPS_PROXY").then_some("http://a b"));
+        assert_eq!(wrong.unwrap_err(), "HTTPS_PROXY");
+    }
 }

@@ -45,20 +45,19 @@ fn base64_may_be_broken_into_lines() {
 
 #[test]
 fn the_size_limit_counts_the_bytes_that_are_meant() {
-    // 10,000,000 bytes as lines of 76 characters: blanks and the coding itself cost nothing.
-    let lines = |bytes: usize| {
-        let coded = "A".repeat(bytes / 3 * 4);
-        let lines: Vec<&str> = (0..coded.len())
-            .step_by(76)
-            .map(|at| &coded[at..(at + 76).min(coded.len())])
-            .collect();
-        let content = lines.join(r"\r\n");
-        format!(r#"{{"prompt": "x", "files": [{{"name": "a", "content": "{content}"}}]}}"#)
+    // 300 of the bytes stand in lines of four characters: blanks and the coding itself cost nothing.
+    let lines = r"AAAA\r\n".repeat(100);
+    let of = |others: usize| {
+        let text = "x".repeat(others);
+        let body = format!(
+            r#"{{"prompt": "x", "files": [{{"name": "a", "content": "{lines}"}},
+                {{"name": "b", "content": "{text}", "encoding": "utf-8"}}]}}"#
+        );
+        QueryRequest::parse(body.as_bytes())
     };
-    let request = QueryRequest::parse(lines(9_999_999).as_bytes()).unwrap();
-    assert_eq!(request.files[0].bytes.len(), 9_999_999);
-    let problem = QueryRequest::parse(lines(10_000_002).as_bytes()).unwrap_err();
-    assert!(problem.message.contains("10000002 bytes"), "{problem}");
+    assert_eq!(of(9_999_700).unwrap().files[0].bytes.len(), 300);
+    let problem = of(9_999_701).unwrap_err();
+    assert!(problem.message.contains("10000001 bytes"), "{problem}");
 }
 
 #[test]

@@ -207,7 +207,7 @@ fn wrong_values_stop_the_start_with_file_position_and_field() {
             r#"{"systemPrompt": {"apend": "x"}}"#,
             "`systemPrompt.apend` is unknown; did you mean `append`?",
         ),
-        (r#"{"systemPrompt": null}"#, "must be a string, not null"),
+        (r#"{"systemPrompt": 1}"#, "must be a string, not an integer"),
         (r#"{"modelAliases": {"a b": "x"}}"#, "modelAliases"),
         (r#"{"modelAliases": {"a": 1}}"#, "`modelAliases.a`"),
         (
@@ -409,8 +409,16 @@ fn dotenv_stands_below_the_environment_and_differences_are_told() {
     assert_eq!(config.key_sources["ANTHROPIC_API_KEY"], Source::DotEnv);
     assert_eq!(config.project.max_turns, 8);
 
-    let config = load_in(dir.path(), &none, &[("ANTHROPIC_API_KEY", "sk-from-env")]).unwrap();
-    assert_eq!(config.keys["ANTHROPIC_API_KEY"].expose(), "sk-from-env");
+    let config = load_in(
+        dir.path(),
+        &none,
+        &[("ANTHROPIC_API_KEY", "sk-ant-from-the-environment")],
+    )
+    .unwrap();
+    assert_eq!(
+        config.keys["ANTHROPIC_API_KEY"].expose(),
+        "sk-ant-from-the-environment"
+    );
     assert_eq!(config.key_sources["ANTHROPIC_API_KEY"], Source::Environment);
     assert_eq!(config.warnings.len(), 1, "{:?}", config.warnings);
     assert!(
@@ -552,16 +560,18 @@ fn secrets_do_not_show_in_debug_output() {
     let config = load(
         "",
         &[
-            ("ANTHROPIC_API_KEY", "hunter2-a"),
-            ("SANDCASTER_API_KEY", "hunter2-b"),
-            ("SANDCASTER_WEBHOOK_SECRET", "hunter2-c"),
+            ("ANTHROPIC_API_KEY", "hunter2-hunter2-a"),
+            ("SANDCASTER_API_KEY", "hunter2-hunter2-b"),
+            ("SANDCASTER_WEBHOOK_SECRET", "hunter2-hunter2-c"),
         ],
     )
     .unwrap();
     assert_eq!(config.secrets().count(), 3);
     assert!(!format!("{config:?}").contains("hunter2"));
     assert_eq!(
-        config.redactor().clean("x hunter2-a y hunter2-c"),
+        config
+            .redactor()
+            .clean("x hunter2-hunter2-a y hunter2-hunter2-c"),
         "x [redacted] y [redacted]"
     );
 }

@@ -7,6 +7,7 @@ pub mod fake_e2b;
 pub mod fake_llm;
 pub mod host_sandbox;
 pub mod http;
+pub mod imports;
 pub mod judges;
 pub mod memory_store;
 pub mod processes;

@@ -1,0 +1,116 @@
+//! The variables that mean something here: read from `.env`, and looked for where they are misspelt.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use super::dotenv::{self, Unreadable};
+use super::env::{EnvMap, Layers};
+use super::{fields, keys};
+use crate::encoding::without_bom;
+use crate::show::nearest;
+
+/// What `.env` says.
+#[derive(Debug, Default)]
+pub(super) struct DotEnv {
+    pub(super) values: EnvMap,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads `.env` in `cwd`. A line that can't be read is skipped with a warning, unless it is about one of
+/// our variables: then it is an error, since a lost key could open the server.
+pub(super) fn read_dotenv(cwd: &Path, errors: &mut Vec<String>) -> DotEnv {
+    let mut read = DotEnv::default();
+    let bytes = match std::fs::read(cwd.join(".env")) {
+        Ok(bytes) => bytes,
+        // Some programs keep a directory of this name.
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
+            return read;
+        }
+        Err(error) => {
+            errors.push(format!(".env can't be read: {error}"));
+            return read;
+        }
+    };
+    let Ok(text) = std::str::from_utf8(without_bom(&bytes)) else {
+        errors.push(".env is not UTF-8 text".to_owned());
+        return read;
+    };
+    let names = known_names();
+    dotenv::read(text, |line, entry| match entry {
+        Ok((name, value)) => {
+            // The first of repeated names counts, as for other readers of such files.
+            read.values.entry(name.to_owned()).or_insert(value);
+        }
+        // The line itself may hold a key, so only its number is told.
+        Err(Unreadable { text, why }) => {
+            match names.iter().find(|name| text.contains(name.as_str())) {
+                Some(name) => {
+                    errors.push(format!(".env, line {line}: {name} can't be read: {why}"))
+                }
+                None => read.warnings.push(format!(
+                    ".env, line {line} can't be read and is ignored: {why}"
+                )),
+            }
+        }
+    });
+    read
+}
+
+/// Names that mean something to sandcaster.
+fn known_names() -> Vec<String> {
+    fields::variables()
+        .chain(keys::variables().map(str::to_owned))
+        .chain(OTHERS.iter().map(|name| (*name).to_owned()))
+        .collect()
+}
+
+/// How our own variables begin.
+const PREFIX: &str = "SANDCASTER_";
+
+/// Read elsewhere, or by other programs of the project.
+static OTHERS: &[&str] = &[
+    "SANDCASTER_API_URL",
+    "SANDCASTER_TELEMETRY",
+    "SANDCASTER_RECORDINGS",
+    "SANDCASTER_SHARED",
+    "SANDCASTER_LONG",
+];
+
+/// One warning for each of our variables that both layers set differently.
+pub(super) fn differences(layers: &Layers<'_>) -> Vec<String> {
+    known_names()
+        .into_iter()
+        .filter(|name| {
+            let [process, dotenv] = [layers.process, layers.dotenv]
+                .map(|layer| layer.get(name).filter(|value| !value.is_empty()));
+            process.zip(dotenv).is_some_and(|(a, b)| a != b)
+        })
+        .map(|name| {
+            format!("{name} is set in the environment and differently in .env: the environment's value is used")
+        })
+        .collect()
+}
+
+/// One warning for each `SANDCASTER_…` variable that is not ours but nearly so.
+pub(super) fn misspelt(layers: &Layers<'_>) -> Vec<String> {
+    let known = known_names();
+    let mut warnings = Vec::new();
+    for name in layers.process.keys().chain(layers.dotenv.keys()) {
+        if name == "SANDSTORM_API_KEY" && layers.get("SANDCASTER_API_KEY").is_none() {
+            warnings.push(
+                "SANDSTORM_API_KEY is not read: the API key is SANDCASTER_API_KEY".to_owned(),
+            );
+        }
+        let Some(typed) = name.strip_prefix(PREFIX) else {
+            continue;
+        };
+        if known.contains(name) {
+            continue;
+        }
+        let rests = known.iter().filter_map(|name| name.strip_prefix(PREFIX));
+        if let Some(right) = nearest(typed, rests) {
+            warnings.push(format!("{name} is not read; did you mean {PREFIX}{right}?"));
+        }
+    }
+    warnings
+}
