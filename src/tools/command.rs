@@ -11,7 +11,6 @@ use crate::ids;
 use crate::sandbox::{ExecOutput, ExecStream, SandboxError};
 
 use super::facts::Facts;
-use super::quote::quote;
 use super::text::{Excerpt, Limits, TextKeeper};
 use super::types::ToolContext;
 use super::wrapper::{EndRecord, RecordScanner, Wrapped, sweep};
@@ -239,7 +238,7 @@ impl Call<'_> {
         let mut short = command;
         if command.len() > LONGEST_ARGUMENT {
             let file = format!("{}.sh", self.output_path);
-            let word = quote(&file).unwrap_or_default();
+            let word = shlex::try_quote(&file).unwrap_or_default();
             from_file = format!("eval \"$(cat {word})\"");
             short = &from_file;
             sandbox

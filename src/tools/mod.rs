@@ -11,8 +11,9 @@ mod facts;
 mod grep;
 mod image;
 mod listing;
+mod page;
+mod piece;
 mod place;
-mod quote;
 mod read;
 mod regex;
 mod replace;
@@ -30,7 +31,6 @@ use std::sync::LazyLock;
 use crate::chat::ToolSpec;
 
 pub use facts::Facts;
-pub use quote::quote;
 pub use schema::{Prepared, example, prepare};
 pub use session::ShellSession;
 pub use text::shorten;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::script::Script;
-use crate::show::{alike, one_line, size};
+use crate::show::{alike, grouped, one_line, size};
 
 use super::types::{Failure, ToolContext};
 
@@ -16,27 +16,51 @@ const FILE_LIMIT: Duration = Duration::from_mins(1);
 const LISTING: usize = 256 * 1024;
 const SHOWN_ENTRIES: usize = 200;
 
+/// More than any system takes (`PATH_MAX`, which counts a NUL too).
+const LONGEST_PATH: usize = 4095;
+
 /// Says what `$1` is, in fields that end with NUL: kind, size, lines (if `$2` is 1 and it is of at most
-/// 8 MiB), where a symlink leads, whether it may be read; then, of a directory its entries, of a missing
-/// file its neighbours.
+/// 8 MiB), where a symlink leads, whether it may be read; of a missing one the nearest directory above it
+/// that is there; whether one can look into that directory, or the one at `$1`; the number of its entries;
+/// then the entries.
 ///
 /// Entries are `./name` behind their mode and size: as no name has a slash, none can forge that.
 const INSPECT: &str = r#"
 p=$1
-s=; l=; t=; r=0
-if [ -d "$p" ]; then k=d; elif [ -f "$p" ]; then k=f; elif [ -e "$p" ] || [ -L "$p" ]; then k=o; else k=n; fi
+s=; l=; t=; r=0; d=; o=0; n=
+if [ -d "$p" ]; then k=d; d=$p
+elif [ -f "$p" ]; then k=f
+elif [ -p "$p" ]; then k=p
+elif [ -S "$p" ]; then k=s
+elif [ -e "$p" ]; then k=v
+elif [ -L "$p" ]; then k=l
+else k=n; d=$p
+while [ -n "$d" ] && ! [ -e "$d" ] && ! [ -L "$d" ]; do d=${d%/*}; done
+d=${d:-/}
+fi
 [ -r "$p" ] && r=1
 if [ "$k" = f ]; then
 s=$(stat -L -c %s "$p" 2>/dev/null || wc -c <"$p" 2>/dev/null)
 [ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l=$(grep -c '' "$p" 2>/dev/null)
 fi
-[ -L "$p" ] && t=$(readlink -f "$p" 2>/dev/null)
-printf '%s\000%s\000%s\000%s\000%s\000' "$k" "$s" "$l" "$t" "$r"
-d=
-[ "$k" = d ] && d=$p
-[ "$k" = n ] && d=${p%/*}/
-[ -n "$d" ] && cd "$d" 2>/dev/null || exit 0
-find . ! -name . -prune -exec stat -L -c '%f|%s|%n' {} + 2>/dev/null | head -c 262144
+if [ -L "$p" ]; then t=$(readlink -f "$p" 2>/dev/null); [ -n "$t" ] || t=$(readlink "$p" 2>/dev/null); fi
+if [ -n "$d" ]; then if ! [ -d "$d" ]; then o=f; elif cd "$d" 2>/dev/null; then o=1; fi; fi
+[ "$k$o" = d1 ] && n=$(find . ! -name . -prune -exec sh -c 'echo $#' sh {} + 2>/dev/null | {
+n=0; while read -r c; do n=$((n+c)); done; echo "$n"; })
+printf '%s\000%s\000%s\000%s\000%s\000%s\000%s\000%s\000' "$k" "$s" "$l" "$t" "$r" "$d" "$o" "$n"
+[ "$o" = 1 ] && find . ! -name . -prune -exec stat -c '%f|%s|%n' {} + 2>/dev/null | head -c 262144
+exit 0
+"#;
+
+/// Says of each name after `$1`, all links in that directory, what it leads to, in fields that end with NUL:
+/// `d`, `f` or `n` (nothing that can be reached), and where.
+const LINKS: &str = r#"
+cd "$1" || exit
+shift
+for f; do
+if [ -d "./$f" ]; then k=d; elif [ -e "./$f" ]; then k=f; else k=n; fi
+printf '%s\000%s\000' "$k" "$(readlink "./$f")"
+done
 "#;
 
 /// What is at a path.
@@ -44,7 +68,7 @@ find . ! -name . -prune -exec stat -L -c '%f|%s|%n' {} + 2>/dev/null | head -c 2
 pub(super) enum Kind {
     Directory,
     File,
-    /// A FIFO, a device, a socket, a symlink that leads nowhere.
+    /// A pipe, a socket, a device, a link that leads nowhere.
     Other,
     Missing,
 }
@@ -55,20 +79,36 @@ pub(super) struct Place {
     /// Absolute.
     pub(super) path: String,
     pub(super) kind: Kind,
+    /// What is there, for a complaint, if it is neither file nor directory.
+    other: &'static str,
     /// Of a regular file, in bytes.
     pub(super) size: u64,
     /// Lines of a regular file, if they were asked for and it isn't large.
     pub(super) lines: Option<u64>,
-    /// Where a symlink leads in the end.
+    /// Where a symlink leads in the end, or what it names if that can't be told.
     pub(super) target: Option<String>,
     pub(super) readable: bool,
+    /// The directory whose entries these are: the place itself, or of a missing one the nearest above it.
+    directory: String,
+    inside: Inside,
+    /// How many entries there are, of which some may be missing in `entries`.
+    total: u64,
     entries: Vec<Entry>,
+}
+
+/// Whether the entries of a directory could be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inside {
+    Seen,
+    Closed,
+    /// It is none.
+    NoDirectory,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
     name: String,
-    directory: bool,
+    mode: u32,
     size: u64,
 }
 
@@ -96,6 +136,13 @@ pub(super) fn absolute(path: &str, cwd: &str, home: &str) -> Result<String, Fail
         joined(cwd, path.trim_start_matches("./"))
     };
     let trimmed = full.trim_end_matches('/');
+    if trimmed.len() > LONGEST_PATH {
+        return Err(Failure::Complaint(format!(
+            "path is {} bytes long; no path can have more than {}",
+            grouped(u64::try_from(trimmed.len()).unwrap_or(u64::MAX)),
+            grouped(4095)
+        )));
+    }
     Ok(if trimmed.is_empty() { "/" } else { trimmed }.to_owned())
 }
 
@@ -119,26 +166,45 @@ impl Place {
         Ok(Self::parse(path, &found.stdout))
     }
 
-    fn parse(path: String, output: &[u8]) -> Self {
+    pub(super) fn parse(path: String, output: &[u8]) -> Self {
         let text = String::from_utf8_lossy(output);
-        let mut fields = text.splitn(6, '\0');
-        let mut field = || fields.next().unwrap_or_default().trim().to_owned();
-        let kind = match field().as_str() {
-            "d" => Kind::Directory,
-            "f" => Kind::File,
-            "o" => Kind::Other,
-            _ => Kind::Missing,
+        let mut fields = text.splitn(9, '\0');
+        let mut field = || fields.next().unwrap_or_default();
+        let (kind, other) = match field() {
+            "d" => (Kind::Directory, ""),
+            "f" => (Kind::File, ""),
+            "p" => (Kind::Other, "a pipe"),
+            "s" => (Kind::Other, "a socket"),
+            "v" => (Kind::Other, "a device"),
+            "l" => (Kind::Other, "a link"),
+            _ => (Kind::Missing, ""),
         };
-        let (size, lines, target, readable) = (field(), field(), field(), field());
-        let mut entries = parse_entries(&field());
+        let (size, lines, target, readable) = (field(), field(), field(), field() == "1");
+        let directory = field().to_owned();
+        let inside = match field() {
+            "1" => Inside::Seen,
+            "f" => Inside::NoDirectory,
+            _ => Inside::Closed,
+        };
+        let total = field().trim().parse().unwrap_or(0);
+        let listing = field();
+        let mut entries = parse_entries(listing);
+        if output.len() >= LISTING {
+            // The last one may be cut.
+            entries.pop();
+        }
         entries.sort();
         Self {
-            target: (!target.is_empty() && target != path).then_some(target),
+            target: (!target.is_empty() && target != path).then(|| target.to_owned()),
             path,
             kind,
-            size: size.parse().unwrap_or(0),
-            lines: lines.parse().ok(),
-            readable: readable == "1",
+            other,
+            size: size.trim().parse().unwrap_or(0),
+            lines: lines.trim().parse().ok(),
+            readable,
+            directory,
+            inside,
+            total,
             entries,
         }
     }
@@ -154,67 +220,120 @@ impl Place {
     /// A complaint for anything but a regular file that can be read.
     pub(super) fn not_a_file(&self, given: &str, context: &ToolContext) -> Option<Failure> {
         let given = one_line(given);
-        let what = match self.kind {
-            Kind::File if self.readable => return None,
-            Kind::File => format!("{given}: permission denied"),
-            Kind::Directory => format!("{given} is a directory"),
-            Kind::Other => format!(
-                "{given} is no regular file (a pipe, socket, device or dangling link): use bash"
+        Some(Failure::Complaint(match (self.kind, &self.target) {
+            (Kind::File, _) if self.readable => return None,
+            (Kind::File, _) => format!("{given}: permission denied"),
+            (Kind::Directory, _) => format!("{given} is a directory"),
+            (Kind::Other, Some(target)) if self.other == "a link" => format!(
+                "{given} is no regular file but a link to {}, where nothing can be reached",
+                one_line(target)
             ),
-            Kind::Missing => self.missing(&given, context),
-        };
-        Some(Failure::Complaint(
-            context.redactor.clean(&what).into_owned(),
-        ))
+            (Kind::Other, _) => format!("{given} is no regular file but {}: use bash", self.other),
+            (Kind::Missing, _) => self.missing(&given, context),
+        }))
     }
 
     fn missing(&self, given: &str, context: &ToolContext) -> String {
-        let name = self.path.rsplit('/').next().unwrap_or_default();
-        let near: Vec<String> = alike(name, self.entries.iter().map(|entry| entry.name.as_str()))
-            .into_iter()
-            .map(one_line)
-            .collect();
+        let directory = one_line(&self.directory);
+        match self.inside {
+            Inside::Closed => return format!("{given}: permission denied in {directory}"),
+            Inside::NoDirectory => return format!("{given}: {directory} is no directory"),
+            Inside::Seen => {}
+        }
+        let below = self.path.strip_prefix(&self.directory).unwrap_or_default();
+        let mut parts = below.split('/').filter(|part| !part.is_empty());
+        let name = parts.next().unwrap_or_default();
+        let near = alike(name, self.entries.iter().map(|entry| entry.name.as_str()));
+        let near: Vec<String> = near.into_iter().map(one_line).collect();
+        let whose = if parts.next().is_some() {
+            format!(" {directory} has no {}.", one_line(name))
+        } else {
+            String::new()
+        };
         let hint = if near.is_empty() {
             String::new()
         } else {
             format!(" Similar names there: {}.", near.join(", "))
         };
         format!(
-            "{given}: no such file or directory.{hint} The working directory is {}.",
+            "{given}: no such file or directory.{whose}{hint} The working directory is {}.",
             one_line(&context.session.cwd())
         )
     }
 
-    /// The directory's entries, for reading.
-    pub(super) fn listing(&self) -> String {
-        if self.entries.is_empty() {
-            return "(empty directory)".to_owned();
+    /// The directory's entries, for reading; `given` is its name in complaints.
+    pub(super) async fn listing(
+        &self,
+        given: &str,
+        context: &ToolContext,
+    ) -> Result<String, Failure> {
+        if self.inside != Inside::Seen || !self.readable {
+            let given = one_line(given);
+            let why = format!("{given}: permission denied for the directory's entries");
+            return Err(Failure::Complaint(why));
         }
-        let mut lines: Vec<String> = self
-            .entries
-            .iter()
-            .take(SHOWN_ENTRIES)
-            .map(|entry| entry.shown(true))
-            .collect();
-        if self.entries.len() > SHOWN_ENTRIES {
+        if self.total == 0 && self.entries.is_empty() {
+            return Ok("(empty directory)".to_owned());
+        }
+        let shown = self.entries.get(..SHOWN_ENTRIES).unwrap_or(&self.entries);
+        let mut args = vec![self.path.as_str()];
+        let links = shown.iter().filter(|entry| entry.is(LINK));
+        args.extend(links.map(|entry| entry.name.as_str()));
+        let led = if args.len() > 1 {
+            let script = Script {
+                text: LINKS,
+                args,
+                keep: LISTING,
+                ..Script::default()
+            };
+            script.run_for(context, LIMIT).await?.stdout
+        } else {
+            Vec::new()
+        };
+        let led = String::from_utf8_lossy(&led);
+        let mut led = led.split('\0');
+        let mut lines = Vec::with_capacity(shown.len() + 1);
+        for entry in shown {
+            let name = one_line(&entry.name);
+            lines.push(if entry.is(LINK) {
+                let kind = led.next().unwrap_or_default();
+                let target = one_line(led.next().unwrap_or_default());
+                match kind {
+                    "d" => format!("{name}/ -> {target}"),
+                    "f" => format!("{name} -> {target}"),
+                    _ => format!("{name} -> {target} (a link to nothing that can be reached)"),
+                }
+            } else if entry.is(DIRECTORY) {
+                format!("{name}/")
+            } else {
+                format!("{name} ({})", size(entry.size))
+            });
+        }
+        let known = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
+        let total = self.total.max(known);
+        let shown = u64::try_from(shown.len()).unwrap_or(u64::MAX);
+        if shown < total {
+            let which = if known < total {
+                ", not the first by name"
+            } else {
+                ""
+            };
             lines.push(format!(
-                "[{} of {} entries; use glob for the others]",
-                SHOWN_ENTRIES,
-                self.entries.len()
+                "[{} of {} entries{which}; use glob for the others]",
+                grouped(shown),
+                grouped(total)
             ));
         }
-        lines.join("\n")
+        Ok(lines.join("\n"))
     }
 }
 
+const DIRECTORY: u32 = 0x4000;
+const LINK: u32 = 0xa000;
+
 impl Entry {
-    fn shown(&self, with_size: bool) -> String {
-        let name = one_line(&self.name);
-        match (self.directory, with_size) {
-            (true, _) => format!("{name}/"),
-            (false, true) => format!("{name} ({})", size(self.size)),
-            (false, false) => name,
-        }
+    const fn is(&self, kind: u32) -> bool {
+        self.mode & 0xf000 == kind
     }
 }
 
@@ -259,7 +378,7 @@ fn parse_entries(text: &str) -> Vec<Entry> {
         match head(line) {
             Some((mode, size, name)) => entries.push(Entry {
                 name: name.to_owned(),
-                directory: mode & 0xf000 == 0x4000,
+                mode,
                 size,
             }),
             None => {
@@ -307,6 +426,8 @@ mod tests {
         assert_eq!(absolute("a", "/", "/h").unwrap(), "/a");
         assert!(absolute("", "/w", "/h").is_err());
         assert!(absolute("a\0", "/w", "/h").is_err());
+        assert!(absolute(&"a/".repeat(2_046), "/w", "/h").is_ok());
+        assert!(absolute(&"a/".repeat(2_047), "/w", "/h").is_err());
     }
 
     #[test]
@@ -314,7 +435,7 @@ mod tests {
         let entries = parse_entries("81a4|12|./a\nb|c\n41ed|4096|./dir\n");
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[0].name, "a\nb|c");
-        assert!(entries[1].directory);
+        assert!(entries[1].is(DIRECTORY));
         assert_eq!(entries[1].name, "dir");
     }
 }

@@ -9,11 +9,17 @@ use serde_json::json;
 
 use super::in_every_shell;
 
+/// A PNG of these sides, whole: nothing but its picture is wrong.
 fn png(width: u32, height: u32) -> Vec<u8> {
-    let mut bytes = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec();
-    bytes.extend(width.to_be_bytes());
-    bytes.extend(height.to_be_bytes());
-    bytes.extend([8, 6, 0, 0, 0]);
+    let mut header = [width.to_be_bytes(), height.to_be_bytes()].concat();
+    header.extend([8, 6, 0, 0, 0]);
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (name, content) in [(b"IHDR", &header[..]), (b"IDAT", b"data"), (b"IEND", b"")] {
+        let chunk = [name, content].concat();
+        bytes.extend(u32::try_from(content.len()).unwrap().to_be_bytes());
+        bytes.extend(&chunk);
+        bytes.extend(crc32fast::hash(&chunk).to_be_bytes());
+    }
     bytes
 }
 
@@ -37,23 +43,41 @@ in_every_shell! {
         rig.put("dir/sub/x", "");
         rig.put("dir/line\nend", "1");
         rig.put("empty", "");
-        rig.put("data.bin", b"\x7fELF\0\0\x01");
+        rig.put("data.bin", [&b"\x7fELF"[..], &[0; 60]].concat());
+        rig.put("big.bin", [&b"\x7fELF"[..], &[0; 300_000]].concat());
         rig.bash("mkfifo fifo; ln -s nowhere dangling").await;
         assert_eq!(
             rig.text("file_read", json!({"path": "dir"})).await,
             "b.txt (5 bytes)\nline\\nend (1 byte)\nsub/"
         );
         assert_eq!(rig.text("file_read", json!({"path": "empty"})).await, "(empty file)");
-        let binary = rig.text("file_read", json!({"path": "data.bin"})).await;
-        assert!(binary.contains("ELF program") && binary.contains("strings"), "{binary}");
-        for path in ["fifo", "dangling", "/dev/zero"] {
-            let why = rig.complaint("file_read", json!({"path": path})).await;
-            assert!(why.contains("no regular file"), "{why}");
+        for (path, size) in [("data.bin", "64 bytes"), ("big.bin", "300.0 kB")] {
+            let binary = rig.text("file_read", json!({"path": path})).await;
+            let what = format!("{path}: a binary file (application/x-executable by its first bytes), {size}.");
+            assert!(binary.starts_with(&what) && binary.contains("strings"), "{binary}");
         }
+        for (path, what) in [
+            ("fifo", "a pipe"),
+            ("dangling", "nowhere, where nothing can be reached"),
+            ("/dev/zero", "a device"),
+        ] {
+            let why = rig.complaint("file_read", json!({"path": path})).await;
+            assert!(why.contains("no regular file") && why.contains(what), "{why}");
+        }
+        let cpus = rig.text("file_read", json!({"path": "/proc/self/status"})).await;
+        assert!(cpus.starts_with("1\tName:"), "{cpus}");
         let why = rig.complaint("file_read", json!({"path": "dir/b.txd"})).await;
         assert!(why.contains("no such file") && why.contains("b.txt") && why.contains(&rig.home()), "{why}");
+        let why = rig.complaint("file_read", json!({"path": "dri/sub/x"})).await;
+        assert!(why.contains(" has no dri. Similar names there: dir."), "{why}");
+        let why = rig.complaint("file_read", json!({"path": "empty/x/y"})).await;
+        assert!(why.contains("empty is no directory"), "{why}");
         let why = rig.complaint("file_read", json!({"path": "a\u{0}b"})).await;
         assert!(why.contains("NUL"), "{why}");
+        let why = rig.complaint("file_read", json!({"path": "x".repeat(140_000)})).await;
+        assert!(why.contains("bytes long") && why.len() < 200, "{why}");
+        let why = rig.complaint("file_read", json!({"path": "y".repeat(300)})).await;
+        assert!(why.contains("no such file"), "{why}");
     }
 
     async fn paths_follow_the_directory_the_home_and_links(rig) {
@@ -85,15 +109,100 @@ in_every_shell! {
         text.push_str("\nlast\n");
         rig.put("long", &text);
         let page = rig.text("file_read", json!({"path": "long", "offset": 999, "limit": 2})).await;
-        assert!(page.starts_with("999\tline 999\n1000\tline 1000\n[lines 999–1000 of"), "{page}");
+        assert_eq!(page, "999\tline 999\n1000\tline 1000\n[lines 999–1,000 of 1,002; go on with offset=1001]");
         let page = rig.text("file_read", json!({"path": "long", "offset": -1})).await;
-        assert!(page.starts_with("1\tlast"), "{page}");
+        assert!(page.starts_with("1002\tlast"), "{page}");
+        let page = rig.text("file_read", json!({"path": "long", "offset": 1001})).await;
+        let (line, command) = page.split_once(" more bytes in this line; see them with bash: ").unwrap();
+        assert!(line.ends_with("[… more than 1,046,576"), "{line}");
+        let command = command.split_once(']').unwrap().0;
+        assert_eq!(rig.bash(command).await.text.matches('x').count(), 2_000, "{command}");
+    }
+
+    async fn files_of_any_size_are_read_alike(rig) {
+        for lines in [3, 60_000] {
+            let text = (1..=lines).map(|n| format!("\u{1b}[31m{n}\r\n")).collect::<Vec<_>>().concat();
+            rig.put("odd", format!("\u{feff}{text}"));
+            let notes = "[the file begins with a byte-order mark (BOM), which is not shown]\n\
+                [lines end in CRLF in the file]\n[control characters and U+FEFF are shown as U+FFFD]";
+            let page = rig.text("file_read", json!({"path": "odd", "offset": lines - 1})).await;
+            let expected = format!("{}\t\u{fffd}[31m{}\n{lines}\t\u{fffd}[31m{lines}\n{notes}", lines - 1, lines - 1);
+            assert_eq!(page, expected);
+            let page = rig.text("file_read", json!({"path": "odd", "offset": -2})).await;
+            assert_eq!(page, expected);
+            let page = rig.text("file_read", json!({"path": "odd", "limit": 1})).await;
+            assert!(page.starts_with("1\t\u{fffd}[31m1\n[lines 1–1 of "), "{page}");
+            let why = rig.complaint("file_read", json!({"path": "odd", "offset": lines + 1})).await;
+            assert!(why.contains("is past the end: odd has "), "{why}");
+            let wide: Vec<u8> = format!("\u{feff}{text}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+            rig.put("wide", wide);
+            let page = rig.text("file_read", json!({"path": "wide"})).await;
+            let says = if lines == 3 { "[UTF-16 (little-endian) in the file" } else { "wide: UTF-16 text" };
+            assert!(page.contains(says), "{page}");
+        }
+        rig.put("mark", "\u{feff}");
+        let page = rig.text("file_read", json!({"path": "mark"})).await;
+        assert!(page.starts_with("(empty file)") && page.contains("(BOM)"), "{page}");
+    }
+
+    async fn a_hint_for_the_shell_runs_nothing_that_a_name_says(rig) {
+        let name = "my file; touch pwned; $(touch pwned) '`touch pwned`'.txt";
+        rig.put(name, format!("{}\n", "é".repeat(3_000)));
+        let page = rig.text("file_read", json!({"path": name})).await;
+        let command = page.split_once("with bash: ").unwrap().1.trim_end_matches(']');
+        let answer = rig.bash(command).await;
+        assert_eq!(answer.exit_code, Some(0), "{}", answer.text);
+        assert!(answer.text.contains(&"é".repeat(999)), "{}", answer.text);
+        assert!(!rig.sandbox.home().join("pwned").exists());
+    }
+
+    async fn links_and_their_ends_are_listed_and_all_entries_counted(rig) {
+        rig.put("d/sub/x", "");
+        rig.put("d/a", "12");
+        rig.put("d/.hidden", "");
+        rig.bash("cd d; ln -s a to-a; ln -s sub to-sub; ln -s gone lost; ln -s loop loop; ln -s a -- '-n'").await;
+        rig.bash("cd").await;
+        let lost = "(a link to nothing that can be reached)";
+        assert_eq!(
+            rig.text("file_read", json!({"path": "d"})).await,
+            format!("-n -> a\n.hidden (0 bytes)\na (2 bytes)\nloop -> loop {lost}\nlost -> gone {lost}\nsub/\nto-a -> a\nto-sub/ -> sub")
+        );
+        rig.bash("mkdir e many; cd many; i=0; while [ $i -lt 3000 ]; do : >$i-abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz; i=$((i+1)); done").await;
+        rig.bash("cd").await;
+        assert_eq!(rig.text("file_read", json!({"path": "e"})).await, "(empty directory)");
+        let many = rig.text("file_read", json!({"path": "many"})).await;
+        assert!(many.ends_with("\n[200 of 3,000 entries, not the first by name; use glob for the others]"), "{many}");
+        assert_eq!(many.lines().count(), 201);
+    }
+
+    async fn a_reason_is_permission_only_if_it_is(rig) {
+        rig.put("closed/in/x", "1");
+        rig.put("secret", "1");
+        let home = rig.sandbox.home();
+        let mode = |path: &str, mode| std::fs::set_permissions(home.join(path), std::fs::Permissions::from_mode(mode)).unwrap();
+        mode("closed", 0o000);
+        mode("secret", 0o000);
+        let free = std::fs::read(home.join("secret")).is_ok();
+        let told = [
+            rig.call("file_read", json!({"path": "closed"})).await,
+            rig.call("file_read", json!({"path": "closed/in/x"})).await,
+            rig.call("file_read", json!({"path": "secret"})).await,
+        ];
+        mode("closed", 0o700);
+        for answer in told {
+            match answer {
+                // Whoever is root may all.
+                Ok(answer) if free => assert!(!answer.text.contains("denied"), "{answer:?}"),
+                Err(Failure::Complaint(why)) if !free => assert!(why.contains("permission denied"), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
     }
 
     async fn images_come_as_images_whatever_their_name(rig) {
         rig.put("shot.txt", png(1200, 800));
         let answer = rig.answer("file_read", json!({"path": "shot.txt"})).await;
-        assert_eq!(answer.text, "shot.txt, 1200×800, 29 bytes");
+        assert_eq!(answer.text, "shot.txt, 1200×800, 61 bytes");
         let [Image { media_type: ImageType::Png, base64 }] = answer.images.as_slice() else {
             panic!("{answer:?}")
         };
@@ -101,6 +210,24 @@ in_every_shell! {
         rig.put("wide.png", png(9000, 10));
         let why = rig.complaint("file_read", json!({"path": "wide.png"})).await;
         assert!(why.contains("9000×10") && why.contains("thumbnail"), "{why}");
+        rig.put("zero.png", png(0, 10));
+        let why = rig.complaint("file_read", json!({"path": "zero.png"})).await;
+        assert!(why.contains("0×10"), "{why}");
+        let whole = png(10, 10);
+        for (bytes, damage) in [
+            (&whole[..whole.len() - 1], "ends in the middle"),
+            (&whole[..33], "ends in the middle"),
+            (&[&whole[..33], &whole[whole.len() - 12..]].concat(), "has no image data"),
+        ] {
+            rig.put("damaged.png", bytes);
+            let why = rig.complaint("file_read", json!({"path": "damaged.png"})).await;
+            assert!(why.contains(damage), "{why}");
+        }
+        let mut large = png(10, 10);
+        large.resize(3_700_000, 0);
+        rig.put("large.png", large);
+        let answer = rig.answer("file_read", json!({"path": "large.png"})).await;
+        assert_eq!((answer.text.as_str(), answer.images.len()), ("large.png, 10×10, 3.7 MB", 1));
         let mut heavy = png(10, 10);
         heavy.resize(3_800_000, 0);
         rig.put("heavy.png", heavy);

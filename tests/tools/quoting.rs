@@ -1,5 +1,5 @@
 use proptest::strategy::{Strategy as _, ValueTree as _};
-use sandcaster::tools::quote;
+use shlex::try_quote;
 
 use super::in_every_shell;
 
@@ -17,7 +17,7 @@ in_every_shell! {
         let mut command = String::new();
         for text in &texts {
             command.push_str("printf '%s\\037' ");
-            command.push_str(&quote(text).unwrap());
+            command.push_str(&try_quote(text).unwrap());
             command.push('\n');
         }
         command = format!("{{\n{command}}} > out.bin");

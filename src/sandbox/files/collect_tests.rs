@@ -71,6 +71,10 @@ fn types_come_from_bytes_first_and_names_second() {
         ("x.bin", b"PK\x03\x04", "application/zip"),
         ("Makefile", b"all:\n", "text/plain"),
         ("noext", b"\0\x01", "application/octet-stream"),
+        ("BMW", b"BMW, GIF and MZ are letters", "text/plain"),
+        ("noext", b"%PDF-1.4\n", "application/pdf"),
+        ("x.whl", b"PK\x03\x04\0\0", "application/zip"),
+        ("x.jar", b"PK\x03\x04\0\0", "application/java-archive"),
         ("a.b/c", b"", "text/plain"),
     ] {
         assert_eq!(mime_type(name, bytes), mime, "{name}");

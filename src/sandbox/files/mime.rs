@@ -1,26 +1,5 @@
 //! What kind of file it is, by its bytes and its name.
 
-/// By first bytes, which tell the truth more often than names.
-const MAGIC: &[(&[u8], &str)] = &[
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"%PDF-", "application/pdf"),
-    (b"\x1f\x8b", "application/gzip"),
-    (b"BZh", "application/x-bzip2"),
-    (b"\xfd7zXZ\0", "application/x-xz"),
-    (b"\x28\xb5\x2f\xfd", "application/zstd"),
-    (b"7z\xbc\xaf\x27\x1c", "application/x-7z-compressed"),
-    (b"SQLite format 3\0", "application/vnd.sqlite3"),
-    (b"\x7fELF", "application/x-executable"),
-    (b"\0asm", "application/wasm"),
-    (b"PAR1", "application/vnd.apache.parquet"),
-    (b"OggS", "audio/ogg"),
-    (b"ID3", "audio/mpeg"),
-    (b"fLaC", "audio/flac"),
-];
-
 /// By the last part of the name, in lower case.
 const EXTENSIONS: &[(&str, &str)] = &[
     ("txt", "text/plain"),
@@ -104,22 +83,9 @@ const EXTENSIONS: &[(&str, &str)] = &[
 
 /// The MIME type of a file with this name and these bytes.
 ///
-/// Bytes that say what they are win over the name; a name that says text must not hold binary data.
+/// Text has its type from its name. Of binary data the bytes know better than the name, unless all that they
+/// say is that it is a ZIP archive, as many formats are.
 pub fn mime_type(name: &str, bytes: &[u8]) -> &'static str {
-    let by_magic = MAGIC
-        .iter()
-        .find(|(magic, _)| bytes.starts_with(magic))
-        .map(|(_, mime)| *mime);
-    if let Some(mime) = by_magic {
-        return mime;
-    }
-    if bytes.starts_with(b"RIFF") {
-        match bytes.get(8..12) {
-            Some(b"WEBP") => return "image/webp",
-            Some(b"WAVE") => return "audio/wav",
-            _ => {}
-        }
-    }
     let extension = name
         .rsplit('/')
         .next()
@@ -132,10 +98,21 @@ pub fn mime_type(name: &str, bytes: &[u8]) -> &'static str {
             .map(|(_, mime)| *mime)
     });
     let is_text = std::str::from_utf8(bytes).is_ok() && !bytes.contains(&0);
-    match by_name {
-        Some(mime) if !mime.starts_with("text/") || is_text => mime,
-        _ if bytes.starts_with(b"PK\x03\x04") => "application/zip",
-        _ if is_text => "text/plain",
-        Some(_) | None => "application/octet-stream",
+    // Some formats begin with letters, as do texts.
+    let is_plain = is_text
+        && !bytes
+            .iter()
+            .any(|b| b.is_ascii_control() && !b.is_ascii_whitespace());
+    let by_bytes = infer::get(bytes)
+        .map(|kind| kind.mime_type())
+        .filter(|mime| !is_plain || *mime == "application/pdf");
+    let by_name = by_name.filter(|mime| is_text || !mime.starts_with("text/"));
+    match by_bytes {
+        Some(mime) if mime != "application/zip" => mime,
+        by_bytes => by_name.or(by_bytes).unwrap_or(if is_text {
+            "text/plain"
+        } else {
+            "application/octet-stream"
+        }),
     }
 }

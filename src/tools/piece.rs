@@ -1,0 +1,205 @@
+//! A piece of a file: what it holds, and the lines that were asked for, fetched or cut out in the sandbox.
+
+use std::time::Duration;
+
+use crate::chat::ImageType;
+use crate::show::prose;
+
+use super::image;
+use super::place::Place;
+use super::script::Script;
+use super::types::{Failure, ToolContext};
+
+/// What tells the kind of a file.
+pub(super) const BEGINNING: usize = 8 * 1024;
+/// Bytes of lines that are cut out.
+pub(super) const SLICE_BYTES: usize = 1024 * 1024;
+/// The lines of a larger file are counted only where nothing works without.
+const COUNTED: u64 = 64 * 1024 * 1024;
+const SLICE_LIMIT: Duration = Duration::from_secs(20);
+pub(super) const MOST_LINES: u64 = 2_000;
+/// The beginning of `$1`, then its lines from `$2` on, or the last ones if that is negative, up to one
+/// byte more than [`SLICE_BYTES`]; then, each after a NUL, how long the beginning was, which line came first,
+/// and how many lines there are, if that is asked for by `$3` or needed. No lines of a file whose beginning is
+/// binary.
+///
+/// Nothing here holds a line in memory, however long it is.
+const SLICE: &str = r#"
+head -c 8192 "$1" || exit
+b=$(head -c 8192 "$1" | wc -c)
+from=$2; n=
+if [ "$(head -c 8192 "$1" | tr -dc '\000' | wc -c)" -eq 0 ]; then
+if [ "$3" = 1 ] || [ "$from" -lt 0 ]; then n=$(($(wc -l <"$1") + 1 - $(tail -c 1 "$1" | wc -l))); fi
+if [ "$from" -lt 0 ]; then from=$((n + from + 1)); [ "$from" -ge 1 ] || from=1; fi
+tail -n "+$from" "$1" | head -c 1048577
+fi
+printf '\000%d\000%d\000%s' "$b" "$from" "$n"
+"#;
+
+/// The lines asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Window {
+    /// From this line, from 1, this many.
+    From(u64, u64),
+    /// The last lines.
+    Last(u64),
+}
+
+impl Window {
+    pub(super) fn new(offset: Option<i64>, limit: Option<i64>) -> Self {
+        let limit = limit.map_or(MOST_LINES, |limit| {
+            limit.unsigned_abs().clamp(1, MOST_LINES)
+        });
+        match offset.unwrap_or(1) {
+            offset if offset < 0 => Self::Last(offset.unsigned_abs()),
+            offset => Self::From(offset.unsigned_abs().max(1), limit),
+        }
+    }
+}
+
+/// What a file holds, by its beginning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    Image(ImageType),
+    Text,
+    /// And its byte order.
+    Utf16(&'static str),
+    /// And its MIME type, if that can be told.
+    Binary(Option<&'static str>),
+}
+
+impl Content {
+    pub(super) fn of(beginning: &[u8]) -> Self {
+        if let Some(kind) = image::kind(beginning) {
+            return Self::Image(kind);
+        }
+        match beginning {
+            [0xff, 0xfe, ..] => Self::Utf16("little"),
+            [0xfe, 0xff, ..] => Self::Utf16("big"),
+            _ if is_binary(beginning) => {
+                Self::Binary(infer::get(beginning).map(|kind| kind.mime_type()))
+            }
+            _ => Self::Text,
+        }
+    }
+}
+
+/// NUL in the first 8 KiB.
+pub(super) fn is_binary(bytes: &[u8]) -> bool {
+    bytes.iter().take(BEGINNING).any(|b| *b == 0)
+}
+
+/// Lines of a file, and what is known of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) content: Content,
+    /// The file begins with a byte-order mark.
+    pub(super) marked: bool,
+    /// Lines from line `from` on, in UTF-8 for the most part; without the mark.
+    pub(super) bytes: Vec<u8>,
+    pub(super) from: u64,
+    /// Lines of the file; `None` if they were not counted.
+    pub(super) total: Option<u64>,
+    /// The file goes on after `bytes`.
+    pub(super) cut: bool,
+}
+
+pub(super) const MARK: &[u8] = b"\xef\xbb\xbf";
+
+impl Piece {
+    /// Of a file that was fetched whole.
+    pub(super) fn whole(file: &[u8], window: Window) -> Self {
+        let content = Content::of(file.get(..BEGINNING).unwrap_or(file));
+        let marked = file.starts_with(MARK) || matches!(content, Content::Utf16(_));
+        let mut decoded = match content {
+            Content::Utf16("little") => utf16(file, u16::from_le_bytes),
+            Content::Utf16(_) => utf16(file, u16::from_be_bytes),
+            Content::Image(_) | Content::Binary(_) => Vec::new(),
+            Content::Text => file.strip_prefix(MARK).unwrap_or(file).to_vec(),
+        };
+        let unended = decoded.last().is_some_and(|b| *b != b'\n');
+        let total = count(memchr::memchr_iter(b'\n', &decoded).count() + usize::from(unended));
+        let from = match window {
+            Window::From(from, _) => from,
+            Window::Last(count) => total.saturating_sub(count) + 1,
+        };
+        let skipped = usize::try_from(from - 1).unwrap_or(usize::MAX);
+        let start = match skipped.checked_sub(1) {
+            None => 0,
+            Some(ends) => memchr::memchr_iter(b'\n', &decoded)
+                .nth(ends)
+                .map_or(decoded.len(), |at| at + 1),
+        };
+        Self {
+            content,
+            marked,
+            bytes: decoded.split_off(start),
+            from,
+            total: Some(total),
+            cut: false,
+        }
+    }
+
+    /// From what [`SLICE`] printed.
+    pub(super) fn parse(printed: &[u8]) -> Option<Self> {
+        let mut fields = printed.rsplitn(4, |b| *b == 0);
+        let mut number = || -> Option<Option<u64>> {
+            let text = std::str::from_utf8(fields.next()?).ok()?;
+            Some(text.trim().parse().ok())
+        };
+        let (total, from, beginning) = (number()?, number()??, number()??);
+        let printed = fields.next()?;
+        let (beginning, bytes) = printed.split_at_checked(usize::try_from(beginning).ok()?)?;
+        let marked = beginning.starts_with(MARK);
+        let (bytes, cut) = match bytes.get(..SLICE_BYTES) {
+            Some(start) => (start, start.len() < bytes.len()),
+            None => (bytes, false),
+        };
+        let mark = bytes.strip_prefix(MARK).filter(|_| from == 1);
+        Some(Self {
+            content: Content::of(beginning),
+            marked,
+            bytes: mark.unwrap_or(bytes).to_vec(),
+            from,
+            total,
+            cut,
+        })
+    }
+}
+
+/// Lines that are cut out in the sandbox.
+pub(super) async fn slice(
+    name: &str,
+    place: &Place,
+    window: Window,
+    context: &ToolContext,
+) -> Result<Piece, Failure> {
+    let from = match window {
+        Window::From(from, _) => from.to_string(),
+        Window::Last(count) => format!("-{count}"),
+    };
+    let counted = if place.size <= COUNTED { "1" } else { "0" };
+    let script = Script {
+        text: SLICE,
+        args: vec![&place.path, &from, counted],
+        keep: BEGINNING + SLICE_BYTES + 1024,
+        ..Script::default()
+    };
+    let ended = script.run_for(context, SLICE_LIMIT).await?;
+    Piece::parse(&ended.stdout).ok_or_else(|| {
+        let why = prose(&String::from_utf8_lossy(&ended.stderr), 300);
+        Failure::Complaint(format!("{name} could not be read: {why}"))
+    })
+}
+
+fn utf16(file: &[u8], unit: fn([u8; 2]) -> u16) -> Vec<u8> {
+    let pairs = file.iter().skip(2).zip(file.iter().skip(3)).step_by(2);
+    char::decode_utf16(pairs.map(|(a, b)| unit([*a, *b])))
+        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect::<String>()
+        .into_bytes()
+}
+
+pub(super) fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
