@@ -11,6 +11,7 @@ mod facts;
 mod grep;
 mod image;
 mod listing;
+mod nearest;
 mod place;
 mod quote;
 mod read;

@@ -16,8 +16,8 @@ const FILE_LIMIT: Duration = Duration::from_mins(1);
 const LISTING: usize = 256 * 1024;
 const SHOWN_ENTRIES: usize = 200;
 
-/// Says what `$1` is, in fields that end with NUL: kind, size, lines (if `$2` is 1 and it is of at most
-/// 8 MiB), where a symlink leads, whether it may be read; then, of a directory its entries, of a missing
+/// Says what `$1` is, in fields that end with NUL: kind, size, text (if `$2` is 1 and it is of at most 8 MiB:
+/// its lines, those in CRLF, the first bytes), where a symlink leads, whether it may be read; then, of a directory its entries, of a missing
 /// file its neighbours.
 ///
 /// Entries are `./name` behind their mode and size: as no name has a slash, none can forge that.
@@ -28,7 +28,7 @@ if [ -d "$p" ]; then k=d; elif [ -f "$p" ]; then k=f; elif [ -e "$p" ] || [ -L "
 [ -r "$p" ] && r=1
 if [ "$k" = f ]; then
 s=$(stat -L -c %s "$p" 2>/dev/null || wc -c <"$p" 2>/dev/null)
-[ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l=$(grep -c '' "$p" 2>/dev/null)
+[ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l="$(grep -c '' "$p" 2>/dev/null) $(LC_ALL=C grep -c "$(printf '\r')\$" "$p" 2>/dev/null) $(head -c 3 "$p" 2>/dev/null | od -An -tx1)"
 fi
 [ -L "$p" ] && t=$(readlink -f "$p" 2>/dev/null)
 printf '%s\000%s\000%s\000%s\000%s\000' "$k" "$s" "$l" "$t" "$r"
@@ -57,12 +57,33 @@ pub(super) struct Place {
     pub(super) kind: Kind,
     /// Of a regular file, in bytes.
     pub(super) size: u64,
-    /// Lines of a regular file, if they were asked for and it isn't large.
-    pub(super) lines: Option<u64>,
+    /// Of a regular file, if it was asked for and the file isn't large.
+    pub(super) text: Option<Text>,
     /// Where a symlink leads in the end.
     pub(super) target: Option<String>,
     pub(super) readable: bool,
     entries: Vec<Entry>,
+}
+
+/// What a text is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Text {
+    pub(super) lines: u64,
+    /// Lines that end in CRLF.
+    pub(super) crlf: u64,
+    /// The first three bytes, in hexadecimal.
+    pub(super) begins: String,
+}
+
+impl Text {
+    fn parse(field: &str) -> Option<Self> {
+        let mut words = field.split_whitespace();
+        Some(Self {
+            lines: words.next()?.parse().ok()?,
+            crlf: words.next()?.parse().ok()?,
+            begins: words.collect(),
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,7 +150,7 @@ impl Place {
             "o" => Kind::Other,
             _ => Kind::Missing,
         };
-        let (size, lines, target, readable) = (field(), field(), field(), field());
+        let (size, text, target, readable) = (field(), field(), field(), field());
         let mut entries = parse_entries(&field());
         entries.sort();
         Self {
@@ -137,7 +158,7 @@ impl Place {
             path,
             kind,
             size: size.parse().unwrap_or(0),
-            lines: lines.parse().ok(),
+            text: Text::parse(&text),
             readable: readable == "1",
             entries,
         }
