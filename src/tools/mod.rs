@@ -11,6 +11,7 @@ mod facts;
 mod grep;
 mod image;
 mod listing;
+mod nearest;
 mod page;
 mod piece;
 mod place;

@@ -19,10 +19,10 @@ const SHOWN_ENTRIES: usize = 200;
 /// More than any system takes (`PATH_MAX`, which counts a NUL too).
 const LONGEST_PATH: usize = 4095;
 
-/// Says what `$1` is, in fields that end with NUL: kind, size, lines (if `$2` is 1 and it is of at most
-/// 8 MiB), where a symlink leads, whether it may be read; of a missing one the nearest directory above it
-/// that is there; whether one can look into that directory, or the one at `$1`; the number of its entries;
-/// then the entries.
+/// Says what `$1` is, in fields that end with NUL: kind, size, text (if `$2` is 1 and it is of at most 8 MiB:
+/// its lines, those in CRLF, the first bytes), where a symlink leads, whether it may be read; of a missing one
+/// the nearest directory above it that is there; whether one can look into that directory, or the one at `$1`;
+/// the number of its entries; then the entries.
 ///
 /// Entries are `./name` behind their mode and size: as no name has a slash, none can forge that.
 const INSPECT: &str = r#"
@@ -41,7 +41,7 @@ fi
 [ -r "$p" ] && r=1
 if [ "$k" = f ]; then
 s=$(stat -L -c %s "$p" 2>/dev/null || wc -c <"$p" 2>/dev/null)
-[ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l=$(grep -c '' "$p" 2>/dev/null)
+[ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l="$(grep -c '' "$p" 2>/dev/null) $(LC_ALL=C grep -c "$(printf '\r')\$" "$p" 2>/dev/null) $(head -c 3 "$p" 2>/dev/null | od -An -tx1)"
 fi
 if [ -L "$p" ]; then t=$(readlink -f "$p" 2>/dev/null); [ -n "$t" ] || t=$(readlink "$p" 2>/dev/null); fi
 if [ -n "$d" ]; then if ! [ -d "$d" ]; then o=f; elif cd "$d" 2>/dev/null; then o=1; fi; fi
@@ -83,8 +83,8 @@ pub(super) struct Place {
     other: &'static str,
     /// Of a regular file, in bytes.
     pub(super) size: u64,
-    /// Lines of a regular file, if they were asked for and it isn't large.
-    pub(super) lines: Option<u64>,
+    /// Of a regular file, if it was asked for and the file isn't large.
+    pub(super) text: Option<Text>,
     /// Where a symlink leads in the end, or what it names if that can't be told.
     pub(super) target: Option<String>,
     pub(super) readable: bool,
@@ -103,6 +103,27 @@ enum Inside {
     Closed,
     /// It is none.
     NoDirectory,
+}
+
+/// What a text is like.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Text {
+    pub(super) lines: u64,
+    /// Lines that end in CRLF.
+    pub(super) crlf: u64,
+    /// The first three bytes, in hexadecimal.
+    pub(super) begins: String,
+}
+
+impl Text {
+    fn parse(field: &str) -> Option<Self> {
+        let mut words = field.split_whitespace();
+        Some(Self {
+            lines: words.next()?.parse().ok()?,
+            crlf: words.next()?.parse().ok()?,
+            begins: words.collect(),
+        })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,7 +200,7 @@ impl Place {
             "l" => (Kind::Other, "a link"),
             _ => (Kind::Missing, ""),
         };
-        let (size, lines, target, readable) = (field(), field(), field(), field() == "1");
+        let (size, text, target, readable) = (field(), field(), field(), field() == "1");
         let directory = field().to_owned();
         let inside = match field() {
             "1" => Inside::Seen,
@@ -200,7 +221,7 @@ impl Place {
             kind,
             other,
             size: size.trim().parse().unwrap_or(0),
-            lines: lines.trim().parse().ok(),
+            text: Text::parse(text),
             readable,
             directory,
             inside,

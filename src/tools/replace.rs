@@ -1,296 +1,437 @@
 //! Exact replacement of text in bytes: the pure part of `file_edit`.
 //!
-//! Nothing is matched fuzzily, since a wrong match is a silent fault. Three fixed helps are tried in turn
-//! and told: line ends of the file, pasted line numbers, one line end too many.
+//! Nothing is matched fuzzily, since a wrong match is a silent fault. Line ends alone may differ, as no model
+//! sees them: the replacement takes those of the text that it replaces. A text that isn't in the file gets
+//! one of two [`Help`]s, each of which knows the only place where its guess can be right.
 
 use std::borrow::Cow;
+use std::iter::Peekable;
+use std::ops::Range;
 
-use crate::show::one_line;
+use memchr::memmem::{FindIter, Finder, find_iter};
+use memchr::{memchr, memchr_iter, memchr2_iter, memrchr};
+
+/// Stretches that are remembered: more than any answer shows.
+const MOST_CHANGES: usize = 4_000;
+
+/// An edit, as asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked<'a> {
+    pub(super) old: &'a str,
+    pub(super) new: &'a str,
+    /// Every place where `old` stands, not the only one.
+    pub(super) all: bool,
+    /// Bytes that the file may have afterwards.
+    pub(super) most: usize,
+}
 
 /// What was done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Replaced {
     /// The file as it is to be.
     pub(super) bytes: Vec<u8>,
-    /// Where the new text stands in them.
-    pub(super) places: Vec<std::ops::Range<usize>>,
-    /// The text that was there, as it was matched.
-    pub(super) old: Vec<u8>,
-    /// Which help was needed.
-    pub(super) note: Option<&'static str>,
+    /// How many places were replaced.
+    pub(super) count: usize,
+    /// What was replaced, in bytes of the old file and of the new one; places in one line are joined.
+    pub(super) changes: Vec<(Range<usize>, Range<usize>)>,
+    /// What was done beside what was asked.
+    pub(super) notes: Vec<&'static str>,
 }
 
-/// What the help is called in the answer, and the pair of texts that it makes.
-type Help<'a> = (Option<&'static str>, Cow<'a, str>, Cow<'a, str>);
+/// Why nothing was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// In words, without the file's name.
+    Because(String),
+    /// The text is not in the file.
+    NotFound,
+}
 
-/// Replaces `old` by `new`: the one place where it stands, or all.
+/// Replaces the asked text: at the one place where it stands, or at all.
 ///
 /// # Errors
-/// A complaint without the file's name: why there is nothing to replace, or that it's not certain what.
-pub(super) fn replace(file: &[u8], old: &str, new: &str, all: bool) -> Result<Replaced, String> {
-    if old.is_empty() {
-        return Err("old_string is empty; use file_write to create or replace a file".to_owned());
+/// There is nothing to replace, or it's not certain what.
+pub(super) fn replace(file: &[u8], asked: Asked<'_>) -> Result<Replaced, Refusal> {
+    let because = |why: &str| Err(Refusal::Because(why.to_owned()));
+    if asked.old.is_empty() {
+        return because("old_string is empty; use file_write to create or replace a file");
     }
-    if old == new {
-        return Err("old_string and new_string are the same; nothing to do".to_owned());
+    if asked.old == asked.new {
+        return because("old_string and new_string are the same; nothing to do");
     }
-    let crlf = uses_crlf(file);
-    for (note, old, new) in helps(old, new) {
-        let mut note = note;
-        let (mut found, mut old, mut new) = (positions(file, old.as_bytes()), old, new);
-        if found.is_empty() && crlf && has_lone_lf(&old) {
-            old = Cow::Owned(to_crlf(&old));
-            found = positions(file, old.as_bytes());
+    let found = Survey::of(file, asked.old);
+    if found.count > 0 {
+        if !asked.all && (found.count > 1 || found.overlap) {
+            return Err(Refusal::Because(found.ambiguous()));
         }
-        if found.is_empty() {
-            continue;
-        }
-        if crlf && has_lone_lf(&new) && lines_are_all_crlf(file) {
-            new = Cow::Owned(to_crlf(&new));
-            note = note.or(Some("the file's CRLF line ends were kept"));
-        }
-        if found.len() > 1 && !all {
-            return Err(ambiguous(file, &found));
-        }
-        if old == new {
-            return Err("after the line numbers and line ends are set right, old_string and new_string are \
-                        the same; nothing to do"
-                .to_owned());
-        }
-        return Ok(apply(file, &found, old.as_bytes(), new.as_bytes(), note));
+        let note = found
+            .overlap
+            .then_some("places that overlap one before them were left");
+        return apply(file, Places::new(file, asked.old), asked, note);
     }
-    Err(not_found(file, old, new))
+    for help in [Help::LineEnd, Help::LineNumbers] {
+        if let Some((place, old, new)) = help.read(file, asked) {
+            let read = Asked {
+                old: &old,
+                new: &new,
+                ..asked
+            };
+            return apply(file, std::iter::once(place), read, Some(help.note()));
+        }
+    }
+    Err(Refusal::NotFound)
 }
 
-fn helps<'a>(old: &'a str, new: &'a str) -> Vec<Help<'a>> {
-    let mut helps: Vec<Help<'a>> = vec![(None, Cow::Borrowed(old), Cow::Borrowed(new))];
-    let unnumbered = without_numbers(old);
-    if let Some(bare) = &unnumbered {
-        let new = without_numbers(new).map_or(Cow::Borrowed(new), Cow::Owned);
-        helps.push((
-            Some("the line numbers in old_string were left out"),
-            Cow::Owned(bare.clone()),
+/// The line, from 1, in which `text` stands, if it stands in the file once.
+pub(super) fn only_line(file: &[u8], text: &str) -> Option<usize> {
+    let found = (!text.is_empty()).then(|| Survey::of(file, text))?;
+    found.lines.first().copied().filter(|_| found.count == 1)
+}
+
+/// What a model may have added to the text that it saw. Asked only when the text isn't in the file as given.
+#[derive(Clone, Copy, Debug)]
+enum Help {
+    /// A line end after the last line, which has none: right only at the end of the file.
+    LineEnd,
+    /// The numbers that `file_read` shows: right only in the lines that have them.
+    LineNumbers,
+}
+
+impl Help {
+    const fn note(self) -> &'static str {
+        match self {
+            Self::LineEnd => "old_string had one line end too many",
+            Self::LineNumbers => "the line numbers in old_string were left out",
+        }
+    }
+
+    /// The place that was meant, and the texts without what was added; `None` if the guess is wrong.
+    fn read<'a>(
+        self,
+        file: &[u8],
+        asked: Asked<'a>,
+    ) -> Option<(Range<usize>, Cow<'a, str>, Cow<'a, str>)> {
+        match self {
+            Self::LineEnd => {
+                let old = without_line_end(asked.old).filter(|old| !old.is_empty())?;
+                let mut seen = Seen::new(file, old);
+                let at = seen.text.len().checked_sub(old.len())?;
+                let fits = seen.text.ends_with(old.as_bytes());
+                let place = fits.then(|| seen.in_file(at)..file.len())?;
+                let new = without_line_end(asked.new).unwrap_or(asked.new);
+                Some((place, old.into(), new.into()))
+            }
+            Self::LineNumbers => {
+                let (first, old) = without_numbers(asked.old)?;
+                let new = match without_numbers(asked.new) {
+                    Some((number, new)) if number == first => new.into(),
+                    None if !asked.new.lines().any(is_numbered) => asked.new.into(),
+                    _ => return None,
+                };
+                // Lines with a number of their own: which of the two new_string means can't be told.
+                if old.lines().any(is_numbered) {
+                    return None;
+                }
+                let mut places = Places::new(file, &old);
+                let place = places.next()?;
+                let (before, _) = file.split_at_checked(place.start)?;
+                let right = line_ends(before) + 1 == first
+                    && (before.is_empty() || before.ends_with(b"\n"))
+                    && !places.overlap
+                    && places.next().is_none();
+                right.then_some((place, old.into(), new))
+            }
+        }
+    }
+}
+
+fn without_line_end(text: &str) -> Option<&str> {
+    let shorter = text.strip_suffix('\n')?;
+    Some(shorter.strip_suffix('\r').unwrap_or(shorter))
+}
+
+/// `12<TAB>text`, with blanks before the number where it stands in a column.
+fn numbered(line: &str) -> Option<(usize, &str)> {
+    let (number, rest) = line.split_once('\t')?;
+    let number = number.trim_start_matches(' ');
+    let digits = number.bytes().all(|b| b.is_ascii_digit());
+    Some((number.parse().ok().filter(|_| digits)?, rest))
+}
+
+fn is_numbered(line: &str) -> bool {
+    numbered(line).is_some()
+}
+
+/// The first number and the text without numbers, if every line has one and they count up.
+fn without_numbers(text: &str) -> Option<(usize, String)> {
+    let mut lines = text.split_inclusive('\n');
+    let (first, rest) = numbered(lines.next()?)?;
+    let mut bare = rest.to_owned();
+    for (line, expected) in lines.zip(first + 1..) {
+        let (number, rest) = numbered(line)?;
+        bare.push_str(rest);
+        (number == expected).then_some(())?;
+    }
+    (!bare.is_empty()).then_some((first, bare))
+}
+
+/// A file as a text is looked for in it: with all line ends alike, if the text has some and doesn't say which.
+struct Seen<'f> {
+    text: Cow<'f, [u8]>,
+    /// Where a byte was dropped, in the file.
+    crlf: Peekable<FindIter<'f, 'static>>,
+    dropped: usize,
+}
+
+impl<'f> Seen<'f> {
+    fn new(file: &'f [u8], text: &str) -> Self {
+        let open = text.contains('\n') && !text.contains('\r') && memchr(b'\r', file).is_some();
+        let mut seen = Cow::Borrowed(file);
+        if open {
+            let mut bytes = file.iter().peekable();
+            let mut alike = Vec::with_capacity(file.len());
+            while let Some(byte) = bytes.next() {
+                let cr = *byte == b'\r';
+                if !(cr && bytes.peek() == Some(&&b'\n')) {
+                    alike.push(if cr { b'\n' } else { *byte });
+                }
+            }
+            seen = alike.into();
+        }
+        Self {
+            text: seen,
+            crlf: find_iter(if open { file } else { b"" }, "\r\n").peekable(),
+            dropped: 0,
+        }
+    }
+
+    /// Where in the file that is which is at `at` here. Asked in order.
+    fn in_file(&mut self, at: usize) -> usize {
+        while self.crlf.next_if(|cr| *cr < at + self.dropped).is_some() {
+            self.dropped += 1;
+        }
+        at + self.dropped
+    }
+}
+
+/// Where a text stands in a file, in order and without overlaps.
+struct Places<'f> {
+    seen: Seen<'f>,
+    finder: Finder<'f>,
+    from: usize,
+    /// The text stands at another place too, which begins within one of these.
+    overlap: bool,
+}
+
+impl<'f> Places<'f> {
+    fn new(file: &'f [u8], text: &'f str) -> Self {
+        Self {
+            seen: Seen::new(file, text),
+            finder: Finder::new(text),
+            from: 0,
+            overlap: false,
+        }
+    }
+}
+
+impl Iterator for Places<'_> {
+    type Item = Range<usize>;
+
+    fn next(&mut self) -> Option<Range<usize>> {
+        let text = self.seen.text.get(self.from..)?;
+        let at = self.finder.find(text)?;
+        let length = self.finder.needle().len();
+        let within = text.get(at + 1..text.len().min(at + 2 * length - 1));
+        self.overlap |= within.is_some_and(|text| self.finder.find(text).is_some());
+        let (start, end) = (self.from + at, self.from + at + length);
+        self.from = end;
+        Some(self.seen.in_file(start)..self.seen.in_file(end))
+    }
+}
+
+fn line_ends(bytes: &[u8]) -> usize {
+    memchr_iter(b'\n', bytes).count()
+}
+
+/// How often a text stands in a file, and where first.
+#[derive(Debug, Default)]
+struct Survey {
+    count: usize,
+    overlap: bool,
+    /// The first five, from 1.
+    lines: Vec<usize>,
+}
+
+impl Survey {
+    fn of(file: &[u8], text: &str) -> Self {
+        let mut survey = Self::default();
+        let (mut line, mut counted) = (1, 0);
+        let mut places = Places::new(file, text);
+        for place in places.by_ref() {
+            if survey.count < 5 {
+                line += line_ends(file.get(counted..place.start).unwrap_or_default());
+                counted = place.start;
+                survey.lines.push(line);
+            }
+            survey.count += 1;
+        }
+        survey.overlap = places.overlap;
+        survey
+    }
+
+    fn ambiguous(&self) -> String {
+        let lines: Vec<String> = self.lines.iter().map(usize::to_string).collect();
+        let stands = match self.count {
+            1 => "fits at places that overlap, first in line".to_owned(),
+            count => format!("stands {count} times, in lines"),
+        };
+        format!(
+            "old_string {stands} {}{}; add lines around it so that it is unique, or set replace_all",
+            lines.join(", "),
+            if self.count > lines.len() {
+                ", …"
+            } else {
+                ""
+            }
+        )
+    }
+}
+
+/// The new text, with the line ends of what it replaces.
+struct Replacement<'a> {
+    file: &'a [u8],
+    new: &'a str,
+    /// The text names its line ends.
+    as_given: bool,
+    /// The line end after a place, up to where it holds: places come in order, so each is looked for once.
+    line: Option<(usize, &'static str)>,
+}
+
+impl<'a> Replacement<'a> {
+    fn new(file: &'a [u8], asked: Asked<'a>) -> Self {
+        let Asked { old, new, .. } = asked;
+        let cr = |text: &str| text.matches('\r').count();
+        Self {
+            file,
             new,
-        ));
+            as_given: !new.contains('\n')
+                || (cr(old) > 0 && cr(new) > 0)
+                || cr(old) > old.matches("\r\n").count()
+                || old.replace('\r', "") == new.replace('\r', ""),
+            line: None,
+        }
     }
-    if let Some(shorter) = old.strip_suffix('\n')
-        && !shorter.is_empty()
-    {
-        helps.push((
-            Some("old_string had one line end too many"),
-            Cow::Borrowed(shorter),
-            Cow::Borrowed(new.strip_suffix('\n').unwrap_or(new)),
-        ));
+
+    /// In the place of `at`: each line end as the one that stood there, further ones as the last.
+    fn at(&mut self, at: &Range<usize>) -> Cow<'a, str> {
+        let old = self.file.get(at.clone()).unwrap_or_default();
+        let mut ends = ends_of(old).peekable();
+        let mut end = match ends.peek() {
+            _ if self.as_given => return self.new.into(),
+            Some(end) => *end,
+            None => self.line_end(at.end),
+        };
+        let mut out = String::with_capacity(self.new.len() + 16);
+        for line in self.new.split_inclusive('\n') {
+            match line.strip_suffix('\n') {
+                Some(text) => {
+                    end = ends.next().unwrap_or(end);
+                    out.push_str(text);
+                    out.push_str(if text.ends_with('\r') { "\n" } else { end });
+                }
+                None => out.push_str(line),
+            }
+        }
+        out.into()
     }
-    helps
+
+    /// That of the line in which `at` lies; of a last line without one, that of the line before.
+    fn line_end(&mut self, at: usize) -> &'static str {
+        if let Some((until, end)) = self.line
+            && at <= until
+        {
+            return end;
+        }
+        let after = memchr(b'\n', self.file.get(at..).unwrap_or_default()).map(|next| at + next);
+        let end = match after.or_else(|| memrchr(b'\n', self.file)) {
+            Some(lf) if lf > 0 && self.file.get(lf - 1) == Some(&b'\r') => "\r\n",
+            None if memchr(b'\r', self.file).is_some() => "\r",
+            _ => "\n",
+        };
+        self.line = Some((after.unwrap_or(usize::MAX), end));
+        end
+    }
 }
 
-/// `text` without `12<TAB>` at the start of its lines, if every line has one.
-fn without_numbers(text: &str) -> Option<String> {
-    let mut out = String::with_capacity(text.len());
-    for line in text.split_inclusive('\n') {
-        let (number, rest) = line.split_once('\t')?;
-        let number = number.trim_start_matches(' ');
-        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit()) {
-            return None;
+fn ends_of(text: &[u8]) -> impl Iterator<Item = &'static str> {
+    memchr2_iter(b'\r', b'\n', text).filter_map(|at| {
+        let around = (
+            at.checked_sub(1).and_then(|at| text.get(at)),
+            text.get(at),
+            text.get(at + 1),
+        );
+        match around {
+            (_, Some(b'\r'), Some(b'\n')) => None,
+            (Some(b'\r'), Some(b'\n'), _) => Some("\r\n"),
+            (_, Some(b'\n'), _) => Some("\n"),
+            _ => Some("\r"),
         }
-        out.push_str(rest);
-    }
-    Some(out).filter(|out| !out.is_empty())
+    })
 }
 
 fn apply(
     file: &[u8],
-    found: &[usize],
-    old: &[u8],
-    new: &[u8],
+    places: impl Iterator<Item = Range<usize>>,
+    asked: Asked<'_>,
     note: Option<&'static str>,
-) -> Replaced {
-    let mut bytes = Vec::with_capacity(file.len() + new.len());
-    let mut places = Vec::with_capacity(found.len());
-    let mut from = 0;
-    for &at in found {
-        bytes.extend_from_slice(file.get(from..at).unwrap_or_default());
-        places.push(bytes.len()..bytes.len() + new.len());
-        bytes.extend_from_slice(new);
-        from = at + old.len();
-    }
-    bytes.extend_from_slice(file.get(from..).unwrap_or_default());
-    Replaced {
-        bytes,
-        places,
-        old: old.to_vec(),
-        note,
-    }
-}
-
-/// Where `pattern` stands, without overlaps. `pattern` is not empty.
-fn positions(text: &[u8], pattern: &[u8]) -> Vec<usize> {
-    let mut found = Vec::new();
-    let Some(first) = pattern.first() else {
-        return found;
+) -> Result<Replaced, Refusal> {
+    let mut replacement = Replacement::new(file, asked);
+    let mut done = Replaced {
+        notes: note.into_iter().collect(),
+        ..Replaced::default()
     };
     let mut from = 0;
-    while let Some(rest) = text.get(from..) {
-        let Some(at) = rest.iter().position(|b| b == first) else {
-            break;
+    for at in places {
+        let new = replacement.at(&at);
+        let kept = match new.matches("\r\n").count() > asked.new.matches("\r\n").count() {
+            true => "new_string got the CRLF line ends of the text that it replaces",
+            false => "new_string got the CR line ends of the text that it replaces",
         };
-        if rest.get(at..).is_some_and(|rest| rest.starts_with(pattern)) {
-            found.push(from + at);
-            from += at + pattern.len();
-        } else {
-            from += at + 1;
+        if new != asked.new && !done.notes.contains(&kept) {
+            done.notes.push(kept);
+        }
+        let between = file.get(from..at.start).unwrap_or_default();
+        done.bytes.extend_from_slice(between);
+        let start = done.bytes.len();
+        done.bytes.extend_from_slice(new.as_bytes());
+        let end = done.bytes.len();
+        if end.saturating_add(file.len() - at.end) > asked.most {
+            return Err(Refusal::Because(
+                "the file would become larger than 8 MiB; edit it with bash (sed, python3)"
+                    .to_owned(),
+            ));
+        }
+        done.count += 1;
+        from = at.end;
+        let full = done.changes.len() == MOST_CHANGES;
+        match done.changes.last_mut() {
+            Some((old, new))
+                if memchr(b'\n', between).is_none() && old.end + between.len() == at.start =>
+            {
+                (old.end, new.end) = (at.end, end);
+            }
+            _ if full => {}
+            _ => done.changes.push((at, start..end)),
         }
     }
-    found
-}
-
-fn uses_crlf(file: &[u8]) -> bool {
-    file.windows(2).any(|pair| pair == b"\r\n")
-}
-
-fn lines_are_all_crlf(file: &[u8]) -> bool {
-    file.iter()
-        .enumerate()
-        .filter(|(_, b)| **b == b'\n')
-        .all(|(at, _)| at > 0 && file.get(at - 1) == Some(&b'\r'))
-}
-
-fn has_lone_lf(text: &str) -> bool {
-    text.contains('\n') && !text.contains("\r\n")
-}
-
-fn to_crlf(text: &str) -> String {
-    text.replace('\n', "\r\n")
-}
-
-/// Where the lines of a file end, to find the line of a byte quickly however many are asked for.
-#[derive(Debug)]
-pub(super) struct LineIndex(Vec<usize>);
-
-impl LineIndex {
-    pub(super) fn new(bytes: &[u8]) -> Self {
-        let ends = bytes.iter().enumerate();
-        Self(
-            ends.filter(|(_, b)| **b == b'\n')
-                .map(|(at, _)| at)
-                .collect(),
-        )
+    done.bytes
+        .extend_from_slice(file.get(from..).unwrap_or_default());
+    if done.bytes == file {
+        return Err(Refusal::Because(
+            "the file has new_string there already, but for line ends and line numbers; nothing to do".to_owned(),
+        ));
     }
-
-    /// The line, from 0, in which the byte at `at` lies.
-    pub(super) fn line_of(&self, at: usize) -> usize {
-        self.0.partition_point(|end| *end < at)
-    }
-}
-
-fn ambiguous(file: &[u8], found: &[usize]) -> String {
-    let index = LineIndex::new(file);
-    let lines: Vec<String> = found
-        .iter()
-        .take(5)
-        .map(|at| (index.line_of(*at) + 1).to_string())
-        .collect();
-    format!(
-        "old_string stands {} times, in lines {}{}; add lines around it so that it is unique, or set \
-         replace_all",
-        found.len(),
-        lines.join(", "),
-        if found.len() > 5 { ", …" } else { "" }
-    )
-}
-
-/// Lines of the file that are compared with the text that was not found.
-const COMPARED: usize = 20_000;
-/// Lines of the file that are shown.
-const SHOWN: usize = 12;
-
-fn not_found(file: &[u8], old: &str, new: &str) -> String {
-    let text = String::from_utf8_lossy(file);
-    let mut out = "old_string was not found".to_owned();
-    let difference = difference(&text, old);
-    if let Some(difference) = difference {
-        out.push_str(": ");
-        out.push_str(difference);
-    } else if !new.is_empty() && !positions(file, new.as_bytes()).is_empty() {
-        out.push_str(": new_string is in the file already, so this edit may have been made before");
-    }
-    if let Some(near) = nearest(&text, old) {
-        out.push_str("\nThe most similar lines:\n");
-        out.push_str(&near);
-    } else {
-        out.push_str("; no line of the file is similar. Read the part to be changed again");
-    }
-    out
-}
-
-/// What differs, when only that differs.
-fn difference(text: &str, old: &str) -> Option<&'static str> {
-    let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    let unspaced = |text: &str| text.split_whitespace().collect::<String>();
-    let plain_quotes = |text: &str| text.replace(['‘', '’', '‛', '`', '"', '“', '”'], "'");
-    let tabs = |text: &str| text.replace('\t', " ");
-    if tabs(text).contains(&tabs(old)) {
-        return Some("it differs in tabs against blanks");
-    }
-    if squeezed(text).contains(&squeezed(old)) {
-        return Some("it differs in blanks, tabs or line ends only");
-    }
-    if plain_quotes(text).contains(&plain_quotes(old)) {
-        return Some("it differs in the kind of quotes only");
-    }
-    if text.to_lowercase().contains(&old.to_lowercase()) {
-        return Some("it differs in upper and lower case only");
-    }
-    (unspaced(text).contains(&unspaced(old)) && !unspaced(old).is_empty())
-        .then_some("it differs in blanks, tabs or line ends only")
-}
-
-/// The part of the file that is most like `old`, numbered; `None` if nothing is like it.
-fn nearest(text: &str, old: &str) -> Option<String> {
-    let short = |line: &str| line.trim().chars().take(120).collect::<String>();
-    let (offset, wanted) = old
-        .lines()
-        .enumerate()
-        .max_by_key(|(_, line)| line.trim().len().min(60))
-        .map(|(at, line)| (at, short(line)))?;
-    if wanted.is_empty() {
-        return None;
-    }
-    let (best, alike) = text
-        .lines()
-        .take(COMPARED)
-        .enumerate()
-        .map(|(at, line)| {
-            let line = short(line);
-            // Cheap first: lines of very different lengths can't be alike.
-            let lengths = (line.len().min(wanted.len()), line.len().max(wanted.len()));
-            let alike = if lengths.0 * 2 < lengths.1 {
-                0.0
-            } else {
-                strsim::normalized_levenshtein(&line, &wanted)
-            };
-            (at, alike)
-        })
-        .max_by(|a, b| a.1.total_cmp(&b.1).then(b.0.cmp(&a.0)))?;
-    if alike < 0.6 {
-        return None;
-    }
-    let start = best.saturating_sub(offset);
-    let count = old.lines().count().clamp(3, SHOWN);
-    let lines: Vec<String> = text
-        .lines()
-        .enumerate()
-        .skip(start)
-        .take(count)
-        .map(|(at, line)| {
-            let line: String = line.chars().take(200).collect();
-            // Tabs stay: whether there are some is the question.
-            let line: Vec<String> = line.split('\t').map(one_line).collect();
-            format!("{}\t{}", at + 1, line.join("\t"))
-        })
-        .collect();
-    Some(lines.join("\n"))
+    Ok(done)
 }
 
 #[cfg(test)]

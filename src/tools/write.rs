@@ -11,7 +11,7 @@ use crate::chat::ToolSpec;
 use crate::sandbox::{FileErrorKind, SandboxError};
 use crate::show::{grouped, one_line, size};
 
-use super::place::{Kind, Place};
+use super::place::{Kind, Place, Text};
 use super::schema::typed;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
@@ -105,27 +105,23 @@ async fn write(given: &str, content: &str, context: &ToolContext) -> Result<Tool
         context,
     )
     .await?;
-    let lines = line_count(content);
+    let arrow = place.arrow();
     let text = if place.kind == Kind::File {
-        let was = place.lines.map_or_else(
-            || size(place.size),
-            |lines| {
-                format!(
-                    "{} line{}",
-                    grouped(lines),
-                    if lines == 1 { "" } else { "s" }
-                )
-            },
-        );
+        let was = place
+            .text
+            .as_ref()
+            .map_or_else(|| size(place.size), |text| counted(text.lines));
+        let lost = place
+            .text
+            .map_or_else(String::new, |text| lost(&text, content));
         format!(
-            "replaced {name}{} (was {was}, now {})",
-            place.arrow(),
-            grouped(lines)
+            "replaced {name}{arrow} (was {was}, now {}){lost}",
+            grouped(line_count(content))
         )
     } else {
-        format!("created {name}{} ({})", place.arrow(), measured(content))
+        format!("created {name}{arrow} ({})", measured(content))
     };
-    Ok(ToolAnswer::text(context.redactor.clean(&text).into_owned()))
+    Ok(ToolAnswer::text(text))
 }
 
 async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<ToolAnswer, Failure> {
@@ -145,13 +141,44 @@ async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<Tool
     )))
 }
 
+/// What the old file had and the new one hasn't, and no model sees.
+fn lost(was: &Text, content: &str) -> String {
+    let mut lost = Vec::new();
+    if was.begins == "efbbbf" && !content.starts_with('\u{feff}') {
+        lost.push("the byte order mark (BOM)".to_owned());
+    }
+    if was.begins.starts_with("fffe") || was.begins.starts_with("feff") {
+        lost.push("UTF-16 with its byte order mark (BOM)".to_owned());
+    }
+    let now = content.matches("\r\n").count();
+    if was.crlf > 0 && now < content.matches('\n').count() {
+        let some = match (was.crlf < was.lines, now > 0) {
+            (true, _) => format!(
+                " ({} of {} had them)",
+                grouped(was.crlf),
+                counted(was.lines)
+            ),
+            (false, true) => " (only some lines have them now)".to_owned(),
+            (false, false) => String::new(),
+        };
+        lost.push(format!("CRLF line ends{some}"));
+    }
+    match lost.is_empty() {
+        true => String::new(),
+        false => format!("; not kept: {}", lost.join(", ")),
+    }
+}
+
 fn measured(content: &str) -> String {
-    let lines = line_count(content);
+    let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
+    format!("{}, {}", counted(line_count(content)), size(bytes))
+}
+
+fn counted(lines: u64) -> String {
     format!(
-        "{} line{}, {}",
+        "{} line{}",
         grouped(lines),
-        if lines == 1 { "" } else { "s" },
-        size(u64::try_from(content.len()).unwrap_or(u64::MAX))
+        if lines == 1 { "" } else { "s" }
     )
 }
 
