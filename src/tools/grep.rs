@@ -128,7 +128,7 @@ struct Search<'a> {
 }
 
 async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failure> {
-    let pattern = translate(&args.pattern).map_err(Failure::Complaint)?;
+    let pattern = translate(&args.pattern, args.ignore_case).map_err(Failure::Complaint)?;
     let path = args.path.as_str();
     let filter = match args.glob.as_str() {
         "" => None,
@@ -170,22 +170,22 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     let all = listing.files.len();
     listing.files.retain(|name| !name.contains(&b'\n'));
     let odd_names = all - listing.files.len();
-    let mut options = vec![if pattern.fixed { "-F" } else { "-E" }.to_owned()];
-    if pattern.ignore_case || args.ignore_case {
-        options.push("-i".to_owned());
-    }
+    let options = vec![if pattern.fixed { "-F" } else { "-E" }.to_owned()];
     // In the C locale a file in another encoding is still text, but letters beyond ASCII are bytes.
-    let locale = if pattern.text.is_ascii() {
-        "C"
-    } else {
-        "C.UTF-8"
-    };
+    let locale = if pattern.fixed { "C" } else { "C.UTF-8" };
     let search = Search {
         context,
         base,
         prefix,
         files: listing.files,
-        options: [options, vec!["-e".to_owned(), pattern.text]].concat(),
+        options: [
+            options,
+            vec![
+                "-e".to_owned(),
+                String::from_utf8_lossy(&pattern.text).into_owned(),
+            ],
+        ]
+        .concat(),
         env: BTreeMap::from([("LC_ALL".to_owned(), locale.to_owned())]),
     };
     let mut text = match mode {

@@ -5,6 +5,7 @@
 //! and secrets, and bounded, before anyone sees it.
 
 mod bash;
+mod boundaries;
 mod command;
 mod edit;
 mod facts;
