@@ -186,7 +186,11 @@ impl Edge {
         if want == Want::Other {
             allowed.negate();
         }
-        let strict = matches!(look, Look::WordAsciiNegate | Look::WordUnicodeNegate);
+        // Else what stands at the other side is a whole character, and a stray byte can't be a part of it.
+        let strict = !matches!(
+            sides(look),
+            [(Want::Other, Want::Word) | (Want::Word, Want::Other), ..]
+        );
         Self {
             side,
             want,

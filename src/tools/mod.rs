@@ -12,6 +12,7 @@ mod facts;
 mod grep;
 mod image;
 mod listing;
+mod names;
 mod place;
 mod quote;
 mod read;

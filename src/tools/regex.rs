@@ -7,8 +7,6 @@
 //! Every part printed begins with a byte that begins a character, and ends with the last byte of one: so a
 //! match can't start in the middle of a character where it matters.
 
-use std::borrow::Cow;
-
 use regex_syntax::ast::{self, ErrorKind};
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look, Repetition};
 use regex_syntax::utf8::{Utf8Range, Utf8Sequence, Utf8Sequences};
@@ -16,6 +14,7 @@ use regex_syntax::{ParserBuilder, is_meta_character};
 use unicode_normalization::UnicodeNormalization as _;
 
 use super::boundaries;
+use super::names::forms;
 
 /// A pattern for `grep`: bytes other than NUL and line ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +31,8 @@ pub(super) const LONGEST: usize = 4000;
 const LONGEST_TEXT: usize = 100 * 1024;
 /// Members of a class that are also looked for in their decomposed form.
 const DECOMPOSED: usize = 64;
+/// Bytes that begin a character beyond ASCII, or are no character.
+const BEGINNINGS: (u8, u8) = (0xc0, 0xff);
 const WITH_BASH: &str = "use bash with grep -P, or python3";
 
 /// Translates `pattern`. Linear in what comes out, which is bounded; some 100 µs.
@@ -97,19 +98,6 @@ fn refused(pattern: &str, error: &regex_syntax::Error) -> String {
 
 fn column(span: &ast::Span) -> usize {
     span.start.column
-}
-
-/// A text, and the same text with its accents composed and decomposed, as far as these differ.
-fn forms(text: &str) -> Vec<Cow<'_, str>> {
-    let mut forms = vec![Cow::Borrowed(text)];
-    if !text.is_ascii() {
-        for form in [text.nfc().collect::<String>(), text.nfd().collect()] {
-            if !forms.contains(&Cow::Borrowed(form.as_str())) {
-                forms.push(Cow::Owned(form));
-            }
-        }
-    }
-    forms
 }
 
 #[derive(Default)]
@@ -189,15 +177,27 @@ impl Printer {
         if matches!(sub.kind(), HirKind::Empty) {
             return Ok(());
         }
-        match sub.kind() {
-            // All bytes of the characters beyond ASCII are in it: any run of them will do.
-            HirKind::Class(Class::Unicode(class))
-                if *min < 2 && max.is_none() && has_all_beyond_ascii(class) =>
-            {
-                self.bracket(ascii(class).chain([(0x80, 0xff)]));
-            }
-            _ => self.group(sub)?,
+        if max.is_none_or(|max| max > 1) && sub.properties().look_set().contains_anchor() {
+            // glibc, and so BusyBox, sees such an anchor in the first turn only, if at all.
+            return Err(format!(
+                "^ and $ are not supported inside a repetition; {WITH_BASH}"
+            ));
         }
+        if let HirKind::Class(Class::Unicode(class)) = sub.kind()
+            && *min < 2
+            && max.is_none()
+            && has_all_beyond_ascii(class)
+        {
+            // All bytes of the characters beyond ASCII are in it: any run of them will do, from the
+            // beginning of one.
+            if *min == 1 {
+                self.bracket(ascii(class).chain([BEGINNINGS]));
+            }
+            self.bracket(ascii(class).chain([(0x80, 0xff)]));
+            self.out.push(b'*');
+            return Ok(());
+        }
+        self.group(sub)?;
         let bounds = match (min, max) {
             (0, None) => "*".to_owned(),
             (1, None) => "+".to_owned(),
@@ -234,7 +234,7 @@ impl Printer {
     fn class(&mut self, class: &ClassUnicode) -> Result<(), String> {
         if has_all_beyond_ascii(class) {
             // A byte that begins a character or none, and what may follow it in one.
-            self.bracket(ascii(class).chain([(0xc0, 0xff)]));
+            self.bracket(ascii(class).chain([BEGINNINGS]));
             self.out.extend_from_slice(b"[\x80-\xbf]*");
             return Ok(());
         }
