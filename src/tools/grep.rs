@@ -3,27 +3,25 @@
 //! The host translates the pattern and chooses the files; the sandbox only runs a plain `grep`, with options
 //! that GNU and `BusyBox` share.
 
-use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
-use crate::show::{first_chars, grouped, one_line};
+use crate::show::{first_chars, grouped, one_line, short};
 
-use super::listing::{Listing, Root};
+use super::listing::{Listing, Root, Trouble, count, no_program, off_the_runtime};
+use super::names::{Anchor, NamePattern, bounded, named_in};
 use super::place::absolute;
-use super::regex::translate;
+use super::regex::{Pattern, translate};
 use super::schema::typed;
 use super::script::Script;
-use super::search::{NamePattern, answer, count, named_in, not_listed, shown_prefix, skipped_note};
+use super::search::{UNREAD, answer, not_listed, or_here, shown_prefix, skipped_note};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -35,17 +33,50 @@ const SHOWN_COUNTS: usize = 100;
 /// Longer lists of files go through a file of the sandbox.
 const STDIN: usize = 64 * 1024;
 const MOST_CONTEXT: i64 = 20;
+/// Bytes of lines that are fetched.
+const KEEP_LINES: usize = 1024 * 1024;
+/// Bytes of counts: more than a listing has names for.
+const KEEP_COUNTS: usize = 16 * 1024 * 1024;
+/// Bytes of a line that are fetched, beside its file's name.
+const LINE: usize = 4 * SHOWN_IN_LINE + 100;
+/// Files in UTF-16 that are named.
+const SHOWN_UTF16: usize = 20;
+/// What is said before grep's words about files.
+const UNSEARCHED: &str = "not searched";
+/// Beginnings of files in UTF-16, whose lines no pattern can match.
+const UTF16: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
-/// Searches the files named on standard input, each name ending with NUL, or in the file `$1`; `$2` is the
-/// directory, the others are grep's options. A bound on a line and on all keeps what comes back small.
+/// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
+/// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
+/// wanted, `$4` how many of a line or `counts`; the others are grep's options.
+///
+/// grep looks at the pattern first, so that its complaint is not lost among those about files. With `-F` it
+/// is told here of the beginnings of UTF-16; with `-E` they are in the pattern.
 const SEARCH: &str = r#"
-list=$1
-cd "$2" || exit 3
-shift 2
-if [ -n "$list" ]; then exec <"$list"; fi
-xargs -0 grep "$@" /dev/null 2>/dev/null | cut -b 1-1200 | head -c 1048576
+IFS= read -r pattern
+if [ -n "$1" ]; then
+exec <"$1" || exit 6
+rm -f "$1"
+fi
+cd "$2" || exit 5
+keep=$3
+line=$4
+shift 4
+for n in grep xargs cut head; do
+command -v "$n" >/dev/null || { echo "$n" >&2; exit 7; }
+done
+case $1 in
+*F) set -- "$@" -e "$(printf '\377\376')" -e "$(printf '\376\377')" ;;
+esac
+set -- "$@" -e "$pattern" /dev/null
+said=$(grep "$@" 2>&1)
+[ $? -le 1 ] || { printf '%s\n' "$said" >&2; exit 8; }
+if [ "$line" = counts ]; then
+xargs -0 -s 400000 grep "$@" | grep -av ':0$' | head -c "$keep"
+else
+xargs -0 -s 400000 grep "$@" | cut -b "1-$line" | head -c "$keep"
+fi
 "#;
-const KEEP: usize = 1024 * 1024;
 
 /// `grep`.
 #[derive(Debug)]
@@ -122,87 +153,102 @@ struct Search<'a> {
     prefix: String,
     /// File names, relative to `base`, in the order of the answer.
     files: Vec<Vec<u8>>,
-    /// grep's own options, without those for the form of its output.
-    options: Vec<String>,
-    env: BTreeMap<String, String>,
+    pattern: Pattern,
 }
 
 async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failure> {
-    let pattern = translate(&args.pattern).map_err(Failure::Complaint)?;
-    let path = args.path.as_str();
-    let filter = match args.glob.as_str() {
-        "" => None,
-        glob => Some(NamePattern::parse(&anywhere(glob))?),
+    let GrepArgs {
+        pattern,
+        path,
+        glob,
+        mode,
+        ignore_case,
+        context: around,
+    } = args;
+    let named = named_in(&path, &glob);
+    let parsing = move || {
+        let filter = match glob.as_str() {
+            "" => None,
+            glob => Some(NamePattern::parse(glob, Anchor::Anywhere)?),
+        };
+        let pattern = translate(&pattern, ignore_case).map_err(Failure::Complaint)?;
+        Ok::<_, Failure>((pattern, filter, glob))
     };
-    let mode = args.mode;
-    let around = args.context.clamp(0, MOST_CONTEXT);
+    let (pattern, filter, glob) = off_the_runtime(true, parsing).await??;
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let root = absolute(
-        if path.is_empty() { "." } else { path },
+        bounded(or_here(&path))?,
         &context.session.cwd(),
         &facts.home,
     )?;
-    let named = named_in(path, &args.glob);
     let mut listing = Listing::take(&root, &named, context).await?;
+    let all = count(listing.files.len());
+    let mut odd_names = 0;
     let (base, prefix) = match listing.root {
         Root::Directory => {
-            if let Some(filter) = &filter {
-                listing
-                    .files
-                    .retain(|name| filter.matcher.is_match(OsStr::from_bytes(name)));
-            }
-            (root, shown_prefix(path, ""))
+            let prefix = if listing.path == root {
+                shown_prefix(&path, "")
+            } else {
+                listing.path.clone()
+            };
+            let prefix = match prefix.as_str() {
+                "" => prefix,
+                _ if prefix.ends_with('/') => prefix,
+                _ => format!("{prefix}/"),
+            };
+            let files = std::mem::take(&mut listing.files);
+            let (base, start) = (listing.path.clone(), prefix.clone());
+            let filtering = move || chosen(files, filter.as_ref(), &base, &start);
+            (listing.files, odd_names) = off_the_runtime(true, filtering).await??;
+            (listing.path.clone(), prefix)
         }
         Root::File => {
-            let (dir, name) = root.rsplit_once('/').unwrap_or(("", &root));
-            let shown = path.strip_suffix(name).unwrap_or("").to_owned();
+            let (dir, name) = listing.path.rsplit_once('/').unwrap_or(("", &listing.path));
+            let asked = root
+                .rsplit_once('/')
+                .map_or(root.as_str(), |(_, name)| name);
+            let shown = path.strip_suffix(asked).unwrap_or("").to_owned();
             listing.files = vec![name.as_bytes().to_vec()];
             (format!("{dir}/"), shown)
         }
-        Root::Closed | Root::Missing => return Err(not_listed(&listing, path, context).await),
+        Root::Closed | Root::Missing => return Err(not_listed(&listing, &path, context).await),
     };
-    let prefix = if prefix.is_empty() || prefix.ends_with('/') {
-        prefix
-    } else {
-        format!("{prefix}/")
-    };
-    // grep says `name:line`, which no parser gets right for such names.
-    let all = listing.files.len();
-    listing.files.retain(|name| !name.contains(&b'\n'));
-    let odd_names = all - listing.files.len();
-    let mut options = vec![if pattern.fixed { "-F" } else { "-E" }.to_owned()];
-    if pattern.ignore_case || args.ignore_case {
-        options.push("-i".to_owned());
+    if listing.files.is_empty() && all > 0 && odd_names == 0 {
+        return Ok(answer(
+            context,
+            &format!(
+                "(no matches: of {} files none has a name like {}){}{}",
+                grouped(all),
+                short(&glob, 200),
+                skipped_note(&named),
+                listing.trouble.note(UNREAD)
+            ),
+        ));
     }
-    // In the C locale a file in another encoding is still text, but letters beyond ASCII are bytes.
-    let locale = if pattern.text.is_ascii() {
-        "C"
-    } else {
-        "C.UTF-8"
-    };
     let search = Search {
         context,
         base,
         prefix,
         files: listing.files,
-        options: [options, vec!["-e".to_owned(), pattern.text]].concat(),
-        env: BTreeMap::from([("LC_ALL".to_owned(), locale.to_owned())]),
+        pattern,
     };
     let mut text = match mode {
-        Mode::Content => search.content(around).await?,
-        Mode::Files => search.counts(SHOWN_FILES, None).await?,
-        Mode::Count => search.counts(0, None).await?,
+        _ if search.files.is_empty() => String::new(),
+        Mode::Content => search.content(around.clamp(0, MOST_CONTEXT)).await?,
+        Mode::Files => search.summary(SHOWN_FILES).await?,
+        Mode::Count => search.summary(0).await?,
     };
-    if text.is_empty() {
-        text = format!(
-            "(no matches in {} files){}",
-            grouped(count(search.files.len())),
-            if path.is_empty() || search.files.is_empty() {
-                skipped_note(&named)
-            } else {
-                String::new()
-            }
+    if text.is_empty() || text.starts_with('\n') {
+        let skipped = if path.is_empty() || search.files.is_empty() {
+            skipped_note(&named)
+        } else {
+            String::new()
+        };
+        let none = format!(
+            "(no matches in {} files){skipped}",
+            grouped(count(search.files.len()))
         );
+        text.insert_str(0, &none);
     }
     if odd_names > 0 {
         write!(
@@ -214,125 +260,255 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     if listing.cut {
         text.push_str("\n[too many files to search all of them: give a narrower path]");
     }
+    text.push_str(&listing.trouble.note(UNREAD));
     Ok(answer(context, &text))
 }
 
-/// A pattern with directories in it may match below any directory.
-fn anywhere(glob: &str) -> String {
-    if glob.contains('/') && !glob.starts_with("**") && !glob.starts_with('/') {
-        format!("**/{}", glob.trim_start_matches("./"))
-    } else {
-        glob.trim_start_matches('/').to_owned()
+/// The files that the search is for, and how many were left out because of their names.
+fn chosen(
+    mut files: Vec<Vec<u8>>,
+    filter: Option<&NamePattern>,
+    base: &str,
+    prefix: &str,
+) -> Result<(Vec<Vec<u8>>, usize), Failure> {
+    if let Some(filter) = filter {
+        files.retain(|name| {
+            let shown = [prefix.as_bytes(), name].concat();
+            filter.matches(&[name, &shown], &[base.as_bytes(), b"/", name].concat())
+        });
+        if let Some(complaint) = filter.complaint().filter(|_| files.is_empty()) {
+            return Err(complaint);
+        }
     }
+    // grep says `name:line`, which no parser gets right for such names.
+    let all = files.len();
+    files.retain(|name| !name.contains(&b'\n'));
+    let odd = all - files.len();
+    Ok((files, odd))
+}
+
+/// What a search printed, and what it could not do.
+struct Printed {
+    output: Vec<u8>,
+    trouble: Trouble,
+}
+
+/// What is asked of grep.
+#[derive(Clone, Copy)]
+enum Form<'a> {
+    /// Lines with so many around them.
+    Lines(&'a str),
+    /// The first line of each file that has one.
+    First,
+    Counts,
 }
 
 impl Search<'_> {
-    async fn run(&self, form: &[&str]) -> Result<Vec<u8>, Failure> {
-        if self.files.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut names = Vec::new();
-        for name in &self.files {
-            // A name that begins with a dash is no option.
-            names.extend_from_slice(b"./");
-            names.extend_from_slice(name);
-            names.push(0);
-        }
+    /// Runs the sandbox's grep over `files`.
+    async fn run(
+        &self,
+        pattern: &Pattern,
+        form: Form<'_>,
+        files: &[&[u8]],
+    ) -> Result<Printed, Failure> {
+        let kind = if pattern.fixed { "F" } else { "E" };
+        let (options, more, keep) = match form {
+            Form::Lines("0") => (format!("-aHn{kind}"), vec![], KEEP_LINES),
+            Form::Lines(around) => (format!("-aHn{kind}"), vec!["-C", around], KEEP_LINES),
+            Form::First => (format!("-aHn{kind}"), vec!["-m", "1"], KEEP_COUNTS),
+            Form::Counts => (format!("-aHc{kind}"), vec![], KEEP_COUNTS),
+        };
+        let line = match form {
+            Form::Lines(_) | Form::First => line_bound(files).to_string(),
+            Form::Counts => "counts".to_owned(),
+        };
+        let names = files.iter().flat_map(|name| [b"./", *name, b"\0"]);
+        let names = names.collect::<Vec<&[u8]>>().concat();
+        let mut stdin = [pattern.text.as_slice(), b"\n"].concat();
         let mut list = String::new();
-        let mut stdin = Bytes::from(names);
-        if stdin.len() > STDIN {
-            let facts = self
-                .context
-                .session
-                .probe(self.context.sandbox.as_ref())
-                .await;
-            list = format!(
-                "{}/search-{}",
-                facts.state_dir,
-                self.context.session.output_name()
-            );
-            let bytes = std::mem::take(&mut stdin);
-            super::store(&list, &list, bytes, self.context).await?;
+        if stdin.len() + names.len() > STDIN {
+            let session = &self.context.session;
+            let facts = session.probe(self.context.sandbox.as_ref()).await;
+            list = format!("{}/search-{}", facts.state_dir, session.output_name());
+            super::store(&list, &list, names.into(), self.context).await?;
+        } else {
+            stdin.extend(names);
         }
-        let mut args = vec![list.as_str(), self.base.as_str()];
-        args.extend(form);
-        args.extend(self.options.iter().map(String::as_str));
+        let wanted = keep.to_string();
+        let mut args = vec![list.as_str(), &self.base, &wanted, &line, &options];
+        args.extend(more);
         let found = Script {
             text: SEARCH,
             args,
-            stdin,
-            env: self.env.clone(),
-            keep: KEEP,
+            stdin: stdin.into(),
+            env: BTreeMap::from([("LC_ALL".to_owned(), "C".to_owned())]),
+            keep,
             ..Script::default()
         }
         .run_for(self.context, LIMIT)
         .await?;
-        Ok(found.stdout)
-    }
-
-    /// Lines with their places, or counts if they are too many.
-    async fn content(&self, around: i64) -> Result<String, Failure> {
-        let around = around.to_string();
-        let mut form = vec!["-nHI"];
-        if around != "0" {
-            form.extend(["-C", &around]);
-        }
-        let output = self.run(&form).await?;
-        let Lines {
-            mut text,
-            count: lines,
-            over,
-            junk,
-        } = Lines::new(&output, &self.prefix);
-        if over || output.len() >= KEEP {
-            let counts = self.counts(SHOWN_COUNTS, Some(lines)).await?;
-            write!(text, "\n{counts}").ok();
-        }
-        if junk > 0 {
-            write!(
-                text,
-                "\n[matching lines that are not text, and so not shown: {}]",
-                grouped(junk)
-            )
-            .ok();
-        }
-        Ok(text.trim_start().to_owned())
-    }
-
-    /// Files with the number of their matching lines, at most `most` of them, and the totals. `shown` lines
-    /// stand before them already.
-    async fn counts(&self, most: usize, shown: Option<usize>) -> Result<String, Failure> {
-        let output = self.run(&["-cHI"]).await?;
-        let mut files: Vec<(u64, String)> = Vec::new();
-        for line in String::from_utf8_lossy(&output).lines() {
-            let Some((name, n)) = line.rsplit_once(':') else {
-                continue;
-            };
-            if let Ok(n) = n.parse::<u64>()
-                && n > 0
-            {
-                files.push((n, one_line(name.strip_prefix("./").unwrap_or(name))));
+        let said = short(String::from_utf8_lossy(&found.stderr).trim(), 300);
+        Err(match found.exit_code {
+            0 => {
+                return Ok(Printed {
+                    trouble: Trouble::read(&found.stderr),
+                    output: found.stdout,
+                });
             }
-        }
-        if files.is_empty() {
-            return Ok(String::new());
-        }
-        let total: u64 = files.iter().map(|(n, _)| n).sum();
-        let mut text = shown.map_or_else(String::new, |shown| {
-            format!(
-                "[the first {shown} lines. All {} matching lines by file; narrow path or glob to see them:]\n",
-                grouped(total)
+            7 => no_program(&found.stderr),
+            8 => Failure::Complaint(format!(
+                "the sandbox's grep can't use this pattern, so nothing was searched: {said}"
+            )),
+            code => Failure::Complaint(format!("the search failed with exit code {code}: {said}")),
+        })
+    }
+
+    fn names(&self) -> Vec<&[u8]> {
+        self.files.iter().map(Vec::as_slice).collect()
+    }
+
+    /// Lines with their places; with counts, if they are too many.
+    async fn content(&self, around: i64) -> Result<String, Failure> {
+        let names = self.names();
+        let printed = self
+            .run(
+                &or_utf16(&self.pattern),
+                Form::Lines(&around.to_string()),
+                &names,
             )
-        });
-        for (n, name) in files.iter().take(most) {
-            writeln!(text, "{}{name}:{n}", self.prefix).ok();
+            .await?;
+        let lines = Lines::new(&printed.output, &names, self);
+        let mut text = lines.text;
+        let mut notes = String::new();
+        if printed.output.len() >= KEEP_LINES {
+            let counts = self.counts().await?;
+            text.push_str(&counts.after(lines.shown, &self.prefix));
+            notes = counts.notes(&self.prefix);
+        } else {
+            if lines.over {
+                text.push_str(&lines.counts.after(lines.shown, &self.prefix));
+            }
+            if lines.junk > 0 {
+                write!(
+                    notes,
+                    "\n[matching lines that are not text, and so not shown: {}]",
+                    grouped(lines.junk)
+                )
+                .ok();
+            }
+            notes.push_str(&lines.counts.notes(&self.prefix));
+            notes.push_str(&printed.trouble.note(UNSEARCHED));
         }
-        if most == 0 || files.len() > most {
+        Ok(text.trim_start().to_owned() + &notes)
+    }
+
+    /// Files with the number of their matching lines, at most `most` of them.
+    async fn summary(&self, most: usize) -> Result<String, Failure> {
+        let counts = self.counts().await?;
+        Ok(if counts.files.is_empty() {
+            String::new()
+        } else {
+            counts.shown(most, &self.prefix)
+        } + &counts.notes(&self.prefix))
+    }
+
+    /// The number of matching lines by file.
+    async fn counts(&self) -> Result<Counts, Failure> {
+        let printed = self
+            .run(&or_utf16(&self.pattern), Form::Counts, &self.names())
+            .await?;
+        let parsing = move || Counts::parse(&printed.output);
+        let mut counts = off_the_runtime(true, parsing).await?;
+        counts.trouble = printed.trouble;
+        if !counts.files.is_empty() {
+            // A file in UTF-16 was counted because of its beginning.
+            let matching: Vec<&[u8]> = counts
+                .files
+                .iter()
+                .map(|(name, _)| name.as_slice())
+                .collect();
+            let printed = self.run(&utf16(), Form::First, &matching).await?;
+            let lines = Lines::new(&printed.output, &matching, self);
+            counts.utf16 = lines.counts.utf16;
+            counts
+                .files
+                .retain(|(name, _)| !counts.utf16.contains(name));
+        }
+        Ok(counts)
+    }
+}
+
+/// A bound on a line of grep's output that names one of `files`.
+fn line_bound(files: &[&[u8]]) -> usize {
+    LINE + files.iter().map(|name| name.len()).max().unwrap_or(0)
+}
+
+/// The beginning of a file in UTF-16.
+fn utf16() -> Pattern {
+    Pattern {
+        text: b"^(\xff\xfe|\xfe\xff)".to_vec(),
+        fixed: false,
+    }
+}
+
+/// What `pattern` finds, and the files in UTF-16, which it can't look into. For plain text the script does it.
+fn or_utf16(pattern: &Pattern) -> Pattern {
+    if pattern.fixed {
+        return pattern.clone();
+    }
+    Pattern {
+        text: [b"(", pattern.text.as_slice(), b")|", &utf16().text].concat(),
+        fixed: false,
+    }
+}
+
+/// Matching lines by file.
+#[derive(Debug, Default)]
+struct Counts {
+    /// In the order of the search.
+    files: Vec<(Vec<u8>, u64)>,
+    utf16: BTreeSet<Vec<u8>>,
+    trouble: Trouble,
+}
+
+impl Counts {
+    fn parse(output: &[u8]) -> Self {
+        let files = output.split(|b| *b == b'\n').filter_map(|line| {
+            let colon = line.iter().rposition(|b| *b == b':')?;
+            let (name, n) = line.split_at_checked(colon)?;
+            let n = std::str::from_utf8(n.get(1..)?).ok()?.parse().ok()?;
+            Some((name.strip_prefix(b"./")?.to_vec(), n))
+        });
+        Self {
+            files: files.filter(|(_, n)| *n > 0).collect(),
+            ..Self::default()
+        }
+    }
+
+    fn add(&mut self, name: &[u8]) {
+        match self.files.last_mut() {
+            Some((last, n)) if last == name => *n += 1,
+            _ => self.files.push((name.to_vec(), 1)),
+        }
+    }
+
+    fn total(&self) -> String {
+        grouped(self.files.iter().map(|(_, n)| n).sum())
+    }
+
+    /// At most `most` of the files, and the totals if these are not all.
+    fn shown(&self, most: usize, prefix: &str) -> String {
+        let mut text = String::new();
+        for (name, n) in self.files.iter().take(most) {
+            let name = one_line(&String::from_utf8_lossy(name));
+            writeln!(text, "{prefix}{name}:{n}").ok();
+        }
+        if self.files.len() > most {
             write!(
                 text,
                 "[{} matching lines in {} files{}]",
-                grouped(total),
-                grouped(count(files.len())),
+                self.total(),
+                grouped(count(self.files.len())),
                 if most == 0 {
                     String::new()
                 } else {
@@ -341,7 +517,40 @@ impl Search<'_> {
             )
             .ok();
         }
-        Ok(text.trim_end().to_owned())
+        text.trim_end().to_owned()
+    }
+
+    /// The same behind lines of which not all are shown.
+    fn after(&self, lines: usize, prefix: &str) -> String {
+        format!(
+            "\n[the first {lines} lines. All {} matching lines by file; narrow path or glob to see them:]\n{}",
+            self.total(),
+            self.shown(SHOWN_COUNTS, prefix)
+        )
+    }
+
+    /// What was not searched.
+    fn notes(&self, prefix: &str) -> String {
+        let mut notes = String::new();
+        if !self.utf16.is_empty() {
+            let names = self.utf16.iter().take(SHOWN_UTF16);
+            let names: Vec<String> = names
+                .map(|name| format!("{prefix}{}", one_line(&String::from_utf8_lossy(name))))
+                .collect();
+            let more = if self.utf16.len() > names.len() {
+                ", …"
+            } else {
+                ""
+            };
+            write!(
+                notes,
+                "\n[not searched, for they are in UTF-16 (see iconv): {}: {}{more}]",
+                grouped(count(self.utf16.len())),
+                names.join(", ")
+            )
+            .ok();
+        }
+        notes + &self.trouble.note(UNSEARCHED)
     }
 }
 
@@ -349,17 +558,22 @@ impl Search<'_> {
 #[derive(Debug, Default)]
 struct Lines {
     text: String,
-    count: usize,
+    shown: usize,
     /// There are more than are shown.
     over: bool,
-    /// Lines that are no text.
+    /// Matching lines that are no text.
     junk: u64,
+    /// Of all of them.
+    counts: Counts,
 }
 
 impl Lines {
-    fn new(output: &[u8], prefix: &str) -> Self {
+    fn new(output: &[u8], files: &[&[u8]], search: &Search<'_>) -> Self {
         let mut lines = Self::default();
+        let known: HashSet<&[u8]> = files.iter().copied().collect();
+        let bound = line_bound(files);
         let mut chars = 0;
+        let mut gap = false;
         let mut rest = output
             .split(|b| *b == b'\n')
             .filter(|line| !line.is_empty())
@@ -373,29 +587,104 @@ impl Lines {
             {
                 junk = true;
             }
-            if junk {
-                lines.junk += 1;
+            if line == b"--" {
+                gap = true;
                 continue;
             }
-            let text = String::from_utf8_lossy(line.strip_prefix(b"./").unwrap_or(line));
-            let text: Vec<String> = text.split('\t').map(one_line).collect();
-            let mut text = text.join("\t");
-            if line != b"--" {
-                text.insert_str(0, prefix);
+            let Some(Line {
+                name,
+                matches,
+                number,
+                text,
+            }) = Line::parse(line, &known)
+            else {
+                continue;
+            };
+            if number == b"1" && UTF16.iter().any(|mark| text.starts_with(mark)) {
+                lines.counts.utf16.insert(name.to_vec());
             }
-            let cut = first_chars(&text, SHOWN_IN_LINE);
-            let more = if cut.len() < text.len() { " […]" } else { "" };
-            let length = cut.chars().count() + 1;
-            if lines.count == SHOWN_LINES || chars + length > SHOWN_CHARS {
+            if lines.counts.utf16.contains(name) {
+                continue;
+            }
+            if matches {
+                lines.counts.add(name);
+            }
+            if junk {
+                lines.junk += u64::from(matches);
+                continue;
+            }
+            if lines.over {
+                continue;
+            }
+            let shown = search.line(line, bound);
+            let length = shown.chars().count() + 1;
+            if lines.shown == SHOWN_LINES || chars + length > SHOWN_CHARS {
                 lines.over = true;
-                break;
+                continue;
             }
-            lines.count += 1;
+            if std::mem::take(&mut gap) && lines.shown > 0 {
+                lines.text.push_str("--\n");
+            }
+            lines.shown += 1;
             chars += length;
-            writeln!(lines.text, "{cut}{more}").ok();
+            writeln!(lines.text, "{shown}").ok();
         }
         lines.text.truncate(lines.text.trim_end().len());
         lines
+    }
+}
+
+impl Search<'_> {
+    /// A line of grep's output as it is shown. Secrets go before anything is cut, or half of one may stay.
+    fn line(&self, line: &[u8], bound: usize) -> String {
+        let text = String::from_utf8_lossy(line.strip_prefix(b"./").unwrap_or(line));
+        let text: Vec<String> = text.split('\t').map(one_line).collect();
+        let text = format!("{}{}", self.prefix, text.join("\t"));
+        let redactor = &self.context.redactor;
+        let (text, cut) = if line.len() < bound {
+            (redactor.clean(&text).into_owned(), false)
+        } else {
+            // Its end may be the beginning of a secret: that much is held back.
+            (redactor.stream().push(&text), true)
+        };
+        let shown = first_chars(&text, SHOWN_IN_LINE);
+        if cut || shown.len() < text.len() {
+            format!("{shown} […]")
+        } else {
+            text
+        }
+    }
+}
+
+/// `./name:number:text`, or with `-` for a line near a match.
+struct Line<'a> {
+    name: &'a [u8],
+    matches: bool,
+    number: &'a [u8],
+    text: &'a [u8],
+}
+
+impl<'a> Line<'a> {
+    /// Names may have colons and dashes in them: the right one is `known`.
+    fn parse(line: &'a [u8], known: &HashSet<&[u8]>) -> Option<Self> {
+        let line = line.strip_prefix(b"./")?;
+        let marks = line
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| matches!(b, b':' | b'-'));
+        marks.into_iter().find_map(|(at, mark)| {
+            let (name, rest) = line.split_at_checked(at)?;
+            let rest = rest.get(1..)?;
+            let end = rest.iter().position(|b| !b.is_ascii_digit())?;
+            let (number, text) = rest.split_at_checked(end)?;
+            let text = text.strip_prefix(std::slice::from_ref(mark))?;
+            (!number.is_empty() && known.contains(name)).then_some(Self {
+                name,
+                matches: *mark == b':',
+                number,
+                text,
+            })
+        })
     }
 }
 

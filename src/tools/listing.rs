@@ -1,35 +1,42 @@
 //! The files below a directory of the sandbox, as bytes: a name is whatever the sandbox says.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-pub(super) use crate::sandbox::files::SKIPPED;
-use crate::sandbox::files::depth;
+use crate::sandbox::files::{SKIPPED, depth};
+use crate::show::{grouped, short};
 
+use super::names::forms;
 use super::script::Script;
 use super::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// Of the names; some 200,000 entries.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Names that are sorted where we are.
+const FEW_BYTES: usize = 64 * 1024;
 
-/// Regular files below `$1`, without the directories named `$2`, `$3`, …; if `$1` is a file, itself.
-/// Fields end with NUL; the first says what `$1` is.
+/// Files below `$1`, and links to files, without the directories named `$2`, `$3`, …; if `$1` is a file,
+/// itself. Fields end with NUL; the first says what `$1` is. Links to directories are not followed.
 const LIST: &str = r#"
 p=$1
 shift
 if [ -f "$p" ]; then printf 'f\000'; exit 0; fi
 [ -d "$p" ] || { printf 'n\000'; exit 0; }
 cd "$p" 2>/dev/null || { printf 'x\000'; exit 0; }
+for n in find head xargs; do
+command -v "$n" >/dev/null || { echo "$n" >&2; exit 7; }
+done
 printf 'd\000'
 n=$#
 for s in "$@"; do set -- "$@" -o -name "$s"; done
 while [ "$n" -gt 0 ]; do shift; n=$((n-1)); done
-if [ $# -gt 0 ]; then
 shift
-find . -type d ! -name . \( "$@" \) -prune -o -type f -print0 2>/dev/null | head -c 8388608
-else
-find . -type f -print0 2>/dev/null | head -c 8388608
-fi
+{
+find . -type d ! -name . \( "$@" \) -prune -o -type f -print0
+find . -type d ! -name . \( "$@" \) -prune -o -type l -print0 2>/dev/null |
+xargs -0 sh -c 'for f; do [ -f "$f" ] && printf "%s\000" "$f"; done' sh
+} | head -c 8388608
 "#;
 
 /// What stands at the place that was listed.
@@ -46,10 +53,14 @@ pub(super) enum Root {
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) root: Root,
+    /// What was listed: the path asked for, perhaps with its accents typed in another way.
+    pub(super) path: String,
     /// Relative, without `./`, sorted by depth and then by bytes.
     pub(super) files: Vec<Vec<u8>>,
     /// Not all files: the names were too many.
     pub(super) cut: bool,
+    /// Directories that can't be entered.
+    pub(super) trouble: Trouble,
 }
 
 impl Listing {
@@ -59,20 +70,41 @@ impl Listing {
         named: &[&str],
         context: &ToolContext,
     ) -> Result<Self, Failure> {
+        let mut first = None;
+        for form in forms(path) {
+            let listing = Self::look(&form, named, context).await?;
+            if listing.root != Root::Missing {
+                return Ok(listing);
+            }
+            first.get_or_insert(listing);
+        }
+        first.ok_or_else(|| Failure::Complaint("path is empty".to_owned()))
+    }
+
+    async fn look(path: &str, named: &[&str], context: &ToolContext) -> Result<Self, Failure> {
         let mut args = vec![path];
+        // Never none at all, for the script's sake.
+        args.push(".");
         args.extend(SKIPPED.iter().filter(|skipped| !named.contains(skipped)));
         let found = Script {
             text: LIST,
             args,
+            env: BTreeMap::from([("LC_ALL".to_owned(), "C".to_owned())]),
             keep: MOST_BYTES + 16,
             ..Script::default()
         }
         .run_for(context, LIMIT)
         .await?;
-        Ok(Self::parse(&found.stdout))
+        if found.exit_code == 7 {
+            return Err(no_program(&found.stderr));
+        }
+        let path = path.to_owned();
+        let large = found.stdout.len() > FEW_BYTES;
+        let work = move || Self::parse(path, &found.stdout, &found.stderr);
+        off_the_runtime(large, work).await
     }
 
-    fn parse(output: &[u8]) -> Self {
+    fn parse(path: String, output: &[u8], errors: &[u8]) -> Self {
         let mut names = output.split_inclusive(|b| *b == 0);
         let root = match names.next() {
             Some(b"d\0") => Root::Directory,
@@ -88,28 +120,117 @@ impl Listing {
                 None => cut = true,
             }
         }
+        cut |= output.len() >= MOST_BYTES;
         files.sort_by_cached_key(|name| (depth(name), name.clone()));
-        Self { root, files, cut }
+        Self {
+            root,
+            path,
+            files,
+            cut,
+            trouble: Trouble::read(errors),
+        }
     }
 }
 
-/// Whether a part of the path begins with a dot.
-pub(super) fn is_hidden(path: &[u8]) -> bool {
-    path.split(|b| *b == b'/')
-        .any(|part| part.starts_with(b"."))
+/// What a program of the sandbox could not do, in its own words.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    lines: u64,
+    first: Vec<String>,
+}
+
+const SHOWN_TROUBLES: usize = 3;
+
+impl Trouble {
+    /// Reads standard error; what a reader that has enough provokes is no trouble.
+    pub(super) fn read(errors: &[u8]) -> Self {
+        let mut trouble = Self::default();
+        for line in String::from_utf8_lossy(errors).lines() {
+            let expected = ["Broken pipe", "signal 13", "-s option"];
+            if line.trim().is_empty() || expected.iter().any(|words| line.contains(words)) {
+                continue;
+            }
+            trouble.lines += 1;
+            if trouble.first.len() < SHOWN_TROUBLES {
+                trouble.first.push(short(line, 200));
+            }
+        }
+        trouble
+    }
+
+    /// A line for the model, after a line end; nothing if all went well.
+    pub(super) fn note(&self, what: &str) -> String {
+        if self.lines == 0 {
+            return String::new();
+        }
+        let more = if self.lines > count(self.first.len()) {
+            "; …"
+        } else {
+            ""
+        };
+        format!(
+            "\n[{what}: {}: {}{more}]",
+            grouped(self.lines),
+            self.first.join("; ")
+        )
+    }
+}
+
+/// A program that the script asked for is not there.
+pub(super) fn no_program(name: &[u8]) -> Failure {
+    let name = short(String::from_utf8_lossy(name).trim(), 100);
+    Failure::Complaint(format!(
+        "this sandbox has no `{name}`, without which files can't be searched; use bash"
+    ))
+}
+
+/// Does what may take long where it holds nobody up; what is small, at once.
+pub(super) async fn off_the_runtime<T: Send + 'static>(
+    large: bool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    if !large {
+        return Ok(work());
+    }
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| match error.try_into_panic() {
+        Ok(panic) => std::panic::resume_unwind(panic),
+        Err(_) => Failure::Cancelled,
+    })
+}
+
+pub(super) fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parsed(output: &[u8]) -> Listing {
+        Listing::parse("/w".to_owned(), output, b"")
+    }
+
     #[test]
     fn listings_are_sorted_and_a_cut_name_is_dropped() {
-        let listing = Listing::parse(b"d\0./b/c\0./z\0./a\nb\0./b/a\0./cut of");
+        let listing = parsed(b"d\0./b/c\0./z\0./a\nb\0./b/a\0./cut of");
         assert_eq!(listing.root, Root::Directory);
         assert_eq!(listing.files, [&b"a\nb"[..], b"z", b"b/a", b"b/c"]);
         assert!(listing.cut);
-        assert!(!Listing::parse(b"d\0").cut);
-        assert_eq!(Listing::parse(b"").root, Root::Missing);
+        assert!(!parsed(b"d\0").cut);
+        assert_eq!(parsed(b"").root, Root::Missing);
+    }
+
+    #[test]
+    fn what_could_not_be_done_is_counted_and_said_shortly() {
+        let words = "find: './a': Permission denied\n".repeat(5);
+        let note = Trouble::read(format!("{words}find: write error: Broken pipe\n").as_bytes())
+            .note("directories that can't be entered");
+        assert!(
+            note.starts_with("\n[directories that can't be entered: 5: find: './a'"),
+            "{note}"
+        );
+        assert!(note.ends_with("; …]"), "{note}");
+        assert_eq!(Trouble::read(b"").note("x"), "");
     }
 }

@@ -5,12 +5,14 @@
 //! and secrets, and bounded, before anyone sees it.
 
 mod bash;
+mod boundaries;
 mod command;
 mod edit;
 mod facts;
 mod grep;
 mod image;
 mod listing;
+mod names;
 mod nearest;
 mod page;
 mod piece;

@@ -1,495 +1,392 @@
-//! Regular expressions as models write them (Rust and PCRE style), said again for `grep -E`.
+//! Regular expressions as models write them (Rust and PCRE style), said again for `grep -E` in the C locale.
 //!
-//! `grep -E` finds nothing for `\d` and `(?:…)`, silently; so the pattern is parsed and printed anew in
-//! what GNU and `BusyBox` both know. What can't be said is refused, with the way out.
+//! What a grep makes of `\w`, of a range or of a letter beyond ASCII depends on its locale, and many sandboxes
+//! have none. So the pattern is parsed here, Unicode and case are settled here, and what is left is a pattern
+//! of bytes, which means the same to every grep. What can't be said is refused, with the way out.
+//!
+//! Every part printed begins with a byte that begins a character, and ends with the last byte of one: so a
+//! match can't start in the middle of a character where it matters.
 
-use std::fmt::Write as _;
+use regex_syntax::ast::{self, ErrorKind};
+use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look, Repetition};
+use regex_syntax::utf8::{Utf8Range, Utf8Sequence, Utf8Sequences};
+use regex_syntax::{ParserBuilder, is_meta_character};
+use unicode_normalization::UnicodeNormalization as _;
 
-use regex_syntax::ast::{
-    self, AssertionKind, Ast, ClassAsciiKind, ClassPerl, ClassPerlKind, ClassSet, ClassSetItem,
-    ClassUnicodeKind, ErrorKind, Flag, FlagsItemKind, GroupKind, RepetitionKind, RepetitionRange,
-};
+use super::boundaries;
+use super::names::forms;
 
-/// A pattern for `grep`.
+/// A pattern for `grep`: bytes other than NUL and line ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Pattern {
-    /// What to give after `-e`.
-    pub(super) text: String,
+    /// What to give after `-e`, in the C locale.
+    pub(super) text: Vec<u8>,
     /// Plain text, for `-F`; an extended regular expression otherwise.
     pub(super) fixed: bool,
-    /// Begins with `(?i)`.
-    pub(super) ignore_case: bool,
 }
 
+/// Characters of a pattern.
+pub(super) const LONGEST: usize = 4000;
+/// Bytes of what is made of it: it is one argument of a command.
+const LONGEST_TEXT: usize = 100 * 1024;
+/// Members of a class that are also looked for in their decomposed form.
+const DECOMPOSED: usize = 64;
+/// Bytes that begin a character beyond ASCII, or are no character.
+const BEGINNINGS: (u8, u8) = (0xc0, 0xff);
 const WITH_BASH: &str = "use bash with grep -P, or python3";
 
-/// Translates `pattern`.
+/// Translates `pattern`. Linear in what comes out, which is bounded; some 100 µs.
 ///
 /// # Errors
 /// Why it can't be searched for, and the nearest thing that can.
-pub(super) fn translate(pattern: &str) -> Result<Pattern, String> {
+pub(super) fn translate(pattern: &str, ignore_case: bool) -> Result<Pattern, String> {
     if pattern.is_empty() {
         return Err("pattern is empty; give a text or a regular expression".to_owned());
     }
-    if pattern.contains(['\n', '\0']) {
+    if pattern.chars().nth(LONGEST).is_some() {
         return Err(format!(
-            "pattern has a line end or NUL, but the search is by line; {WITH_BASH}"
+            "pattern is longer than {LONGEST} characters; search for a part of it"
         ));
     }
-    if !pattern.chars().any(regex_syntax::is_meta_character) {
+    if pattern.contains(['\n', '\0']) {
+        return Err(by_line());
+    }
+    let plain = !pattern.chars().any(is_meta_character);
+    if plain && !ignore_case && forms(pattern).len() == 1 {
         return Ok(Pattern {
-            text: pattern.to_owned(),
+            text: pattern.into(),
             fixed: true,
-            ignore_case: false,
         });
     }
-    let ast = ast::parse::Parser::new()
+    let hir = ParserBuilder::new()
+        .case_insensitive(ignore_case)
+        .build()
         .parse(pattern)
         .map_err(|error| refused(pattern, &error))?;
-    let (ignore_case, ast) = leading_flag(&ast);
-    let mut text = String::new();
-    for ast in ast {
-        print(ast, &mut text)?;
-    }
+    let hir = boundaries::resolved(&hir)?;
+    let mut printer = Printer::default();
+    printer.print(&hir)?;
     Ok(Pattern {
-        text,
+        text: printer.out,
         fixed: false,
-        ignore_case,
     })
 }
 
-fn refused(pattern: &str, error: &ast::Error) -> String {
-    match error.kind() {
-        ErrorKind::UnsupportedLookAround => {
-            format!("look-ahead and look-behind are not supported; {WITH_BASH}")
-        }
-        ErrorKind::UnsupportedBackreference => {
-            format!("back-references are not supported; {WITH_BASH}")
-        }
-        kind => format!(
-            "pattern is no regular expression: {kind}, at character {}. To find the text itself: {}",
-            error.span().start.column,
-            regex_syntax::escape(pattern)
-        ),
-    }
+fn by_line() -> String {
+    format!("the search is by line, so no line end or NUL can be found; {WITH_BASH}")
 }
 
-/// Whether the pattern begins with `(?i)`, and what follows.
-fn leading_flag(ast: &Ast) -> (bool, Vec<&Ast>) {
-    match ast {
-        Ast::Concat(concat) => match concat.asts.split_first() {
-            Some((Ast::Flags(flags), rest)) if only_i(&flags.flags) => {
-                (true, rest.iter().collect())
+fn refused(pattern: &str, error: &regex_syntax::Error) -> String {
+    let (what, column) = match error {
+        regex_syntax::Error::Parse(error) => match error.kind() {
+            ErrorKind::UnsupportedLookAround => {
+                return format!("look-ahead and look-behind are not supported; {WITH_BASH}");
             }
-            _ => (false, vec![ast]),
-        },
-        Ast::Flags(flags) if only_i(&flags.flags) => (true, Vec::new()),
-        Ast::Group(group) => match &group.kind {
-            GroupKind::NonCapturing(flags) if only_i(flags) => (true, vec![&group.ast]),
-            _ => (false, vec![ast]),
-        },
-        _ => (false, vec![ast]),
-    }
-}
-
-fn only_i(flags: &ast::Flags) -> bool {
-    flags.flag_state(Flag::CaseInsensitive) == Some(true) && harmless_but_i(flags)
-}
-
-/// Flags that make no difference for one line, `i` left aside.
-fn harmless_but_i(flags: &ast::Flags) -> bool {
-    flags
-        .items
-        .iter()
-        .all(|item| !matches!(item.kind, FlagsItemKind::Negation))
-}
-
-fn print(ast: &Ast, out: &mut String) -> Result<(), String> {
-    match ast {
-        Ast::Empty(_) => {}
-        Ast::Flags(flags) => check_flags(&flags.flags)?,
-        Ast::Literal(literal) => print_literal(literal.c, out)?,
-        Ast::Dot(_) => out.push('.'),
-        Ast::Assertion(assertion) => out.push_str(match assertion.kind {
-            AssertionKind::StartLine | AssertionKind::StartText => "^",
-            AssertionKind::EndLine | AssertionKind::EndText => "$",
-            AssertionKind::WordBoundary => r"\b",
-            AssertionKind::NotWordBoundary => r"\B",
-            AssertionKind::WordBoundaryStart
-            | AssertionKind::WordBoundaryStartAngle
-            | AssertionKind::WordBoundaryStartHalf => r"\<",
-            AssertionKind::WordBoundaryEnd
-            | AssertionKind::WordBoundaryEndAngle
-            | AssertionKind::WordBoundaryEndHalf => r"\>",
-        }),
-        Ast::ClassPerl(class) => {
-            let mut set = Bracket {
-                negated: class.negated,
-                ..Bracket::default()
-            };
-            set.perl(&class.kind);
-            set.print(out)?;
-        }
-        Ast::ClassUnicode(class) => {
-            let mut set = Bracket {
-                negated: class.is_negated(),
-                ..Bracket::default()
-            };
-            set.classes.push(unicode(&class.kind)?);
-            set.print(out)?;
-        }
-        Ast::ClassBracketed(class) => {
-            let mut set = Bracket {
-                negated: class.negated,
-                ..Bracket::default()
-            };
-            set.add_set(&class.kind)?;
-            set.print(out)?;
-        }
-        Ast::Repetition(repetition) => {
-            // `a**` and `^*` mean other things in other dialects: a group makes them one.
-            let single = matches!(
-                *repetition.ast,
-                Ast::Literal(_)
-                    | Ast::Dot(_)
-                    | Ast::Group(_)
-                    | Ast::ClassPerl(_)
-                    | Ast::ClassUnicode(_)
-                    | Ast::ClassBracketed(_)
-            );
-            if single {
-                print(&repetition.ast, out)?;
-            } else {
-                out.push('(');
-                print(&repetition.ast, out)?;
-                out.push(')');
+            ErrorKind::UnsupportedBackreference => {
+                return format!("back-references are not supported; {WITH_BASH}");
             }
-            match &repetition.op.kind {
-                RepetitionKind::ZeroOrOne => out.push('?'),
-                RepetitionKind::ZeroOrMore => out.push('*'),
-                RepetitionKind::OneOrMore => out.push('+'),
-                RepetitionKind::Range(range) => match range {
-                    RepetitionRange::Exactly(n) => write!(out, "{{{n}}}").unwrap_or_default(),
-                    RepetitionRange::AtLeast(n) => write!(out, "{{{n},}}").unwrap_or_default(),
-                    RepetitionRange::Bounded(n, m) => {
-                        write!(out, "{{{n},{m}}}").unwrap_or_default();
+            kind => (kind.to_string(), column(error.span())),
+        },
+        regex_syntax::Error::Translate(error) => (error.kind().to_string(), column(error.span())),
+        other => (other.to_string(), 1),
+    };
+    format!(
+        "pattern is no regular expression: {what}, at character {column}. To find the text itself: {}",
+        regex_syntax::escape(pattern)
+    )
+}
+
+fn column(span: &ast::Span) -> usize {
+    span.start.column
+}
+
+#[derive(Default)]
+struct Printer {
+    out: Vec<u8>,
+}
+
+impl Printer {
+    fn print(&mut self, hir: &Hir) -> Result<(), String> {
+        if self.out.len() > LONGEST_TEXT {
+            return Err(format!(
+                "pattern is too long once its character classes are spelt out; use fewer of \\w, \\b and \\p, or {WITH_BASH}"
+            ));
+        }
+        match hir.kind() {
+            HirKind::Empty => {}
+            HirKind::Literal(literal) => self.literal(&String::from_utf8_lossy(&literal.0))?,
+            HirKind::Class(Class::Unicode(class)) => self.class(class)?,
+            HirKind::Class(Class::Bytes(class)) => {
+                match class.to_unicode_class() {
+                    Some(class) => self.class(&class)?,
+                    // The bytes that stand beside a word and are no character: see `boundaries`.
+                    None => self.bracket(class.ranges().iter().map(|r| (r.start(), r.end()))),
+                }
+            }
+            HirKind::Look(look) => self.out.extend_from_slice(match look {
+                Look::Start | Look::StartLF | Look::StartCRLF => b"^",
+                // What ends a line in a file from Windows is no part of the line.
+                Look::End | Look::EndLF | Look::EndCRLF => b"\r?$",
+                // `boundaries` has said all others in other words.
+                _ => return Err(boundaries::too_many()),
+            }),
+            HirKind::Repetition(repetition) => self.repetition(repetition)?,
+            HirKind::Capture(capture) => self.print(&capture.sub)?,
+            HirKind::Concat(parts) => {
+                for part in parts {
+                    self.print(part)?;
+                }
+            }
+            HirKind::Alternation(branches) => {
+                let (empty, branches): (Vec<_>, Vec<_>) = branches
+                    .iter()
+                    .partition(|branch| matches!(branch.kind(), HirKind::Empty));
+                self.out.push(b'(');
+                for (at, branch) in branches.into_iter().enumerate() {
+                    if at > 0 {
+                        self.out.push(b'|');
                     }
-                },
-            }
-        }
-        Ast::Group(group) => {
-            if let GroupKind::NonCapturing(flags) = &group.kind {
-                check_flags(flags)?;
-            }
-            out.push('(');
-            print(&group.ast, out)?;
-            out.push(')');
-        }
-        Ast::Alternation(alternation) => {
-            for (at, branch) in alternation.asts.iter().enumerate() {
-                if at > 0 {
-                    out.push('|');
+                    self.print(branch)?;
                 }
-                print(branch, out)?;
+                self.out.push(b')');
+                if !empty.is_empty() {
+                    self.out.push(b'?');
+                }
             }
         }
-        Ast::Concat(concat) => {
-            for part in &concat.asts {
-                // An alternation binds weaker than the sequence around it, but the parser gives it a group.
-                print(part, out)?;
-            }
+        Ok(())
+    }
+
+    fn group(&mut self, hir: &Hir) -> Result<(), String> {
+        let single = match hir.kind() {
+            HirKind::Literal(literal) => literal.0.len() == 1,
+            HirKind::Class(class) => class.is_utf8() && class.maximum_len() == Some(1),
+            _ => false,
+        };
+        if single {
+            return self.print(hir);
         }
+        self.out.push(b'(');
+        self.print(hir)?;
+        self.out.push(b')');
+        Ok(())
     }
-    Ok(())
-}
 
-fn check_flags(flags: &ast::Flags) -> Result<(), String> {
-    if flags.flag_state(Flag::CaseInsensitive) == Some(true) {
-        return Err(
-            "(?i) is supported at the pattern's beginning only; or set ignore_case".to_owned(),
-        );
-    }
-    Ok(())
-}
-
-fn print_literal(c: char, out: &mut String) -> Result<(), String> {
-    match c {
-        '\n' | '\0' => {
+    fn repetition(&mut self, repetition: &Repetition) -> Result<(), String> {
+        let Repetition { min, max, sub, .. } = repetition;
+        if matches!(sub.kind(), HirKind::Empty) {
+            return Ok(());
+        }
+        if max.is_none_or(|max| max > 1) && sub.properties().look_set().contains_anchor() {
+            // glibc, and so BusyBox, sees such an anchor in the first turn only, if at all.
             return Err(format!(
-                "the search is by line, so no line end or NUL can be found; {WITH_BASH}"
+                "^ and $ are not supported inside a repetition; {WITH_BASH}"
             ));
         }
-        '.' | '[' | '(' | ')' | '{' | '*' | '+' | '?' | '^' | '$' | '|' | '\\' => {
-            out.push('\\');
-            out.push(c);
+        if let HirKind::Class(Class::Unicode(class)) = sub.kind()
+            && *min < 2
+            && max.is_none()
+            && has_all_beyond_ascii(class)
+        {
+            // All bytes of the characters beyond ASCII are in it: any run of them will do, from the
+            // beginning of one.
+            if *min == 1 {
+                self.bracket(ascii(class).chain([BEGINNINGS]));
+            }
+            self.bracket(ascii(class).chain([(0x80, 0xff)]));
+            self.out.push(b'*');
+            return Ok(());
         }
-        c => out.push(c),
+        self.group(sub)?;
+        let bounds = match (min, max) {
+            (0, None) => "*".to_owned(),
+            (1, None) => "+".to_owned(),
+            (0, Some(1)) => "?".to_owned(),
+            (min, None) => format!("{{{min},}}"),
+            (min, Some(max)) if min == max => format!("{{{min}}}"),
+            (min, Some(max)) => format!("{{{min},{max}}}"),
+        };
+        self.out.extend_from_slice(bounds.as_bytes());
+        Ok(())
     }
-    Ok(())
+
+    fn literal(&mut self, text: &str) -> Result<(), String> {
+        if text.contains(['\n', '\0']) {
+            return Err(by_line());
+        }
+        let forms = forms(text);
+        let several = forms.len() > 1;
+        if several {
+            self.out.push(b'(');
+        }
+        for (at, form) in forms.iter().enumerate() {
+            if at > 0 {
+                self.out.push(b'|');
+            }
+            form.bytes().for_each(|b| self.byte(b));
+        }
+        if several {
+            self.out.push(b')');
+        }
+        Ok(())
+    }
+
+    fn class(&mut self, class: &ClassUnicode) -> Result<(), String> {
+        if has_all_beyond_ascii(class) {
+            // A byte that begins a character or none, and what may follow it in one.
+            self.bracket(ascii(class).chain([BEGINNINGS]));
+            self.out.extend_from_slice(b"[\x80-\xbf]*");
+            return Ok(());
+        }
+        let ascii: Vec<_> = ascii(class).collect();
+        let beyond = beyond_ascii(class);
+        if ascii.is_empty() && beyond.is_empty() {
+            return Err(if class.ranges().is_empty() {
+                "pattern has a character class that nothing is in, so it never matches".to_owned()
+            } else {
+                by_line()
+            });
+        }
+        if beyond.is_empty() {
+            self.bracket(ascii.into_iter());
+            return Ok(());
+        }
+        self.out.push(b'(');
+        if !ascii.is_empty() {
+            self.bracket(ascii.into_iter());
+            self.out.push(b'|');
+        }
+        self.sequences(
+            &beyond
+                .iter()
+                .map(Utf8Sequence::as_slice)
+                .collect::<Vec<_>>(),
+        );
+        for form in decomposed(class) {
+            self.out.push(b'|');
+            form.bytes().for_each(|b| self.byte(b));
+        }
+        self.out.push(b')');
+        Ok(())
+    }
+
+    /// Sequences of byte ranges in order, as alternatives without the parentheses: those that begin or go on
+    /// alike are put together.
+    fn sequences(&mut self, sequences: &[&[Utf8Range]]) {
+        let mut groups: Vec<(Vec<(u8, u8)>, Vec<&[Utf8Range]>)> = Vec::new();
+        for sequence in sequences {
+            let Some((first, rest)) = sequence.split_first() else {
+                continue;
+            };
+            let first = (first.start, first.end);
+            match groups.last_mut() {
+                Some((firsts, tails)) if firsts.as_slice() == [first] => tails.push(rest),
+                _ => groups.push((vec![first], vec![rest])),
+            }
+        }
+        let mut joined: Vec<(Vec<(u8, u8)>, Vec<&[Utf8Range]>)> = Vec::new();
+        for (firsts, tails) in groups {
+            match joined.last_mut() {
+                Some((before, same)) if *same == tails => before.extend(firsts),
+                _ => joined.push((firsts, tails)),
+            }
+        }
+        for (at, (firsts, tails)) in joined.into_iter().enumerate() {
+            if at > 0 {
+                self.out.push(b'|');
+            }
+            self.bracket(firsts.into_iter());
+            if tails.iter().all(|tail| tail.is_empty()) {
+                continue;
+            }
+            self.out.push(b'(');
+            self.sequences(&tails);
+            self.out.push(b')');
+        }
+    }
+
+    /// A bracket expression of POSIX, whose own rules for `]`, `[`, `^` and `-` differ from everybody's.
+    fn bracket(&mut self, ranges: impl Iterator<Item = (u8, u8)>) {
+        let members: Vec<u8> = ranges.flat_map(|(from, to)| from..=to).collect();
+        if let [only] = members.as_slice() {
+            return self.byte(*only);
+        }
+        // Every byte that a line can have.
+        if members.len() == usize::from(u8::MAX) - 1 {
+            return self.out.push(b'.');
+        }
+        let (special, plain): (Vec<u8>, Vec<u8>) =
+            members.iter().partition(|b| b"]-[^".contains(b));
+        let has = |b: u8| special.contains(&b).then_some(b);
+        self.out.push(b'[');
+        self.out.extend(has(b']'));
+        for run in plain.chunk_by(|a, b| a + 1 == *b) {
+            match run {
+                [from, _, .., to] => self.out.extend([*from, b'-', *to]),
+                few => self.out.extend(few),
+            }
+        }
+        // A caret must not be the first; a bracket must not be followed by some kinds of punctuation.
+        self.out.extend(has(b'['));
+        let first_or_last = if self.out.ends_with(b"[") && has(b'[').is_none() {
+            [has(b'-'), has(b'^')]
+        } else {
+            [has(b'^'), has(b'-')]
+        };
+        self.out.extend(first_or_last.into_iter().flatten());
+        self.out.push(b']');
+    }
+
+    fn byte(&mut self, b: u8) {
+        if br".[(){*+?^$|\".contains(&b) {
+            self.out.push(b'\\');
+        }
+        self.out.push(b);
+    }
 }
 
-fn unicode(kind: &ClassUnicodeKind) -> Result<&'static str, String> {
-    let name = match kind {
-        ClassUnicodeKind::OneLetter(letter) => letter.to_string(),
-        ClassUnicodeKind::Named(name) => name.clone(),
-        ClassUnicodeKind::NamedValue { value, .. } => value.clone(),
-    };
-    Ok(match name.to_lowercase().as_str() {
-        "l" | "letter" | "alphabetic" | "alpha" => "alpha",
-        "lu" | "uppercase" | "uppercase_letter" => "upper",
-        "ll" | "lowercase" | "lowercase_letter" => "lower",
-        "n" | "nd" | "number" | "digit" => "digit",
-        "p" | "punctuation" => "punct",
-        "z" | "zs" | "white_space" | "space" => "space",
-        _ => return Err(format!("\\p{{{name}}} is not supported; {WITH_BASH}")),
+/// The ASCII part of `class`, without what no line has.
+fn ascii(class: &ClassUnicode) -> impl Iterator<Item = (u8, u8)> {
+    const WITHIN_A_LINE: [(u8, u8); 2] = [(1, b'\n' - 1), (b'\n' + 1, 0x7f)];
+    class.ranges().iter().flat_map(|range| {
+        let start = u8::try_from(range.start()).unwrap_or(u8::MAX);
+        let end = u8::try_from(range.end()).unwrap_or(u8::MAX);
+        WITHIN_A_LINE
+            .into_iter()
+            .map(move |(from, to)| (from.max(start), to.min(end)))
+            .filter(|(from, to)| from <= to)
     })
 }
 
-/// A bracket expression of POSIX, whose own rules for `]`, `^` and `-` differ from everybody's.
-#[derive(Debug, Default)]
-struct Bracket {
-    negated: bool,
-    chars: Vec<char>,
-    ranges: Vec<(char, char)>,
-    classes: Vec<&'static str>,
+/// The other part of it, as sequences of bytes in order.
+fn beyond_ascii(class: &ClassUnicode) -> Vec<Utf8Sequence> {
+    class
+        .ranges()
+        .iter()
+        .filter(|range| !range.end().is_ascii())
+        .flat_map(|range| Utf8Sequences::new(range.start().max('\u{80}'), range.end()))
+        .collect()
 }
 
-impl Bracket {
-    fn perl(&mut self, kind: &ClassPerlKind) {
-        match kind {
-            ClassPerlKind::Digit => self.ranges.push(('0', '9')),
-            ClassPerlKind::Space => self.classes.push("space"),
-            ClassPerlKind::Word => {
-                self.classes.push("alnum");
-                self.chars.push('_');
-            }
-        }
-    }
-
-    fn add_set(&mut self, set: &ClassSet) -> Result<(), String> {
-        match set {
-            ClassSet::Item(item) => self.add(item),
-            ClassSet::BinaryOp(_) => Err(format!(
-                "operations on character classes (&&, --, ~~) are not supported; {WITH_BASH}"
-            )),
-        }
-    }
-
-    fn add(&mut self, item: &ClassSetItem) -> Result<(), String> {
-        let inside = |what: &str| {
-            Err(format!(
-                "{what} within a character class is not supported; {WITH_BASH}"
-            ))
-        };
-        match item {
-            ClassSetItem::Empty(_) => {}
-            ClassSetItem::Literal(literal) => self.chars.push(literal.c),
-            ClassSetItem::Range(range) => self.range(range.start.c, range.end.c),
-            ClassSetItem::Ascii(class) if class.negated => return inside("a negated class"),
-            ClassSetItem::Ascii(class) => match class.kind {
-                ClassAsciiKind::Word => self.perl(&ClassPerlKind::Word),
-                ClassAsciiKind::Ascii => self.ranges.push(('\u{1}', '\u{7f}')),
-                ClassAsciiKind::Alnum => self.classes.push("alnum"),
-                ClassAsciiKind::Alpha => self.classes.push("alpha"),
-                ClassAsciiKind::Blank => self.classes.push("blank"),
-                ClassAsciiKind::Cntrl => self.classes.push("cntrl"),
-                ClassAsciiKind::Digit => self.classes.push("digit"),
-                ClassAsciiKind::Graph => self.classes.push("graph"),
-                ClassAsciiKind::Lower => self.classes.push("lower"),
-                ClassAsciiKind::Print => self.classes.push("print"),
-                ClassAsciiKind::Punct => self.classes.push("punct"),
-                ClassAsciiKind::Space => self.classes.push("space"),
-                ClassAsciiKind::Upper => self.classes.push("upper"),
-                ClassAsciiKind::Xdigit => self.classes.push("xdigit"),
-            },
-            ClassSetItem::Unicode(class) if class.is_negated() => return inside("a negated \\P"),
-            ClassSetItem::Unicode(class) => self.classes.push(unicode(&class.kind)?),
-            ClassSetItem::Perl(class) if class.negated => return self.negated_perl(class),
-            ClassSetItem::Perl(class) => self.perl(&class.kind),
-            ClassSetItem::Bracketed(class) if class.negated => {
-                return inside("a negated class");
-            }
-            ClassSetItem::Bracketed(class) => self.add_set(&class.kind)?,
-            ClassSetItem::Union(union) => {
-                let both_ways = [
-                    ClassPerlKind::Space,
-                    ClassPerlKind::Digit,
-                    ClassPerlKind::Word,
-                ]
-                .iter()
-                .any(|kind| has_both(&union.items, kind));
-                if both_ways && !self.negated {
-                    // `[\s\S]`: any character.
-                    self.ranges.push(('\u{1}', '\u{10ffff}'));
-                    return Ok(());
-                }
-                for item in &union.items {
-                    self.add(item)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// `[^\S]` is `[[:space:]]`; other negations within a class can't be said.
-    fn negated_perl(&mut self, class: &ClassPerl) -> Result<(), String> {
-        let alone = self.chars.is_empty() && self.ranges.is_empty() && self.classes.is_empty();
-        if !alone {
-            return Err(format!(
-                "\\D, \\S and \\W within a character class are not supported; {WITH_BASH}"
-            ));
-        }
-        self.negated = !self.negated;
-        self.perl(&class.kind);
-        Ok(())
-    }
-
-    /// A range whose ends are not special in brackets; those are taken out of it.
-    fn range(&mut self, mut from: char, mut to: char) {
-        let special = |c: char| matches!(c, ']' | '[' | '-' | '^' | '\\');
-        while special(from) && from < to {
-            self.chars.push(from);
-            from = char::from_u32(u32::from(from) + 1).unwrap_or(to);
-        }
-        while special(to) && from < to {
-            self.chars.push(to);
-            to = char::from_u32(u32::from(to) - 1).unwrap_or(from);
-        }
-        if from == to {
-            self.chars.push(from);
-        } else {
-            self.ranges.push((from, to));
-        }
-    }
-
-    fn print(mut self, out: &mut String) -> Result<(), String> {
-        // `.` matches what no class of a locale may: the whole range of characters.
-        if self.ranges.contains(&('\u{1}', '\u{10ffff}')) {
-            out.push('.');
-            return Ok(());
-        }
-        self.chars.retain(|c| *c != '\n');
-        self.chars.sort_unstable();
-        self.chars.dedup();
-        let mut take = |special: char| {
-            let at = self.chars.iter().position(|c| *c == special);
-            at.map(|at| self.chars.remove(at))
-        };
-        let (close, open, caret, dash) = (take(']'), take('['), take('^'), take('-'));
-        let mut body: String = close.into_iter().collect();
-        for (from, to) in &self.ranges {
-            body.extend([*from, '-', *to]);
-        }
-        for class in &self.classes {
-            body.push_str("[:");
-            body.push_str(class);
-            body.push_str(":]");
-        }
-        body.extend(&self.chars);
-        if body.is_empty() && caret.is_some() && open.is_none() && !self.negated {
-            // A caret first would negate.
-            out.push_str(if dash.is_some() { "[-^]" } else { r"\^" });
-            return Ok(());
-        }
-        body.extend(open);
-        body.extend(caret);
-        body.extend(dash);
-        if body.is_empty() {
-            return Err("the pattern has an empty character class".to_owned());
-        }
-        out.push('[');
-        if self.negated {
-            out.push('^');
-        }
-        out.push_str(&body);
-        out.push(']');
-        Ok(())
-    }
+fn has_all_beyond_ascii(class: &ClassUnicode) -> bool {
+    let last = class.ranges().last();
+    last.is_some_and(|range| range.start() <= '\u{80}' && range.end() == char::MAX)
 }
 
-fn has_both(items: &[ClassSetItem], kind: &ClassPerlKind) -> bool {
-    let has = |negated: bool| {
-        items.iter().any(|item| {
-            matches!(item, ClassSetItem::Perl(class) if class.kind == *kind && class.negated == negated)
-        })
-    };
-    has(true) && has(false)
+/// The members of a small class that can also be written as a letter and its accents.
+fn decomposed(class: &ClassUnicode) -> Vec<String> {
+    let ranges = class.ranges().iter();
+    let beyond = ranges.filter(|range| !range.end().is_ascii());
+    if beyond.clone().map(ClassUnicodeRange::len).sum::<usize>() > DECOMPOSED {
+        return Vec::new();
+    }
+    beyond
+        .flat_map(|range| range.start()..=range.end())
+        .map(|c| std::iter::once(c).nfd().collect::<String>())
+        .filter(|form| form.chars().count() > 1)
+        .collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_are_said_again_in_ere() {
-        for (pattern, ere) in [
-            (r"\d+", "[0-9]+"),
-            (r"(?:a|b)c", "(a|b)c"),
-            (
-                r"\w+\s*=\s*\S",
-                "[[:alnum:]_]+[[:space:]]*=[[:space:]]*[^[:space:]]",
-            ),
-            (r"fn \w+\(", r"fn [[:alnum:]_]+\("),
-            (r".*?x", ".*x"),
-            (r"a{2,3}?", "a{2,3}"),
-            (r"\bfoo\b", r"\bfoo\b"),
-            (r"^use .*;$", "^use .*;$"),
-            (r"(?P<name>x)", "(x)"),
-            (r"[\w.-]+@", "[[:alnum:]._-]+@"),
-            (r"[^\]]", "[^]]"),
-            (r"[\]^-]x", "[]^-]x"),
-            (r"[\^]", r"\^"),
-            (r"[\^-]", "[-^]"),
-            (r"[+-\-]", "[+-,-]"),
-            (r"[\s\S]", "."),
-            (r"[^\S]", "[[:space:]]"),
-            (r"\$\{x\}", r"\$\{x}"),
-            (r"\t", "\t"),
-            (r"\x41.", "A."),
-            (r"\p{Lu}\pL", "[[:upper:]][[:alpha:]]"),
-            (r"a\.b", r"a\.b"),
-            (r"(a*)*", "(a*)*"),
-            (r"\Ax\z", "^x$"),
-        ] {
-            assert_eq!(
-                translate(pattern).map(|p| p.text).as_deref(),
-                Ok(ere),
-                "{pattern}"
-            );
-        }
-    }
-
-    #[test]
-    fn plain_text_is_searched_as_it_is() {
-        let plain = translate("hello world").unwrap();
-        assert!(plain.fixed && !plain.ignore_case);
-        let folded = translate("(?i)hello").unwrap();
-        assert_eq!((folded.text.as_str(), folded.ignore_case), ("hello", true));
-        assert!(translate("(?i:a|b)").unwrap().ignore_case);
-    }
-
-    #[test]
-    fn what_cannot_be_said_is_refused_with_a_way_out() {
-        for (pattern, words) in [
-            ("", "empty"),
-            ("(?=x)", "bash"),
-            ("(?<!x)y", "bash"),
-            (r"(a)\1", "bash"),
-            ("foo(", r"foo\("),
-            ("a\nb", "line"),
-            (r"a\nb", "line"),
-            ("x(?i)y", "ignore_case"),
-            ("[a&&b]", "bash"),
-        ] {
-            let why = translate(pattern).unwrap_err();
-            assert!(why.contains(words), "{pattern}: {why}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn translating_never_panics(pattern in "[\\[\\]^a-c\\\\dsSwW(|)?*+{},0-9.:&-]{0,16}") {
-            drop(translate(&pattern));
-        }
-    }
-}
+#[path = "regex_tests.rs"]
+mod tests;

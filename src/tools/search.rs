@@ -1,20 +1,20 @@
 //! `glob`, and what it shares with `grep`: the sandbox lists files, the host matches their names.
 
-use std::ffi::OsStr;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::sync::LazyLock;
 
 use async_trait::async_trait;
-use globset::{GlobBuilder, GlobMatcher};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::sandbox::files::SKIPPED;
 use crate::show::{grouped, one_line};
 
-use super::listing::{Listing, Root, SKIPPED, is_hidden};
-use super::place::{Place, absolute};
+use super::listing::{Listing, Root, count, off_the_runtime};
+use super::names::{Anchor, NamePattern, bounded, named_in};
+use super::place::{Kind, Place, absolute};
 use super::schema::typed;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
@@ -64,149 +64,187 @@ impl Tool for Glob {
     }
 }
 
-/// A name pattern, split into the directories that are spelt out and what is to be matched below them.
-pub(super) struct NamePattern {
-    /// Directories before the first wildcard, with a `/` at the end; may be empty or absolute.
-    base: String,
-    pub(super) matcher: GlobMatcher,
-    /// A part begins with a dot, so names that do may match.
-    hidden: bool,
-}
-
-impl NamePattern {
-    pub(super) fn parse(pattern: &str) -> Result<Self, Failure> {
-        let pattern = pattern.strip_prefix("./").unwrap_or(pattern);
-        if pattern.is_empty() || pattern.contains('\0') {
-            return Err(Failure::Complaint(
-                "pattern is empty; give one as *.py or src/**/*.rs".to_owned(),
-            ));
-        }
-        let wild = pattern
-            .find(['*', '?', '[', '{', '\\'])
-            .unwrap_or(pattern.len());
-        let split = pattern
-            .get(..wild)
-            .and_then(|literal| literal.rfind('/'))
-            .map_or(0, |at| at + 1);
-        let (base, rest) = pattern.split_at(split);
-        if rest.is_empty() {
-            return Err(Failure::Complaint(format!(
-                "pattern {} ends in /: only files are found. Use {}**",
-                one_line(pattern),
-                one_line(pattern)
-            )));
-        }
-        let anywhere = if base.is_empty() && !rest.contains('/') {
-            format!("**/{rest}")
-        } else {
-            rest.to_owned()
-        };
-        let matcher = GlobBuilder::new(&anywhere)
-            .literal_separator(true)
-            .backslash_escape(true)
-            .empty_alternates(true)
-            .build()
-            .map_err(|error| {
-                Failure::Complaint(format!(
-                    "pattern {} can't be read: {}. To match a special character itself write \\ before it",
-                    one_line(pattern),
-                    error.kind()
-                ))
-            })?
-            .compile_matcher();
-        let hidden = rest
-            .split(['/', '{', ','])
-            .any(|part| part.starts_with('.') || part.starts_with("[.]"));
-        Ok(Self {
-            base: base.to_owned(),
-            matcher,
-            hidden,
-        })
-    }
-
-    fn matches(&self, name: &[u8]) -> bool {
-        (self.hidden || !is_hidden(name)) && self.matcher.is_match(OsStr::from_bytes(name))
-    }
-}
-
-/// The skipped directories that `path` or `pattern` names, and that are therefore not skipped.
-pub(super) fn named_in(path: &str, pattern: &str) -> Vec<&'static str> {
-    SKIPPED
-        .iter()
-        .copied()
-        .filter(|skipped| {
-            path.split('/')
-                .chain(pattern.split(['/', '{', ',', '}']))
-                .any(|part| part == *skipped)
-        })
-        .collect()
-}
-
 async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let facts = context.session.probe(context.sandbox.as_ref()).await;
-    let wanted = NamePattern::parse(pattern)?;
+    let wanted = NamePattern::parse(pattern, Anchor::Root)?;
     let cwd = context.session.cwd();
-    let root = absolute(if path.is_empty() { "." } else { path }, &cwd, &facts.home)?;
-    let base = if wanted.base.is_empty() {
-        root.clone()
-    } else {
-        absolute(&wanted.base, &root, &facts.home)?
-    };
+    let root = absolute(bounded(or_here(path))?, &cwd, &facts.home)?;
     let named = named_in(path, pattern);
-    let listing = Listing::take(&base, &named, context).await?;
-    if listing.root != Root::Directory {
-        let complaint = not_listed(
-            &listing,
-            if path.is_empty() { &wanted.base } else { path },
-            context,
-        );
-        if wanted.base.is_empty() || listing.root == Root::Closed {
-            return Err(complaint.await);
+    // Where the pattern may be meant to begin, and what stands before the names found there.
+    let mut places = vec![(
+        below(&wanted.base, &root, &facts.home)?,
+        shown_prefix(path, &wanted.base),
+    )];
+    if let Some(relative) = wanted.base.strip_prefix('/') {
+        places.push((
+            below(relative, &root, &facts.home)?,
+            shown_prefix(path, relative),
+        ));
+    } else if !wanted.base.is_empty() {
+        let from_here = below(&wanted.base, &cwd, &facts.home)?;
+        if from_here.starts_with(&root) {
+            places.push((from_here, wanted.base.clone()));
         }
-        return Ok(answer(
+    }
+    let mut seen = None;
+    for (place, prefix) in places {
+        let listing = Listing::take(&place, &named, context).await?;
+        if listing.root == Root::Directory {
+            let prefix = if listing.path == place {
+                prefix
+            } else {
+                format!("{}/", listing.path)
+            };
+            return found(wanted, listing, prefix, pattern, &named, context).await;
+        }
+        seen.get_or_insert(listing);
+    }
+    match seen {
+        Some(listing) if wanted.base.is_empty() || listing.root == Root::Closed => {
+            let given = if path.is_empty() { &wanted.base } else { path };
+            Err(not_listed(&listing, given, context).await)
+        }
+        _ => Ok(answer(
             context,
             &format!("(no matches): {} is no directory", one_line(&wanted.base)),
-        ));
+        )),
     }
-    let found: Vec<&Vec<u8>> = listing
-        .files
-        .iter()
-        .filter(|name| wanted.matches(name))
-        .collect();
-    let prefix = shown_prefix(path, &wanted.base);
+}
+
+pub(super) fn or_here(path: &str) -> &str {
+    if path.is_empty() { "." } else { path }
+}
+
+fn below(path: &str, root: &str, home: &str) -> Result<String, Failure> {
+    if path.is_empty() {
+        return Ok(root.to_owned());
+    }
+    absolute(bounded(path)?, root, home)
+}
+
+/// Names that match, without and with a part that begins with a dot, and a directory that does.
+struct Matches {
+    files: usize,
+    shown: Vec<Vec<u8>>,
+    hidden: Vec<Vec<u8>>,
+    directory: Option<Vec<u8>>,
+}
+
+impl Matches {
+    fn new(wanted: &NamePattern, files: Vec<Vec<u8>>, root: &str) -> Self {
+        let matches = |name: &[u8]| {
+            let full = [wanted.base.as_bytes(), name].concat();
+            wanted.matches(&[&full], &[root.as_bytes(), b"/", name].concat())
+        };
+        let all = files.len();
+        let mut directories = BTreeSet::new();
+        let (mut shown, mut hidden) = (Vec::new(), Vec::new());
+        for name in files {
+            if matches(&name) {
+                let into = if wanted.shows(&name) {
+                    &mut shown
+                } else {
+                    &mut hidden
+                };
+                into.push(name);
+            } else if shown.is_empty() {
+                let slashes = name.iter().enumerate().filter(|(_, b)| **b == b'/');
+                let parents = slashes.filter_map(|(at, _)| name.get(..at));
+                for parent in parents.collect::<Vec<_>>() {
+                    if !directories.contains(parent) {
+                        directories.insert(parent.to_vec());
+                    }
+                }
+            }
+        }
+        let directory = if shown.is_empty() && hidden.is_empty() {
+            directories.into_iter().find(|name| matches(name))
+        } else {
+            None
+        };
+        Self {
+            files: all,
+            shown,
+            hidden,
+            directory,
+        }
+    }
+}
+
+async fn found(
+    wanted: NamePattern,
+    mut listing: Listing,
+    prefix: String,
+    pattern: &str,
+    named: &[&str],
+    context: &ToolContext,
+) -> Result<ToolAnswer, Failure> {
+    let files = std::mem::take(&mut listing.files);
+    let root = listing.path.clone();
+    let work = move || (Matches::new(&wanted, files, &root), wanted);
+    let (matches, wanted) = off_the_runtime(true, work).await?;
+    let only_hidden = matches.shown.is_empty() && !matches.hidden.is_empty();
+    let names = if only_hidden {
+        &matches.hidden
+    } else {
+        &matches.shown
+    };
     let mut text = String::new();
-    for name in found.iter().take(SHOWN_PATHS) {
+    for name in names.iter().take(SHOWN_PATHS) {
         let name = String::from_utf8_lossy(name);
         writeln!(text, "{}", one_line(&format!("{prefix}{name}"))).ok();
     }
-    if found.is_empty() {
-        write!(
-            text,
-            "(no matches among {} files){}",
-            grouped(count(listing.files.len())),
-            skipped_note(&named)
-        )
+    if names.is_empty() {
+        if let Some(complaint) = wanted.complaint() {
+            return Err(complaint);
+        }
+        let mut directory = matches
+            .directory
+            .map(|name| format!("{prefix}{}", String::from_utf8_lossy(&name)));
+        if directory.is_none() && wanted.literal {
+            let last = pattern.rsplit('/').next().unwrap_or(pattern);
+            let place = Place::look(&format!("{}/{last}", listing.path), false, context).await?;
+            directory = (place.kind == Kind::Directory).then(|| pattern.to_owned());
+        }
+        match directory {
+            Some(name) => {
+                let name = one_line(&name);
+                write!(
+                    text,
+                    "(no matches): {name} is a directory, and only files are found. Use {name}/**"
+                )
+            }
+            None => write!(
+                text,
+                "(no matches among {} files){}",
+                grouped(count(matches.files)),
+                skipped_note(named)
+            ),
+        }
         .ok();
-    } else if found.len() > SHOWN_PATHS {
+    } else if names.len() > SHOWN_PATHS {
         write!(
             text,
             "[{SHOWN_PATHS} of {} files, shallow ones first; narrow the pattern or path]",
-            grouped(count(found.len()))
+            grouped(count(names.len()))
         )
         .ok();
+    }
+    if only_hidden {
+        text.push_str("\n[only names with a part that begins with a dot match]");
     }
     if listing.cut {
         text.push_str("\n[too many files to look at all of them: give a narrower path]");
     }
+    text.push_str(&listing.trouble.note(UNREAD));
     Ok(answer(context, text.trim_end()))
 }
 
+/// What is said before the words of a `find` that could not go everywhere.
+pub(super) const UNREAD: &str = "not looked into";
+
 pub(super) fn answer(context: &ToolContext, text: &str) -> ToolAnswer {
     ToolAnswer::text(context.redactor.clean(text).into_owned())
-}
-
-pub(super) fn count(n: usize) -> u64 {
-    u64::try_from(n).unwrap_or(u64::MAX)
 }
 
 pub(super) fn skipped_note(named: &[&str]) -> String {
@@ -239,51 +277,5 @@ pub(super) async fn not_listed(listing: &Listing, given: &str, context: &ToolCon
             }),
             Err(outcome) => outcome,
         },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn matched(pattern: &str, name: &str) -> bool {
-        let Ok(wanted) = NamePattern::parse(pattern) else {
-            panic!("{pattern}")
-        };
-        name.strip_prefix(wanted.base.as_str())
-            .is_some_and(|rest| wanted.matches(rest.as_bytes()))
-    }
-
-    #[test]
-    fn patterns_match_as_their_description_says() {
-        for (pattern, name, yes) in [
-            ("*.py", "a.py", true),
-            ("*.py", "d/e/a.py", true),
-            ("src/*.rs", "src/a.rs", true),
-            ("src/*.rs", "src/b/a.rs", false),
-            ("src/**/*.rs", "src/a.rs", true),
-            ("src/**/*.rs", "src/b/c/a.rs", true),
-            ("**/test_*", "x/test_a", true),
-            ("*.{ts,tsx}", "a/b.tsx", true),
-            ("[ab].txt", "b.txt", true),
-            ("*", ".hidden", false),
-            (".*", ".hidden", true),
-            ("**/.env*", "a/.env.local", true),
-            ("./a.txt", "a.txt", true),
-            ("a?c", "a/c", false),
-            ("\\[x\\].md", "[x].md", true),
-        ] {
-            assert_eq!(matched(pattern, name), yes, "{pattern} against {name}");
-        }
-        for bad in ["", "src/", "[a", "{a"] {
-            assert!(NamePattern::parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn named_directories_are_not_skipped() {
-        assert_eq!(named_in("node_modules/x", "*"), ["node_modules"]);
-        assert_eq!(named_in("", "**/{.git,venv}/**"), [".git", "venv"]);
-        assert_eq!(named_in("src", "*.py"), Vec::<&str>::new());
     }
 }

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::app::{demo, kinds, text};
-use crate::support::clients::{PATIENCE, Served, browser, scripts};
+use crate::support::clients::{PATIENCE, Served, chromium, scripts};
 use crate::support::http;
 
 /// A web site with one page, which reports once.
@@ -97,12 +97,11 @@ async fn attack(program: &str, server: &Served, site: Site) -> (Value, Vec<Value
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "chromium"), ignore = "needs chromium")]
 async fn a_page_of_another_origin_gets_nothing_and_starts_nothing() {
-    let Some(program) = browser("a_page_of_another_origin_gets_nothing_and_starts_nothing") else {
-        return;
-    };
+    let program = chromium();
     let server = Served::keyless().await;
-    let (tries, runs) = attack(&program, &server, Site::bind().await).await;
+    let (tries, runs) = attack(program, &server, Site::bind().await).await;
     // Some of these are sent without asking first, and their answers kept from the page.
     for name in ["json", "runs", "events", "text", "urlencoded", "cancel"] {
         assert_eq!(tries[name], "refused", "{tries}");
@@ -119,13 +118,12 @@ async fn a_page_of_another_origin_gets_nothing_and_starts_nothing() {
 
 /// Shows that the test above can fail: it is the rule that keeps the page out, not the page.
 #[tokio::test]
+#[cfg_attr(not(program = "chromium"), ignore = "needs chromium")]
 async fn the_same_page_gets_in_where_its_origin_is_allowed() {
-    let Some(program) = browser("the_same_page_gets_in_where_its_origin_is_allowed") else {
-        return;
-    };
+    let program = chromium();
     let site = Site::bind().await;
     let server = Served::start(&[("SANDCASTER_CORS_ORIGINS", &site.origin)]).await;
-    let (tries, runs) = attack(&program, &server, site).await;
+    let (tries, runs) = attack(program, &server, site).await;
     for name in ["json", "runs", "events"] {
         assert_eq!(tries[name], "READ", "{tries}");
     }
@@ -135,14 +133,12 @@ async fn the_same_page_gets_in_where_its_origin_is_allowed() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "chromium"), ignore = "needs chromium")]
 async fn event_source_of_an_allowed_page_reads_a_run_and_stops_at_its_end() {
-    let name = "event_source_of_an_allowed_page_reads_a_run_and_stops_at_its_end";
-    let Some(program) = browser(name) else {
-        return;
-    };
+    let program = chromium();
     let site = Site::bind().await;
     let server = Served::start(&[("SANDCASTER_CORS_ORIGINS", &site.origin)]).await;
-    let report = site.visit(&program, page("reader.html", &server, "")).await;
+    let report = site.visit(program, page("reader.html", &server, "")).await;
     assert_eq!(report["status"], 202, "{report}");
     let events = report["events"].as_array().unwrap();
     assert_eq!(kinds(events).last(), Some(&"result"), "{report}");

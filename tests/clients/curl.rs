@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::app::{demo, kinds, text};
-use crate::support::clients::{Served, Watched, have, stdout_of};
+use crate::support::clients::{Served, Watched, stdout_of};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 
 const KEY: &str = "my-secret-token";
@@ -70,10 +70,8 @@ fn events(stream: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn curl_streams_a_demo_run_in_a_real_sandbox() {
-    if !have(&["curl"], "curl_streams_a_demo_run_in_a_real_sandbox") {
-        return;
-    }
     let server = Served::keyless().await;
     let body = demo(&["echo over > result.txt", "cat result.txt"]);
     let printed = stdout_of(post(&server.url("/query"), &body).arg("-i")).await;
@@ -131,10 +129,8 @@ fn settled(events: Vec<Value>) -> Vec<Value> {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn the_readmes_session_runs_as_it_is_printed_there() {
-    if !have(&["curl"], "the_readmes_session_runs_as_it_is_printed_there") {
-        return;
-    }
     let readme = include_str!("../../README.md");
     let (_, after) = readme.split_once("-d '{\"model\": \"demo\"").unwrap();
     let (body, after) = after.split_once("'\n```\n").unwrap();
@@ -147,13 +143,8 @@ async fn the_readmes_session_runs_as_it_is_printed_there() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn the_references_example_gives_the_references_stream() {
-    if !have(
-        &["curl"],
-        "the_references_example_gives_the_references_stream",
-    ) {
-        return;
-    }
     let llm = FakeLlm::start([Reply::new()
         .text("Let me research these tools...")
         .text(" starting with Notion.")
@@ -204,11 +195,8 @@ async fn the_references_example_gives_the_references_stream() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn words_are_printed_while_the_model_still_speaks_and_a_cut_stream_is_resumed() {
-    let name = "words_are_printed_while_the_model_still_speaks_and_a_cut_stream_is_resumed";
-    if !have(&["curl"], name) {
-        return;
-    }
     let gate = Gate::new();
     let llm = FakeLlm::start([Reply::new().text("first ").wait(&gate).text("last")]).await;
     let server = Served::with_llm(&llm, &[("SANDCASTER_SANDBOX_START", "lazy")]).await;
@@ -266,10 +254,8 @@ async fn words_are_printed_while_the_model_still_speaks_and_a_cut_stream_is_resu
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn only_holders_of_the_key_get_in() {
-    if !have(&["curl"], "only_holders_of_the_key_get_in") {
-        return;
-    }
     let server = Served::start(&[("SANDCASTER_API_KEY", KEY)]).await;
     let runs = server.url("/runs");
     for header in [
@@ -298,10 +284,8 @@ async fn only_holders_of_the_key_get_in() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn every_refusal_is_json_with_a_code() {
-    if !have(&["curl"], "every_refusal_is_json_with_a_code") {
-        return;
-    }
     let server = Served::keyless().await;
     let query = server.url("/query");
     let large = server.dir.path().join("large.json");
@@ -364,10 +348,8 @@ async fn every_refusal_is_json_with_a_code() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn a_client_that_wants_json_waits_for_the_answer() {
-    if !have(&["curl"], "a_client_that_wants_json_waits_for_the_answer") {
-        return;
-    }
     let server = Served::keyless().await;
     let mut request = post(&server.url("/query"), &demo(&["exit 3"]));
     request.args(["-H", "Accept: application/json"]);

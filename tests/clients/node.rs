@@ -8,11 +8,9 @@ use tokio::process::Command;
 
 use crate::support::app::{demo, kinds};
 use crate::support::clients::{
-    Served, Watched, have, json_lines, node_client, run, sandbox_gone, sandbox_processes, stdout_of,
+    Served, Watched, json_lines, node_client, run, sandbox_gone, sandbox_processes, stdout_of,
 };
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
-
-const PROGRAMS: &[&str] = &["node", "npm"];
 
 fn drive(client: &TempDir, what: &Value) -> Command {
     let mut command = Command::new("node");
@@ -23,10 +21,11 @@ fn drive(client: &TempDir, what: &Value) -> Command {
 }
 
 #[tokio::test]
+#[cfg_attr(
+    not(all(program = "node", program = "npm")),
+    ignore = "needs node and npm"
+)]
 async fn the_sdk_runs_a_query_and_sees_every_event() {
-    if !have(PROGRAMS, "the_sdk_runs_a_query_and_sees_every_event") {
-        return;
-    }
     let client = node_client().await;
     let thinking = Reply::new().thinking("hm", "c2ln").text("Looking. ");
     let llm = FakeLlm::start([
@@ -68,10 +67,11 @@ async fn the_sdk_runs_a_query_and_sees_every_event() {
 }
 
 #[tokio::test]
+#[cfg_attr(
+    not(all(program = "node", program = "npm")),
+    ignore = "needs node and npm"
+)]
 async fn the_sdk_throws_a_refusal_as_status_and_reason() {
-    if !have(PROGRAMS, "the_sdk_throws_a_refusal_as_status_and_reason") {
-        return;
-    }
     let client = node_client().await;
     let server = Served::start(&[("SANDCASTER_API_KEY", "k")]).await;
     let calls = [json!(["query", demo(&["true"])]), json!(["listRuns"])];
@@ -107,10 +107,11 @@ async fn abort_within_a_command(
 }
 
 #[tokio::test]
+#[cfg_attr(
+    not(all(program = "node", program = "npm")),
+    ignore = "needs node and npm"
+)]
 async fn leaving_the_loop_ends_the_run_and_its_sandbox() {
-    if !have(PROGRAMS, "leaving_the_loop_ends_the_run_and_its_sandbox") {
-        return;
-    }
     let client = node_client().await;
     let server = Served::start(&[("SANDCASTER_DISCONNECT_GRACE_SECS", "1")]).await;
     for how in [
@@ -140,10 +141,11 @@ async fn leaving_the_loop_ends_the_run_and_its_sandbox() {
 }
 
 #[tokio::test]
+#[cfg_attr(
+    not(all(program = "node", program = "npm")),
+    ignore = "needs node and npm"
+)]
 async fn an_abort_closes_the_connection_to_the_model() {
-    if !have(PROGRAMS, "an_abort_closes_the_connection_to_the_model") {
-        return;
-    }
     let client = node_client().await;
     let never = Gate::new();
     let llm = FakeLlm::start([Reply::new().text("I will go on").wait(&never)]).await;
@@ -161,11 +163,11 @@ async fn an_abort_closes_the_connection_to_the_model() {
 }
 
 #[tokio::test]
+#[cfg_attr(
+    not(all(program = "node", program = "npm")),
+    ignore = "needs node and npm"
+)]
 async fn the_sdk_skips_what_it_can_not_read_and_types_that_it_does_not_know() {
-    let name = "the_sdk_skips_what_it_can_not_read_and_types_that_it_does_not_know";
-    if !have(PROGRAMS, name) {
-        return;
-    }
     let client = node_client().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

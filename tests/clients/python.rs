@@ -5,9 +5,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::app::{demo, kinds};
-use crate::support::clients::{
-    PATIENCE, Served, Watched, have, json_lines, python, scripts, stdout_of,
-};
+use crate::support::clients::{PATIENCE, Served, Watched, json_lines, python, scripts, stdout_of};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::http;
 
@@ -26,11 +24,8 @@ fn data(events: &[Value]) -> Vec<Value> {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "python3"), ignore = "needs python3")]
 async fn httpx_sse_reads_a_run_and_resumes_it_where_it_left() {
-    let name = "httpx_sse_reads_a_run_and_resumes_it_where_it_left";
-    if !have(&["python3"], name) {
-        return;
-    }
     let server = Served::start(&[("SANDCASTER_API_KEY", "k")]).await;
     let headers = json!({"Authorization": "Bearer k"});
     let body = demo(&["echo one", "printf 'two\\nlines\\n\\n'", "echo ünï"]);
@@ -71,10 +66,8 @@ async fn httpx_sse_reads_a_run_and_resumes_it_where_it_left() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "python3"), ignore = "needs python3")]
 async fn a_heartbeat_is_no_event_to_httpx_sse() {
-    if !have(&["python3"], "a_heartbeat_is_no_event_to_httpx_sse") {
-        return;
-    }
     let python = python().await;
     let gate = Gate::new();
     let llm = FakeLlm::start([Reply::new().text("first").wait(&gate).text(" last")]).await;
@@ -123,10 +116,8 @@ async fn a_heartbeat_is_no_event_to_httpx_sse() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "python3"), ignore = "needs python3")]
 async fn httpx_sse_sees_a_refusal_as_a_status() {
-    if !have(&["python3"], "httpx_sse_sees_a_refusal_as_a_status") {
-        return;
-    }
     let server = Served::keyless().await;
     let (events, end) = events(&json!({
         "method": "POST", "url": server.url("/query"), "json": {"prompt": ""},

@@ -72,7 +72,7 @@ impl SandboxBackend for Scripted {
             return Err(failures.remove(0));
         }
         Ok(Arc::new(ScriptedSandbox {
-            inner: HostSandbox::new(Shell::Bash).unwrap(),
+            inner: HostSandbox::new(Shell::Bash),
             script: Arc::clone(&self.0),
         }))
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::support::clients::{bounded, have};
+use crate::support::clients::bounded;
 use crate::support::fake_e2b::FakeE2b;
 use crate::support::{judges, recordings};
 
@@ -16,10 +16,8 @@ const CASES: usize = 44;
     not(shared_evidence),
     ignore = "needs E2B's check: set SANDCASTER_SHARED"
 )]
+#[cfg_attr(not(program = "python3"), ignore = "needs python3")]
 async fn the_official_python_sdk_accepts_the_stand_in() {
-    if !have(&["python3"], "E2B's Python SDK") {
-        return;
-    }
     let python = judges::e2b_python().await;
     let script = recordings::shared().join("tools/e2b_sdk_check.py");
     let e2b = FakeE2b::start().await;
@@ -39,10 +37,11 @@ async fn the_official_python_sdk_accepts_the_stand_in() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(
+    not(all(program = "node", program = "npm")),
+    ignore = "needs node and npm"
+)]
 async fn the_official_javascript_sdk_accepts_the_stand_in() {
-    if !have(&["node", "npm"], "E2B's JavaScript SDK") {
-        return;
-    }
     let dir = judges::e2b_node().await;
     let e2b = FakeE2b::start().await;
     let mut check = Command::new("node");

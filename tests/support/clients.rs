@@ -1,12 +1,9 @@
 //! The real program as a process of its own, and the real clients that drive it.
 //!
 //! Clients that a package registry has are installed once, below the build's own temporary directory.
-//! Where the tools for that are missing a test says so and passes; with `SANDCASTER_REQUIRE_CLIENTS=1`,
-//! as in the gate, it fails.
+//! Where the tools for that are missing a test is ignored (`build.rs`).
 
-use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -270,39 +267,12 @@ pub fn found(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Whether the programs of a test are there; says so where they are not.
-#[expect(clippy::disallowed_methods, reason = "tests have no settings")]
-pub fn have(programs: &[&str], test: &str) -> bool {
-    let missing: BTreeSet<&str> = programs
-        .iter()
-        .copied()
-        .filter(|program| found(program).is_none())
-        .collect();
-    if missing.is_empty() {
-        return true;
-    }
-    let required = std::env::var_os("SANDCASTER_REQUIRE_CLIENTS").is_some_and(|value| value == "1");
-    assert!(!required, "{test} needs {missing:?}, not found on the PATH");
-    skipped(test, &format!("{missing:?} not found on the PATH"));
-    false
-}
-
-/// Says what did not run, to the stream itself: what is printed by macros is kept back when a test passes.
-pub fn skipped(test: &str, why: &str) {
-    let line = format!("skipped: {test}: {why}\n");
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
-}
-
-/// The browser, if there is one; says so where there is none. It is no part of what the gate requires: it
-/// is large, and what it shows is tested with its headers too.
-pub fn browser(test: &str) -> Option<String> {
-    let program = ["chromium", "chromium-headless-shell"]
+/// The browser. Tests of it are ignored where `build.rs` found none.
+pub fn chromium() -> &'static str {
+    ["chromium", "chromium-headless-shell"]
         .into_iter()
-        .find(|program| found(program).is_some());
-    if program.is_none() {
-        skipped(test, "no chromium on the PATH");
-    }
-    program.map(str::to_owned)
+        .find(|program| found(program).is_some())
+        .expect("chromium on the PATH")
 }
 
 /// Python with `httpx` and `httpx-sse`.

@@ -77,8 +77,8 @@ fn write_sh(path: &Path, shell: &str) {
 }
 
 impl HostSandbox {
-    /// A sandbox with `shell`; `None` if this host doesn't have it.
-    pub fn new(shell: Shell) -> Option<Arc<Self>> {
+    /// A sandbox with `shell`, which must be on this host.
+    pub fn new(shell: Shell) -> Arc<Self> {
         let root = tempfile::tempdir().unwrap();
         let bin = root.path().join("bin");
         let home = root.path().join("home");
@@ -89,12 +89,12 @@ impl HostSandbox {
         let mut path = bin.to_str().unwrap().to_owned();
         match shell {
             Shell::Bash => {
-                let bash = find_program("bash")?;
+                let bash = find_program("bash").expect("bash on the PATH");
                 std::os::unix::fs::symlink(bash, bin.join("bash")).unwrap();
                 path = format!("{path}:/usr/local/bin:/usr/bin:/bin");
             }
             Shell::Dash => {
-                let dash = find_program("dash")?;
+                let dash = find_program("dash").expect("dash on the PATH");
                 for name in UTILITIES {
                     if let Some(program) = find_program(name) {
                         std::os::unix::fs::symlink(program, bin.join(name)).unwrap();
@@ -103,7 +103,7 @@ impl HostSandbox {
                 write_sh(&bin.join("sh"), dash.to_str().unwrap());
             }
             Shell::Busybox => {
-                let busybox = find_program("busybox")?;
+                let busybox = find_program("busybox").expect("busybox on the PATH");
                 let list = std::process::Command::new(&busybox)
                     .arg("--list")
                     .output()
@@ -125,12 +125,12 @@ impl HostSandbox {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .into();
-        Some(Arc::new(Self {
+        Arc::new(Self {
             id,
             _root: root,
             working_dir,
             env,
-        }))
+        })
     }
 
     /// The working directory on this host.

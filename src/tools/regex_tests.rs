@@ -1,0 +1,321 @@
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use super::*;
+
+fn said(pattern: &str) -> String {
+    let pattern = translate(pattern, false).unwrap_or_else(|why| panic!("{pattern}: {why}"));
+    pattern.text.escape_ascii().to_string()
+}
+
+#[test]
+fn patterns_are_said_again_in_bytes() {
+    for (pattern, ere) in [
+        (r"[0-9]+", "[0-9]+"),
+        (r"(?:a|bc)d", "(a|bc)d"),
+        (r"fn [a-z]+\(", r"fn [a-z]+\\("),
+        (r".*?x", ".*x"),
+        (
+            r"^.$",
+            r"^[]\x01-\t\x0b-,.-Z\\_-\x7f\xc0-\xff[^-][\x80-\xbf]*\r?$",
+        ),
+        (r"a{2,3}?", "a{2,3}"),
+        (r"(ab){2}", "(ab){2}"),
+        (
+            r"[^\]]",
+            r"[\x01-\t\x0b-,.-Z\\_-\x7f\xc0-\xff[^-][\x80-\xbf]*",
+        ),
+        (r"[\]^-]x", "[]^-]x"),
+        (r"[\^]", r"\\^"),
+        (r"[\^-]", "[-^]"),
+        (r"[\^\[]", "[[^]"),
+        (r"[+-\-]", "[+,-]"),
+        (r"\$\{x\}", r"\\$\\{x}"),
+        (r"\t\.", r"\t\\."),
+        (
+            r"\s",
+            r"([\t\x0b-\r ]|\xc2([\x85\xa0])|\xe1(\x9a(\x80))|\xe2(\x80([\x80-\x8a\xa8\xa9\xaf])|\x81(\x9f))|\xe3(\x80(\x80)))",
+        ),
+        ("[а-и]", r"(\xd0([\xb0-\xb8]))"),
+        ("é", r"(\xc3\xa9|e\xcc\x81)"),
+        ("[aé]", r"(a|\xc3(\xa9)|e\xcc\x81)"),
+        (r"(|a)b", "(a)?b"),
+        (r"\Ax\z", r"^x\r?$"),
+        (r"(?i)ab", "[Aa][Bb]"),
+        (r"foo\b-", "foo-"),
+    ] {
+        assert_eq!(said(pattern), ere, "{pattern}");
+    }
+}
+
+#[test]
+fn plain_text_is_searched_as_it_is() {
+    for (pattern, ignore_case, fixed) in [
+        ("hello world", false, true),
+        ("中文", false, true),
+        ("hello", true, false),
+        // An accent may be a character of its own.
+        ("Müller", false, false),
+        ("a.b", false, false),
+    ] {
+        assert_eq!(
+            translate(pattern, ignore_case).unwrap().fixed,
+            fixed,
+            "{pattern}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_said_is_refused_with_a_way_out() {
+    let long = "a".repeat(LONGEST + 1);
+    let wide = r"\w".repeat(100);
+    for (pattern, words) in [
+        ("", "empty"),
+        ("(?=x)", "look-ahead"),
+        ("(?<!x)y", "bash"),
+        (r"(a)\1", "back-references"),
+        ("foo(", r"foo\("),
+        ("a\nb", "line"),
+        (r"a\nb", "line"),
+        (r"[\n]", "line"),
+        (r"[\x00]", "line"),
+        ("[a&&b]", "never matches"),
+        (r"x\by", "never matches"),
+        (r"(\bx)+", "boundaries"),
+        (r"(^a|b){2}", "repetition"),
+        (r"\p{Klingon}", "character 1"),
+        (&long, "4000"),
+        (&wide, "too long"),
+    ] {
+        let why = translate(pattern, false).unwrap_err();
+        assert!(why.contains(words), "{pattern}: {why}");
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn translating_never_panics_and_gives_no_line_end_or_nul(pattern in "[\\[\\]^a-c\\\\dsSwWbB(|)?*+{},0-9.:&~$iuü-]{0,24}") {
+        if let Ok(pattern) = translate(&pattern, false) {
+            assert!(!pattern.text.contains(&0) && !pattern.text.contains(&b'\n'));
+        }
+    }
+}
+
+/// A generator of its own, so that a seed gives the same patterns for ever.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 11).unwrap() % n
+    }
+
+    fn of<'a>(&mut self, words: &[&'a str]) -> &'a str {
+        words[self.below(words.len())]
+    }
+
+    fn line(&mut self) -> String {
+        let length = self.below(9);
+        (0..length).map(|_| self.of(CHARS)).collect()
+    }
+
+    fn pattern(&mut self, depth: usize) -> String {
+        let mut out = String::new();
+        for at in 0..=self.below(4) {
+            if at > 0 && self.below(8) == 0 {
+                out.push('|');
+            }
+            if self.below(12) == 0 {
+                out.push_str(self.of(LOOKS));
+                continue;
+            }
+            match self.below(if depth > 0 { 8 } else { 6 }) {
+                0..=2 => out.push_str(&regex_syntax::escape(self.of(CHARS))),
+                3..=5 => out.push_str(self.of(CLASSES)),
+                _ => {
+                    let inner = self.pattern(depth - 1);
+                    out.push_str(self.of(&["(", "(?:", "(?i:", "(?-i:"]));
+                    out.push_str(&inner);
+                    out.push(')');
+                }
+            }
+            if self.below(3) == 0 {
+                out.push_str(self.of(REPETITIONS));
+            }
+        }
+        out
+    }
+}
+
+const CHARS: &[&str] = &[
+    "a", "b", "A", "1", "_", " ", "-", ".", "/", "[", "]", "^", "$", "{", "\\", "\t", "\u{1}",
+    "\u{7f}", "ü", "Ü", "é", "я", "Я", "中", "“", "–", "\u{a0}", "\u{2028}", "٣", "ſ", "K", "😀",
+    "ß", "҉",
+];
+const CLASSES: &[&str] = &[
+    ".",
+    r"\d",
+    r"\w",
+    r"\s",
+    r"\W",
+    r"\D",
+    r"\S",
+    "[ab]",
+    "[^a]",
+    r"[\W_]",
+    r"[^\W\d]",
+    r"[^\W_]",
+    r"[\S ]",
+    "[а-я]",
+    "[^ü]",
+    "[a-bü]",
+    "[^\\x00-\\x7f]",
+    r"[^\n]",
+    "[[:alpha:]]",
+    "[^[:space:]]",
+    r"\p{L}",
+    r"\p{Lu}",
+    r"\P{L}",
+    r"[\w&&[^a]]",
+    r"[\w--[a-b]]",
+    "[ -/]",
+    r"[\]\[^-]",
+    "[一-龥]",
+    r"\pN",
+    r"[\s\S]",
+    r"\x41",
+    "[\\-^]",
+    r"\p{Greek}",
+    r"[+-\]]",
+    r"\t",
+    r"\u{fc}",
+];
+const LOOKS: &[&str] = &[
+    "^",
+    "$",
+    r"\b",
+    r"\b",
+    r"\B",
+    r"\A",
+    r"\z",
+    r"\b{start}",
+    r"\b{end}",
+    r"\b{start-half}",
+    r"\b{end-half}",
+    r"\<",
+    r"\>",
+    r"(?-u:\b)",
+];
+const REPETITIONS: &[&str] = &[
+    "*", "+", "?", "*?", "+?", "{2}", "{1,3}", "{0,2}", "{2,}", "{0}",
+];
+
+/// The numbers, from 1, of the lines that `grep` finds.
+fn found(program: &[&str], pattern: &Pattern, lines: &[String]) -> Result<Vec<usize>, String> {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut child = Command::new(program[0])
+        .args(&program[1..])
+        .arg(if pattern.fixed { "-anF" } else { "-anE" })
+        .arg("-e")
+        .arg(OsStr::from_bytes(&pattern.text))
+        .env_clear()
+        .env("LC_ALL", "C")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("{program:?}: {error}"))?;
+    // Small enough for a pipe.
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all((lines.join("\n") + "\n").as_bytes()).ok();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    if output.status.code().is_none_or(|code| code > 1) {
+        return Err(format!(
+            "{:?}: {}",
+            output.status,
+            output.stderr.escape_ascii()
+        ));
+    }
+    let numbers = output
+        .stdout
+        .split(|b| *b == b'\n')
+        .filter(|line| !line.is_empty());
+    Ok(numbers
+        .map(|line| {
+            let line = String::from_utf8_lossy(line);
+            line.split_once(':').unwrap().0.parse().unwrap()
+        })
+        .collect())
+}
+
+/// Every pattern finds in `grep` what it finds in the `regex` crate, or it is refused; and few are. With
+/// `SANDCASTER_LONG` it takes minutes, and other patterns for each number that this is.
+fn agrees_with_the_regex_crate(program: &[&str]) {
+    #[expect(clippy::disallowed_methods, reason = "tests have no settings")]
+    let seed = std::env::var("SANDCASTER_LONG")
+        .ok()
+        .map(|seed| seed.parse::<u64>().unwrap());
+    let patterns = if seed.is_some() { 5_000 } else { 200 };
+    let mut random = Random(0x5eed_cafe ^ (seed.unwrap_or(0) << 32));
+    let (mut refused, mut wrong, mut tried) = (0, Vec::new(), 0);
+    for _ in 0..patterns {
+        let pattern = random.pattern(2);
+        let lines: Vec<String> = (0..100).map(|_| random.line()).collect();
+        let ignore_case = random.below(5) == 0;
+        let Ok(reference) = regex::RegexBuilder::new(&pattern)
+            .case_insensitive(ignore_case)
+            .build()
+        else {
+            continue;
+        };
+        tried += 1;
+        let Ok(translated) = translate(&pattern, ignore_case) else {
+            refused += 1;
+            continue;
+        };
+        let expected: Vec<usize> = (1..)
+            .zip(&lines)
+            .filter(|(_, line)| reference.is_match(line))
+            .map(|(n, _)| n)
+            .collect();
+        let seen = found(program, &translated, &lines);
+        if seen.as_ref() != Ok(&expected) {
+            let line = seen.map(|seen| {
+                let odd = (1..=lines.len())
+                    .find(|n| seen.contains(n) != expected.contains(n))
+                    .unwrap();
+                (seen.contains(&odd), lines[odd - 1].clone())
+            });
+            wrong.push(format!(
+                "{pattern:?} (ignore case: {ignore_case}): found and line {line:?}, as {}",
+                translated.text.escape_ascii()
+            ));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {tried} are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    assert!(
+        tried * 2 > patterns && refused * 10 < tried,
+        "{refused} of {tried} were refused"
+    );
+}
+
+#[test]
+fn gnu_grep_finds_what_the_regex_crate_finds() {
+    agrees_with_the_regex_crate(&["grep"]);
+}
+
+#[test]
+#[cfg_attr(not(program = "busybox"), ignore = "needs busybox")]
+fn busybox_grep_finds_what_the_regex_crate_finds() {
+    agrees_with_the_regex_crate(&["busybox", "grep"]);
+}
