@@ -2,8 +2,8 @@
 
 /// Names longer than this are no slip of the pen.
 const LONGEST: usize = 64;
-/// Pairs of characters that [`alike`] compares at most: about 5 ms.
-const COMPARED: usize = 1_000_000;
+/// Pairs of characters that [`alike`] compares at most: a few milliseconds.
+const COMPARED: usize = 500_000;
 /// Of a foreign text that is quoted in a message.
 const QUOTED: usize = 100;
 
@@ -128,11 +128,10 @@ pub(crate) fn nearest<'a>(
         return None;
     }
     let letters = plain(typed);
-    let allowed = (letters.len() / 3).clamp(1, 4);
     let rank = |name: &'a str| {
         let other = plain(name);
         let distance = strsim::osa_distance(&letters, &other);
-        if distance <= allowed && distance < name.len() {
+        if distance <= slips(&letters) && distance < name.len() {
             Some((distance, name))
         } else {
             let begins = letters.len() >= 3 && other.starts_with(&letters);
@@ -156,19 +155,26 @@ pub(crate) fn did_you_mean<'a>(
 pub(crate) fn alike<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let letters = plain(start(typed, 255));
     let mut left = COMPARED;
-    let mut near: Vec<(f64, &str)> = Vec::new();
+    let mut near: Vec<(bool, f64, &str)> = Vec::new();
     for name in known {
         let Some(after) = left.checked_sub((letters.len() + 1) * (name.len() + 1)) else {
             break;
         };
         left = after;
-        let likeness = strsim::jaro_winkler(&letters, &plain(name));
-        if likeness > 0.6 {
-            near.push((likeness, name));
+        let other = plain(name);
+        let slip = strsim::osa_distance(&letters, &other) <= slips(&letters);
+        let likeness = strsim::jaro_winkler(&letters, &other);
+        if slip || likeness > 0.6 {
+            near.push((slip, likeness, name));
         }
     }
-    near.sort_by(|a, b| b.0.total_cmp(&a.0));
-    near.into_iter().take(5).map(|(_, name)| name).collect()
+    near.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)));
+    near.into_iter().take(5).map(|(.., name)| name).collect()
+}
+
+/// How many letters of a name may be wrong.
+fn slips(letters: &str) -> usize {
+    (letters.len() / 3).clamp(1, 4)
 }
 
 /// Lower case, without the marks that styles differ in.
@@ -251,6 +257,7 @@ mod tests {
     fn names_of_files_are_found_in_bounded_time() {
         let known = ["a.txt", "README.txt", "main.rs", "readme"];
         assert_eq!(alike("readme.md", known), ["readme", "README.txt"]);
+        assert_eq!(alike("dri", ["drum", "dir"]), ["dir", "drum"]);
         assert!(alike("zzz", known).is_empty());
         let long = "x".repeat(255);
         let names = std::iter::repeat_n(long.as_str(), 1_000_000);

@@ -45,7 +45,7 @@ s=$(stat -L -c %s "$p" 2>/dev/null || wc -c <"$p" 2>/dev/null)
 fi
 if [ -L "$p" ]; then t=$(readlink -f "$p" 2>/dev/null); [ -n "$t" ] || t=$(readlink "$p" 2>/dev/null); fi
 if [ -n "$d" ]; then if ! [ -d "$d" ]; then o=f; elif cd "$d" 2>/dev/null; then o=1; fi; fi
-[ "$k$o" = d1 ] && n=$(find . ! -name . -prune -exec sh -c 'echo $#' sh {} + 2>/dev/null | {
+[ "$k$o" = d1 ] && command -v find >/dev/null && n=$(find . ! -name . -prune -exec sh -c 'echo $#' sh {} + 2>/dev/null | {
 n=0; while read -r c; do n=$((n+c)); done; echo "$n"; })
 printf '%s\000%s\000%s\000%s\000%s\000%s\000%s\000%s\000' "$k" "$s" "$l" "$t" "$r" "$d" "$o" "$n"
 [ "$o" = 1 ] && find . ! -name . -prune -exec stat -c '%f|%s|%n' {} + 2>/dev/null | head -c 262144
@@ -91,8 +91,8 @@ pub(super) struct Place {
     /// The directory whose entries these are: the place itself, or of a missing one the nearest above it.
     directory: String,
     inside: Inside,
-    /// How many entries there are, of which some may be missing in `entries`.
-    total: u64,
+    /// How many entries a directory has, of which some may be missing in `entries`.
+    total: Option<u64>,
     entries: Vec<Entry>,
 }
 
@@ -207,7 +207,7 @@ impl Place {
             "f" => Inside::NoDirectory,
             _ => Inside::Closed,
         };
-        let total = field().trim().parse().unwrap_or(0);
+        let total = field().trim().parse().ok();
         let listing = field();
         let mut entries = parse_entries(listing);
         if output.len() >= LISTING {
@@ -265,7 +265,14 @@ impl Place {
         let mut parts = below.split('/').filter(|part| !part.is_empty());
         let name = parts.next().unwrap_or_default();
         let near = alike(name, self.entries.iter().map(|entry| entry.name.as_str()));
-        let near: Vec<String> = near.into_iter().map(one_line).collect();
+        let is_directory = |name: &str| {
+            let mut named = self.entries.iter().filter(|entry| entry.name == name);
+            named.any(|entry| entry.is(DIRECTORY))
+        };
+        let near: Vec<String> = near
+            .into_iter()
+            .map(|name| one_line(name) + if is_directory(name) { "/" } else { "" })
+            .collect();
         let whose = if parts.next().is_some() {
             format!(" {directory} has no {}.", one_line(name))
         } else {
@@ -293,7 +300,11 @@ impl Place {
             let why = format!("{given}: permission denied for the directory's entries");
             return Err(Failure::Complaint(why));
         }
-        if self.total == 0 && self.entries.is_empty() {
+        let Some(total) = self.total else {
+            let why = "the sandbox has no find to list a directory; use bash";
+            return Err(Failure::Complaint(why.to_owned()));
+        };
+        if total == 0 && self.entries.is_empty() {
             return Ok("(empty directory)".to_owned());
         }
         let shown = self.entries.get(..SHOWN_ENTRIES).unwrap_or(&self.entries);
@@ -331,7 +342,7 @@ impl Place {
             });
         }
         let known = u64::try_from(self.entries.len()).unwrap_or(u64::MAX);
-        let total = self.total.max(known);
+        let total = total.max(known);
         let shown = u64::try_from(shown.len()).unwrap_or(u64::MAX);
         if shown < total {
             let which = if known < total {

@@ -8,6 +8,8 @@ fn page_of(piece: &Piece, window: Window, redactor: &Redactor) -> Result<String,
     shown("my f.txt", &place, piece, window, redactor).map(|answer| answer.text)
 }
 
+type Shown = Result<String, Failure>;
+
 /// What is shown of a small file.
 fn small(file: &[u8], window: Window) -> Result<String, Failure> {
     page_of(&Piece::whole(file, window), window, &Redactor::default())
@@ -130,7 +132,7 @@ fn pages_join_to_the_file_counted_or_not() {
         .map(|n| format!("line {n}\n"))
         .collect::<Vec<_>>()
         .concat();
-    let kinds: [fn(&[u8], Window) -> Result<String, Failure>; 3] = [
+    let kinds: [fn(&[u8], Window) -> Shown; 3] = [
         small,
         |file, window| large(file, window, true),
         |file, window| large(file, window, false),

@@ -69,7 +69,7 @@ in_every_shell! {
         let why = rig.complaint("file_read", json!({"path": "dir/b.txd"})).await;
         assert!(why.contains("no such file") && why.contains("b.txt") && why.contains(&rig.home()), "{why}");
         let why = rig.complaint("file_read", json!({"path": "dri/sub/x"})).await;
-        assert!(why.contains(" has no dri. Similar names there: dir."), "{why}");
+        assert!(why.contains(" has no dri. Similar names there: dir/"), "{why}");
         let why = rig.complaint("file_read", json!({"path": "empty/x/y"})).await;
         assert!(why.contains("empty is no directory"), "{why}");
         let why = rig.complaint("file_read", json!({"path": "a\u{0}b"})).await;

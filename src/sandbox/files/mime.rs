@@ -98,12 +98,11 @@ pub fn mime_type(name: &str, bytes: &[u8]) -> &'static str {
             .map(|(_, mime)| *mime)
     });
     let is_text = std::str::from_utf8(bytes).is_ok() && !bytes.contains(&0);
+    let beginning = bytes.get(..8192).unwrap_or(bytes);
     // Some formats begin with letters, as do texts.
-    let is_plain = is_text
-        && !bytes
-            .iter()
-            .any(|b| b.is_ascii_control() && !b.is_ascii_whitespace());
-    let by_bytes = infer::get(bytes)
+    let is_plain = |b: &u8| !b.is_ascii_control() || b.is_ascii_whitespace();
+    let is_plain = is_text && beginning.iter().all(is_plain);
+    let by_bytes = infer::get(beginning)
         .map(|kind| kind.mime_type())
         .filter(|mime| !is_plain || *mime == "application/pdf");
     let by_name = by_name.filter(|mime| is_text || !mime.starts_with("text/"));
