@@ -1,9 +1,9 @@
 //! `file_edit`: replaces an exact piece of a file.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,8 +26,9 @@ use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 const AROUND: usize = 3;
 const MOST_SHOWN_LINES: usize = 40;
 const MOST_DIFF: usize = 8_000;
-/// Lines of one stretch that are compared: more than are shown.
-const MOST_COMPARED: usize = 1_000;
+/// Lines that are compared, and for how long: then the rest counts as replaced whole.
+const MOST_COMPARED: usize = 20_000;
+const LONGEST: Duration = Duration::from_millis(100);
 
 /// The tool.
 #[derive(Debug)]
@@ -80,6 +81,7 @@ impl Tool for FileEdit {
 async fn edit(args: EditArgs, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let name = one_line(&args.path);
     let complain = |why: &str| Failure::Complaint(format!("{name}: {why}"));
+    let _alone = context.session.edits.lock().await;
     let place = Place::look(&args.path, false, context).await?;
     if place.kind == Kind::Missing && args.old_string.is_empty() {
         return Err(complain(
@@ -95,27 +97,33 @@ async fn edit(args: EditArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         ));
     }
     let file = super::fetch(&place, FETCHED, context).await?;
-    let arrow = place.arrow();
     let path = args.path.clone();
     let redactor = context.redactor.clone();
     // Up to 8 MiB are searched and compared: too long for a thread of the runtime.
-    let done = tokio::task::spawn_blocking(move || {
-        change(&file, &args, &redactor).map(|(replaced, shown)| {
-            let title = title(&replaced);
-            (replaced.bytes, title, shown)
-        })
-    });
-    let (bytes, title, shown) = match done.await {
+    let done = tokio::task::spawn_blocking(move || change(&file, &args, &redactor));
+    let (replaced, shown) = match done.await {
         Ok(done) => done.map_err(|why| complain(&why))?,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
             Err(_) => return Err(Failure::Cancelled),
         },
     };
-    super::store(&place.path, &path, Bytes::from(bytes), context).await?;
+    super::store(&place.path, &path, Bytes::from(replaced.bytes), context).await?;
+    let mut text = format!(
+        "edited {name}{}: {} replacement",
+        place.arrow(),
+        replaced.count
+    );
+    if replaced.count > 1 {
+        text.push('s');
+    }
+    if !replaced.notes.is_empty() {
+        write!(text, " ({})", replaced.notes.join("; ")).ok();
+    }
+    text.push_str(&shown.lines);
     Ok(ToolAnswer {
         diff: Some(shown.diff),
-        ..ToolAnswer::text(format!("edited {name}{arrow}: {title}{}", shown.lines))
+        ..ToolAnswer::text(text)
     })
 }
 
@@ -140,19 +148,8 @@ fn change(file: &[u8], args: &EditArgs, redactor: &Redactor) -> Result<(Replaced
         Refusal::Because(why) => why,
         Refusal::NotFound => not_found(file, asked.old, asked.new, redactor),
     })?;
-    let shown = Shown::of(file, &replaced, redactor);
+    let shown = Shown::of(file, &replaced.bytes, redactor);
     Ok((replaced, shown))
-}
-
-fn title(replaced: &Replaced) -> String {
-    let mut title = match replaced.count {
-        1 => "1 replacement".to_owned(),
-        count => format!("{count} replacements"),
-    };
-    if !replaced.notes.is_empty() {
-        write!(title, " ({})", replaced.notes.join("; ")).ok();
-    }
-    title
 }
 
 /// What an edit changed.
@@ -165,134 +162,71 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(old: &[u8], replaced: &Replaced, redactor: &Redactor) -> Self {
-        let new = replaced.bytes.as_slice();
+    fn of(old: &[u8], new: &[u8], redactor: &Redactor) -> Self {
+        let same = |(a, b): &(&u8, &u8)| a == b;
+        let start = old.iter().zip(new).take_while(same).count();
+        let rest = old.len().min(new.len()) - start;
+        let ends = old.iter().rev().zip(new.iter().rev()).take(rest);
+        let end = ends.take_while(same).count();
+        // In both files the same line: from it on they are compared.
+        let (from, _) = line_start(old, start, AROUND);
+        let first = memchr_iter(b'\n', old.get(..from).unwrap_or_default()).count();
+        let stretch = |bytes: &'_ [u8]| {
+            let differs = bytes.len() - end;
+            let after = memchr_iter(b'\n', bytes.get(differs..).unwrap_or_default()).nth(AROUND);
+            let to = after.map_or(bytes.len(), |end| differs + end + 1);
+            String::from_utf8_lossy(bytes.get(from..to).unwrap_or_default()).into_owned()
+        };
+        let (old, new) = (stretch(old), stretch(new));
+        let split = |text| str::split_inclusive(text, '\n').take(MOST_COMPARED);
+        let (old, new): (Vec<&str>, Vec<&str>) = (split(&old).collect(), split(&new).collect());
+        let cut = old.len().max(new.len()) == MOST_COMPARED;
+        let diff = TextDiff::configure()
+            .timeout(LONGEST)
+            .diff_slices(&old, &new);
         let mut shown = Self::default();
-        let (mut left, mut unseen, mut undiffed) = (MOST_SHOWN_LINES, false, false);
-        let (mut old_lines, mut new_lines) = (Lines::new(old), Lines::new(new));
-        let mut changes = replaced.changes.iter().peekable();
-        while let Some((old_at, new_at)) = changes.next() {
-            let (mut old_at, mut new_at) = (old_at.clone(), new_at.clone());
-            // Those that share context are one stretch.
-            while let Some((old_next, new_next)) = changes.next_if(|(next, _)| {
-                line_start(old, next.start, AROUND).0 <= line_end(old, old_at.end)
-            }) {
-                (old_at.end, new_at.end) = (old_next.end, new_next.end);
+        let (mut left, mut unseen) = (MOST_SHOWN_LINES, cut);
+        for group in diff.grouped_ops(AROUND) {
+            if let (Some(begin), Some(end)) = (group.first(), group.last()) {
+                // An empty range is named by the line before it.
+                let range = |at: Range<usize>| (first + at.start + at.len().min(1), at.len());
+                let (from, old) = range(begin.old_range().start..end.old_range().end);
+                let (to, new) = range(begin.new_range().start..end.new_range().end);
+                write!(shown.diff, "\n@@ -{from},{old} +{to},{new} @@").ok();
             }
-            let (old_at, new_at) = differing((old, old_at), (new, new_at));
-            let (old_first, old_text) = old_lines.take(old_at);
-            let (new_first, new_text) = new_lines.take(new_at);
-            let split = |text| str::split_inclusive(text, '\n').take(MOST_COMPARED);
-            let old_text: Vec<&str> = split(&old_text).collect();
-            let new_text: Vec<&str> = split(&new_text).collect();
-            undiffed |= old_text.len().max(new_text.len()) == MOST_COMPARED;
-            let diff = TextDiff::from_slices(&old_text, &new_text);
-            for group in diff.grouped_ops(AROUND) {
-                if let (Some(first), Some(last)) = (group.first(), group.last()) {
-                    let range = |first: usize, at: Range<usize>| {
-                        // An empty range is named by the line before it.
-                        let from = first + at.start + usize::from(!at.is_empty());
-                        format!("{from},{}", at.len())
-                    };
-                    let old = first.old_range().start..last.old_range().end;
-                    let new = first.new_range().start..last.new_range().end;
-                    let (old, new) = (range(old_first, old), range(new_first, new));
-                    write!(shown.diff, "\n@@ -{old} +{new} @@").ok();
+            if !shown.lines.is_empty() && left > 0 {
+                shown.lines.push_str("\n…");
+            }
+            for change in group.iter().flat_map(|op| diff.iter_changes(op)) {
+                if left == 0 && shown.diff.len() > MOST_DIFF {
+                    unseen |= change.tag() != ChangeTag::Equal;
+                    continue;
                 }
-                if !shown.lines.is_empty() && left > 0 {
-                    shown.lines.push_str("\n…");
-                }
-                for change in group.iter().flat_map(|op| diff.iter_changes(op)) {
-                    let line = shown_line(change.value(), redactor);
-                    write!(shown.diff, "\n{}{line}", change.tag()).ok();
-                    match change.new_index() {
-                        Some(at) if left > 0 => {
-                            left -= 1;
-                            write!(shown.lines, "\n{}\t{line}", new_first + at + 1).ok();
-                        }
-                        _ => unseen |= left == 0 && change.tag() != ChangeTag::Equal,
+                let line = shown_line(change.value(), redactor);
+                write!(shown.diff, "\n{}{line}", change.tag()).ok();
+                match change.new_index() {
+                    Some(at) if left > 0 => {
+                        left -= 1;
+                        write!(shown.lines, "\n{}\t{line}", first + at + 1).ok();
                     }
+                    _ => unseen |= left == 0 && change.tag() != ChangeTag::Equal,
                 }
-            }
-            if left == 0 && shown.diff.len() > MOST_DIFF {
-                break;
             }
         }
-        undiffed |= changes.peek().is_some();
-        if unseen || undiffed {
+        if unseen {
             shown
                 .lines
                 .push_str("\n[more lines changed; see them with file_read]");
         }
-        let cut = first_chars(shown.diff.trim_start_matches('\n'), MOST_DIFF);
-        shown.diff = if undiffed || cut.len() + 1 < shown.diff.len() {
-            format!("{}\n[diff cut]", cut.trim_end_matches('\n'))
+        let whole = shown.diff.trim_start_matches('\n');
+        let begin = first_chars(whole, MOST_DIFF);
+        shown.diff = if cut || begin.len() < whole.len() {
+            format!("{}\n[diff cut]", begin.trim_end_matches('\n'))
         } else {
-            cut.to_owned()
+            begin.to_owned()
         };
         shown
     }
-}
-
-/// Line numbers of places that come in order.
-struct Lines<'f> {
-    bytes: &'f [u8],
-    counted: usize,
-    line: usize,
-}
-
-impl<'f> Lines<'f> {
-    const fn new(bytes: &'f [u8]) -> Self {
-        Self {
-            bytes,
-            counted: 0,
-            line: 0,
-        }
-    }
-
-    /// How many lines stand before the place, and its text.
-    fn take(&mut self, at: Range<usize>) -> (usize, Cow<'f, str>) {
-        let between = self.bytes.get(self.counted..at.start).unwrap_or_default();
-        self.line += memchr_iter(b'\n', between).count();
-        self.counted = at.start;
-        (
-            self.line,
-            String::from_utf8_lossy(self.bytes.get(at).unwrap_or_default()),
-        )
-    }
-}
-
-/// The end of the line that stands [`AROUND`] lines after the one in which `at` lies.
-fn line_end(bytes: &[u8], at: usize) -> usize {
-    let ends = memchr_iter(b'\n', bytes.get(at..).unwrap_or_default());
-    ends.skip(AROUND)
-        .next()
-        .map_or(bytes.len(), |end| at + end + 1)
-}
-
-/// Two stretches in whole lines, with their neighbours, without what is equal at both ends of them.
-fn differing(
-    (old, old_at): (&[u8], Range<usize>),
-    (new, new_at): (&[u8], Range<usize>),
-) -> (Range<usize>, Range<usize>) {
-    let (old_text, new_text) = (
-        old.get(old_at.clone()).unwrap_or_default(),
-        new.get(new_at.clone()).unwrap_or_default(),
-    );
-    let same = |(a, b): &(&u8, &u8)| a == b;
-    let start = old_text.iter().zip(new_text).take_while(same).count();
-    let rest = old_text.len().min(new_text.len()) - start;
-    let end = old_text
-        .iter()
-        .rev()
-        .zip(new_text.iter().rev())
-        .take(rest)
-        .take_while(same)
-        .count();
-    let around = |bytes: &[u8], at: Range<usize>| {
-        line_start(bytes, at.start + start, AROUND).0..line_end(bytes, at.end - end)
-    };
-    (around(old, old_at), around(new, new_at))
 }
 
 #[cfg(test)]
@@ -307,7 +241,7 @@ mod tests {
             most: 1 << 20,
         };
         let replaced = replace(old.as_bytes(), asked).unwrap();
-        Shown::of(old.as_bytes(), &replaced, &Redactor::default())
+        Shown::of(old.as_bytes(), &replaced.bytes, &Redactor::default())
     }
 
     #[test]
@@ -376,7 +310,10 @@ mod tests {
         let long = shown(&many(100_000), "x", "y");
         assert!(long.diff.ends_with("[diff cut]") && long.diff.len() < 8_100);
         // One change far behind what is compared of a long text.
-        let text = (0..9_000).map(|n| format!("{n}\n")).collect::<String>();
+        let text = (0..9_000)
+            .map(|n| format!("{n}\n"))
+            .collect::<Vec<_>>()
+            .concat();
         let late = shown(&text, &text, &text.replace("8000\n", "late\n"));
         assert!(
             late.diff.contains("-8000\n+late") && !late.diff.contains("cut"),

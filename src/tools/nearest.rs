@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::fmt::Write as _;
 
 use icu_normalizer::ComposingNormalizerBorrowed;
 use memchr::memrchr;
@@ -32,16 +33,18 @@ pub(super) fn not_found(file: &[u8], old: &str, new: &str, redactor: &Redactor) 
     }
     let mut out = "old_string was not found".to_owned();
     if let Some(line) = only_line(file, new) {
-        out.push_str(&format!(
+        write!(
+            out,
             "; new_string stands in line {line} already, so this edit may have been made before"
-        ));
+        )
+        .ok();
     }
     let Some(near) = nearest(file, old) else {
         out.push_str("; no line of the file is similar. Read the part to be changed again");
         return out;
     };
     if let Some(what) = near.difference(old) {
-        out.push_str(&format!("; it differs in {what} only"));
+        write!(out, "; it differs in {what} only").ok();
     }
     if near
         .shown(old)
@@ -55,7 +58,7 @@ pub(super) fn not_found(file: &[u8], old: &str, new: &str, redactor: &Redactor) 
     out.push_str("\nThe most similar lines:");
     for (line, number) in near.shown(old) {
         let line = shown_line(&String::from_utf8_lossy(line), redactor);
-        out.push_str(&format!("\n{number}\t{line}"));
+        write!(out, "\n{number}\t{line}").ok();
     }
     out
 }

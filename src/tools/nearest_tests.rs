@@ -128,9 +128,10 @@ fn neighbours_decide_between_lines_that_are_alike() {
 
 #[test]
 fn of_a_long_text_the_first_difference_is_shown() {
-    let file: String = (1..=200)
+    let file = (1..=200)
         .map(|n| format!("line number {n} of the file\n"))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     let old = file.replace("number 150 of", "numbre 150 of");
     let why = explained(&file, &old, "x");
     assert!(
@@ -142,9 +143,10 @@ fn of_a_long_text_the_first_difference_is_shown() {
 
 #[test]
 fn the_work_is_bounded_and_the_last_line_of_many_is_found() {
-    let mut file: String = (0..20_000)
+    let mut file = (0..20_000)
         .map(|n| format!("2026-11-27 12:00:00 INFO request {n} was answered\n"))
-        .collect();
+        .collect::<Vec<_>>()
+        .concat();
     let wanted = key(b"2026-11-27 12:00:00 INFO request 19998 was not answered");
     let found = candidates(file.as_bytes(), &wanted);
     assert_eq!(found.len(), COMPARED);

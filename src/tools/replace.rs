@@ -11,9 +11,6 @@ use std::ops::Range;
 use memchr::memmem::{FindIter, Finder, find_iter};
 use memchr::{memchr, memchr_iter, memchr2_iter, memrchr};
 
-/// Stretches that are remembered: more than any answer shows.
-const MOST_CHANGES: usize = 4_000;
-
 /// An edit, as asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
@@ -32,8 +29,6 @@ pub(super) struct Replaced {
     pub(super) bytes: Vec<u8>,
     /// How many places were replaced.
     pub(super) count: usize,
-    /// What was replaced, in bytes of the old file and of the new one; places in one line are joined.
-    pub(super) changes: Vec<(Range<usize>, Range<usize>)>,
     /// What was done beside what was asked.
     pub(super) notes: Vec<&'static str>,
 }
@@ -393,19 +388,21 @@ fn apply(
     let mut from = 0;
     for at in places {
         let new = replacement.at(&at);
-        let kept = match new.matches("\r\n").count() > asked.new.matches("\r\n").count() {
-            true => "new_string got the CRLF line ends of the text that it replaces",
-            false => "new_string got the CR line ends of the text that it replaces",
-        };
-        if new != asked.new && !done.notes.contains(&kept) {
-            done.notes.push(kept);
+        if new != asked.new {
+            let crlf = |text: &str| text.matches("\r\n").count();
+            let kept = if crlf(&new) > crlf(asked.new) {
+                "new_string got the CRLF line ends of the text that it replaces"
+            } else {
+                "new_string got the CR line ends of the text that it replaces"
+            };
+            if !done.notes.contains(&kept) {
+                done.notes.push(kept);
+            }
         }
-        let between = file.get(from..at.start).unwrap_or_default();
-        done.bytes.extend_from_slice(between);
-        let start = done.bytes.len();
+        done.bytes
+            .extend_from_slice(file.get(from..at.start).unwrap_or_default());
         done.bytes.extend_from_slice(new.as_bytes());
-        let end = done.bytes.len();
-        if end.saturating_add(file.len() - at.end) > asked.most {
+        if done.bytes.len().saturating_add(file.len() - at.end) > asked.most {
             return Err(Refusal::Because(
                 "the file would become larger than 8 MiB; edit it with bash (sed, python3)"
                     .to_owned(),
@@ -413,16 +410,6 @@ fn apply(
         }
         done.count += 1;
         from = at.end;
-        let full = done.changes.len() == MOST_CHANGES;
-        match done.changes.last_mut() {
-            Some((old, new))
-                if memchr(b'\n', between).is_none() && old.end + between.len() == at.start =>
-            {
-                (old.end, new.end) = (at.end, end);
-            }
-            _ if full => {}
-            _ => done.changes.push((at, start..end)),
-        }
     }
     done.bytes
         .extend_from_slice(file.get(from..).unwrap_or_default());

@@ -40,7 +40,6 @@ fn one_place_is_replaced_and_several_are_refused() {
     let replaced = replace(b"b b b", asked("b", "cc", true)).unwrap();
     assert_eq!(replaced.bytes, b"cc cc cc");
     assert_eq!(replaced.count, 3);
-    assert_eq!(replaced.changes, [(0..5, 0..8)]);
     let why = refused(&"b\n".repeat(7), "b", "c");
     assert!(why.contains("7 times, in lines 1, 2, 3, 4, 5, …"), "{why}");
 }
@@ -314,7 +313,10 @@ mod oracle {
     fn numbered(file: &str, old: &str, new: &str) -> Option<String> {
         let number = |text: &str, first: usize| -> String {
             let lines = text.split_inclusive('\n').zip(first..);
-            lines.map(|(line, n)| format!("{n}\t{line}")).collect()
+            lines
+                .map(|(line, n)| format!("{n}\t{line}"))
+                .collect::<Vec<_>>()
+                .concat()
         };
         let bare = |text: &str| -> Option<(usize, String)> {
             let first = text
@@ -416,7 +418,7 @@ proptest::proptest! {
         let text: String = unix[from..(from + part.1).min(unix.len())].iter().collect();
         let number = 1 + unix[..from].iter().filter(|c| **c == '\n').count();
         let paste = |text: &str| -> String {
-            text.split_inclusive('\n').zip(number..).map(|(line, n)| format!("{n}\t{line}")).collect()
+            text.split_inclusive('\n').zip(number..).map(|(line, n)| format!("{n}\t{line}")).collect::<Vec<_>>().concat()
         };
         let (old, new) = match how {
             0 => (old, new),

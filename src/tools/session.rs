@@ -26,6 +26,8 @@ pub struct ShellSession {
     drains: Mutex<JoinSet<()>>,
     prefix: String,
     outputs: AtomicU64,
+    /// Held from the reading of a file to its writing: no edit is lost to another one.
+    pub(super) edits: tokio::sync::Mutex<()>,
 }
 
 impl ShellSession {
@@ -39,6 +41,7 @@ impl ShellSession {
             drains: Mutex::new(JoinSet::new()),
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
             outputs: AtomicU64::new(0),
+            edits: tokio::sync::Mutex::new(()),
         }
     }
 

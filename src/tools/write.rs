@@ -163,10 +163,10 @@ fn lost(was: &Text, content: &str) -> String {
         };
         lost.push(format!("CRLF line ends{some}"));
     }
-    match lost.is_empty() {
-        true => String::new(),
-        false => format!("; not kept: {}", lost.join(", ")),
+    if lost.is_empty() {
+        return String::new();
     }
+    format!("; not kept: {}", lost.join(", "))
 }
 
 fn measured(content: &str) -> String {

@@ -1,8 +1,16 @@
 //! `file_edit`: scenarios 17 and 18.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
+use sandcaster::clock::Deadline;
+use sandcaster::sandbox::{ExecControl, ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError};
+use sandcaster::secrets::Redactor;
+use sandcaster::tools::{ShellSession, ToolContext, tool};
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
 use super::in_every_shell;
 
@@ -26,6 +34,10 @@ in_every_shell! {
         rig.put("a.txt", "one\ntwo\ntwo\n");
         rig.put("b.bin", b"a\0b");
         rig.put("c.txt", b"\xff\xfea\0");
+        rig.put("empty.txt", "");
+        rig.put("latin.txt", b"caf\xe9 one\n");
+        rig.put("table.tsv", "id\tname\n5\tBob\tx\n6\tCy\ty\n");
+        rig.put("last.txt", "timeout = 300");
         for (path, old, new, word) in [
             ("a.txt", "two", "2", "2 times, in lines 2, 3"),
             ("a.txt", "three", "3", "not found"),
@@ -33,6 +45,12 @@ in_every_shell! {
             ("a.txt", "", "x", "file_write"),
             ("b.bin", "a", "x", "binary"),
             ("c.txt", "a", "x", "UTF-16"),
+            ("empty.txt", "a", "x", "is empty; use file_write"),
+            ("empty.txt", "", "x", "use file_write"),
+            ("new.txt", "", "x", "use file_write to create it"),
+            ("latin.txt", "caf\u{fffd} one", "x", "not UTF-8"),
+            ("table.tsv", "7\tBob\tx", "7\tRob\tx", "not found"),
+            ("last.txt", "timeout = 30\n", "timeout = 60\n", "not found"),
             (".", "a", "x", "directory"),
             ("a.tx", "a", "x", "a.txt"),
         ] {
@@ -41,6 +59,8 @@ in_every_shell! {
             assert!(why.contains(word), "{path} {old}: {why}");
         }
         assert_eq!(rig.get("a.txt"), b"one\ntwo\ntwo\n");
+        assert_eq!(rig.get("table.tsv"), b"id\tname\n5\tBob\tx\n6\tCy\ty\n");
+        assert_eq!(rig.get("last.txt"), b"timeout = 300");
         let args = json!({"path": "a.txt", "old_string": "two", "new_string": "2", "replace_all": true});
         assert!(rig.text("file_edit", args).await.contains("2 replacements"));
         assert_eq!(rig.get("a.txt"), b"one\n2\n2\n");
@@ -58,4 +78,121 @@ in_every_shell! {
         let expected = (0..8).map(|n| format!("[{n}]\n")).collect::<Vec<_>>().concat();
         assert_eq!(String::from_utf8(rig.get("f")).unwrap(), expected);
     }
+
+    async fn the_line_ends_of_the_place_are_kept_and_told(rig) {
+        rig.put("m.txt", "a\r\nb\r\nc\nd\r\n");
+        let args = json!({"path": "m.txt", "old_string": "a\nb", "new_string": "A\nB"});
+        let answer = rig.answer("file_edit", args).await;
+        assert_eq!(
+            answer.text,
+            "edited m.txt: 1 replacement (new_string got the CRLF line ends of the text that it replaces)\n\
+             1\tA\n2\tB\n3\tc\n4\td"
+        );
+        assert_eq!(answer.diff.unwrap(), "@@ -1,4 +1,4 @@\n-a\n-b\n+A\n+B\n c\n d");
+        assert_eq!(rig.get("m.txt"), b"A\r\nB\r\nc\nd\r\n");
+    }
+
+    async fn no_mark_is_shown_and_what_a_write_loses_is_told(rig) {
+        rig.put("t.txt", "\u{feff}hello\r\n");
+        let args = json!({"path": "t.txt", "old_string": "hello", "new_string": "hello2"});
+        let answer = rig.answer("file_edit", args).await;
+        assert_eq!(answer.text, "edited t.txt: 1 replacement\n1\thello2");
+        assert_eq!(answer.diff.unwrap(), "@@ -1,1 +1,1 @@\n-hello\n+hello2");
+        assert_eq!(rig.get("t.txt"), "\u{feff}hello2\r\n".as_bytes());
+        for (before, content, lost) in [
+            ("\u{feff}a\r\n".as_bytes(), "b\n", "; not kept: the byte order mark (BOM), CRLF line ends"),
+            ("\u{feff}a\r\n".as_bytes(), "\u{feff}b\r\n", ""),
+            ("\u{feff}a\r\n".as_bytes(), "b", "; not kept: the byte order mark (BOM)"),
+            (b"a\r\nb\nc\xff", "b\n", "; not kept: CRLF line ends (1 of 3 lines had them)"),
+            (b"a\r\nb\r\n", "a\r\nb\n", "; not kept: CRLF line ends (only some lines have them now)"),
+            (b"\xff\xfea\0\n\0", "a\n", "; not kept: UTF-16 with its byte order mark (BOM)"),
+            (b"a\rb\n", "b\n", ""),
+            (b"a\n", "b\r\n", ""),
+            (b"", "b\n", ""),
+        ] {
+            rig.put("w.txt", before);
+            let text = rig.text("file_write", json!({"path": "w.txt", "content": content})).await;
+            let (_, told) = text.split_once(", now 1").or_else(|| text.split_once(", now 2")).unwrap();
+            assert_eq!(told, format!("){lost}"), "{before:?} {text}");
+            assert_eq!(rig.get("w.txt"), content.as_bytes());
+        }
+    }
+}
+
+/// One file in memory: whatever is asked of it is answered at once.
+struct Memory(Bytes);
+
+struct Nothing;
+
+#[async_trait::async_trait]
+impl ExecControl for Nothing {
+    async fn kill(&self) {}
+}
+
+#[async_trait::async_trait]
+impl Sandbox for Memory {
+    fn id(&self) -> &'static str {
+        "memory"
+    }
+    fn working_dir(&self) -> &'static str {
+        "/home"
+    }
+    async fn exec(&self, _: ExecSpec) -> Result<ExecStream, SandboxError> {
+        let (sender, output) = tokio::sync::mpsc::channel(2);
+        let what = format!("f\0{}\0\0\x001\0", self.0.len());
+        sender
+            .try_send(Ok(ExecOutput::Stdout(what.into())))
+            .unwrap();
+        sender.try_send(Ok(ExecOutput::Exit(0))).unwrap();
+        let control = Arc::new(Nothing);
+        Ok(ExecStream { output, control })
+    }
+    async fn read(&self, _: &str, _: u64) -> Result<Bytes, SandboxError> {
+        Ok(self.0.clone())
+    }
+    async fn write(&self, _: &str, _: Bytes) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn kill(&self) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn gone(&self) -> SandboxError {
+        std::future::pending().await
+    }
+}
+
+#[test]
+fn an_edit_computes_off_the_threads_of_the_runtime() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let context = ToolContext {
+            sandbox: Arc::new(Memory(Bytes::from_static(b"one\ntwo\n"))),
+            session: Arc::new(ShellSession::new("/home")),
+            deadline: Deadline::after(Duration::from_secs(50)),
+            cancel: CancellationToken::new(),
+            redactor: Redactor::default(),
+        };
+        for old in ["two", "three"] {
+            // The only thread for long work is taken: nothing can come of an edit until it is free again.
+            let (free, taken) = std::sync::mpsc::channel::<()>();
+            let taken = tokio::task::spawn_blocking(move || taken.recv());
+            let args = json!({"path": "f", "old_string": old, "new_string": "2"});
+            let built = tool("file_edit").unwrap().built.unwrap();
+            let mut call = built.tool.call(args.as_object().unwrap().clone(), &context);
+            for _ in 0..100 {
+                assert!(futures::poll!(&mut call).is_pending(), "{old}");
+                tokio::task::yield_now().await;
+            }
+            drop(free);
+            assert_eq!(call.await.is_ok(), old == "two");
+            assert!(taken.await.unwrap().is_err());
+        }
+    });
 }
