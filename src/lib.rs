@@ -22,6 +22,7 @@ pub mod events;
 pub mod ids;
 pub mod llm;
 pub mod net;
+pub mod paths;
 pub mod runs;
 pub mod sandbox;
 pub mod secrets;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::sandbox::paths::SandboxPath;
+use crate::paths::SandboxPath;
 
 /// A request after resolution.
 #[derive(Clone, Debug, PartialEq)]

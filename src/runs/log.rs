@@ -16,7 +16,6 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::reader::{CursorError, LogReader};
 use super::tail::Live;
 use crate::error::ErrorCode;
 use crate::events::{EventSink, EventType, LogFailed, RunEvent, StoredEvent};
@@ -148,14 +147,6 @@ impl Logs {
             }),
             ending: AtomicBool::new(false),
         })
-    }
-
-    /// A reader of the events after `after`: those that are there, then those that come.
-    ///
-    /// # Errors
-    /// When there is no such run, the cursor is past its head, or the store fails.
-    pub async fn reader(&self, run: &RunId, after: Seq) -> Result<LogReader, CursorError> {
-        LogReader::open(self, run, after).await
     }
 
     /// How many runs have a writer in this process.

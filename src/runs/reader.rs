@@ -58,8 +58,18 @@ enum Source {
     Stored,
 }
 
+impl Logs {
+    /// A reader of the events after `after`: those that are there, then those that come.
+    ///
+    /// # Errors
+    /// When there is no such run, the cursor is past its head, or the store fails.
+    pub async fn reader(&self, run: &RunId, after: Seq) -> Result<LogReader, CursorError> {
+        LogReader::open(self, run, after).await
+    }
+}
+
 impl LogReader {
-    pub(super) async fn open(logs: &Logs, run: &RunId, after: Seq) -> Result<Self, CursorError> {
+    async fn open(logs: &Logs, run: &RunId, after: Seq) -> Result<Self, CursorError> {
         let (source, head, ended) = if let Some(live) = logs.live(run) {
             let watch = live.watch();
             let head = watch.borrow().committed;

@@ -10,9 +10,8 @@ use reqwest::header::HeaderValue;
 use super::control::{Control, Created, INSTANCE, RUN};
 use super::create;
 use super::envd::Envd;
-use super::{
-    API_URL_VAR, DOMAIN_VAR, KEY_VAR, SANDBOX_URL_VAR, Timing, WORKING_DIR, files, process,
-};
+use super::facts::{API_URL_VAR, DOMAIN_VAR, KEY_VAR, SANDBOX_URL_VAR, Timing, WORKING_DIR};
+use super::{files, process};
 use crate::ids::RunId;
 use crate::sandbox::{
     BackendConfig, ExecSpec, ExecStream, FoundSandbox, Labels, Sandbox, SandboxBackend,

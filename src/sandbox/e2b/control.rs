@@ -8,8 +8,8 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
 use serde::{Deserialize, Serialize};
 
-use super::Timing;
 use super::errors::{Fault, body, presentable, succeed};
+use super::facts::Timing;
 use crate::clock::Deadline;
 use crate::net::HttpClient;
 use crate::sandbox::{Labels, SandboxError};

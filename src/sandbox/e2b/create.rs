@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tokio::time::timeout_at;
 
-use super::DEFAULT_TEMPLATE;
 use super::control::{ATTEMPT, Control, Created, INSTANCE, NewSandbox, RUN, metadata, seconds};
 use super::errors::{Answer, Fault};
+use super::facts::DEFAULT_TEMPLATE;
 use crate::ids;
 use crate::sandbox::{Labels, SandboxError, SandboxSpec};
 use crate::spec::Network;

@@ -9,9 +9,9 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::Timing;
 use super::control::Control;
 use super::errors::{Code, Edge, Fault, body, presentable, send, succeed};
+use super::facts::Timing;
 use crate::clock::Deadline;
 use crate::net::HttpClient;
 use crate::sandbox::SandboxError;

@@ -7,10 +7,10 @@ use reqwest::Method;
 use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE};
 use serde::Deserialize;
 
-use super::WORKING_DIR;
 use super::control::query_string;
 use super::envd::Envd;
 use super::errors::{Answer, Edge, Fault, succeed, transport};
+use super::facts::WORKING_DIR;
 use crate::clock::Deadline;
 use crate::ids;
 use crate::sandbox::{FileErrorKind, SandboxError};

@@ -7,8 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
+use super::command::Command;
 use super::errors::{Code, Fault};
-use super::process::Command;
 use crate::clock::Deadline;
 use crate::sandbox::SandboxError;
 

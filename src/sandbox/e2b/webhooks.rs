@@ -6,10 +6,10 @@ use reqwest::{Method, RequestBuilder};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::Timing;
 use super::backend::Settings;
 use super::control::{Control, is_id};
 use super::errors::Fault;
+use super::facts::Timing;
 use crate::clock::Deadline;
 use crate::sandbox::{BackendConfig, SandboxError};
 use crate::secrets::{Redactor, Secret};

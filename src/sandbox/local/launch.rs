@@ -24,6 +24,7 @@ use nix::unistd::{
 };
 
 use super::agent;
+use super::at::At as _;
 use super::mounts;
 use super::protocol::{Failed, Kind, Step, frame, json};
 use super::settings::{self, Settings, stands};
@@ -32,31 +33,6 @@ use super::walls;
 
 /// The sandbox's uid and gid, as seen inside.
 pub(super) const INNER_ID: u32 = 1000;
-
-/// A failed step with what it was about.
-pub(super) trait At<T> {
-    fn at(self, step: Step, about: &str) -> Result<T, Failed>;
-}
-
-impl<T> At<T> for nix::Result<T> {
-    fn at(self, step: Step, about: &str) -> Result<T, Failed> {
-        self.map_err(|errno| Failed {
-            step,
-            errno: errno as i32,
-            about: about.to_owned(),
-        })
-    }
-}
-
-impl<T> At<T> for std::io::Result<T> {
-    fn at(self, step: Step, about: &str) -> Result<T, Failed> {
-        self.map_err(|error| Failed {
-            step,
-            errno: error.raw_os_error().unwrap_or(0),
-            about: about.to_owned(),
-        })
-    }
-}
 
 /// Runs the launcher with the arguments after the subcommand. Returns when the sandbox is over.
 pub(super) fn run(arguments: &[String]) -> ExitCode {

@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
 
-use super::launch::At;
+use super::at::At;
 use super::protocol::{Failed, Step};
 use super::settings::{Settings, stands};
 use super::sys;

@@ -9,8 +9,8 @@ use landlock::{
     Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope,
 };
 
+use super::at::At as _;
 use super::filters;
-use super::launch::At as _;
 use super::mounts::HOME;
 use super::protocol::{Failed, Step};
 use super::settings::{Settings, stands};

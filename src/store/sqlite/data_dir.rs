@@ -10,8 +10,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::super::types::StoreError;
-use super::Role;
-use super::sync::sync_dir;
+use super::inode::{is_same_file, sync_dir};
+use super::options::Role;
 use crate::ids::nonce;
 
 const DATABASE: &str = "sandcaster.db";
@@ -207,20 +207,6 @@ fn claim(path: &Path) -> io::Result<File> {
         }
     }
     Err(io::Error::other("the lock file keeps being removed"))
-}
-
-#[cfg(unix)]
-pub(super) fn is_same_file(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
-        _ => false,
-    }
-}
-
-#[cfg(not(unix))]
-pub(super) fn is_same_file(_file: &File, path: &Path) -> bool {
-    path.exists()
 }
 
 fn private_options() -> OpenOptions {

@@ -14,14 +14,16 @@
 
 mod checkpoint;
 mod data_dir;
+mod health;
+mod inode;
 mod ops;
+mod options;
 mod queue;
 mod reads;
 mod schema;
 mod sync;
 mod writer;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
@@ -30,65 +32,19 @@ use tokio::sync::{oneshot, watch};
 
 use self::checkpoint::Checkpointer;
 use self::data_dir::DataDir;
+use self::health::Healthy;
+pub use self::options::{Role, StoreDurability, StoreOptions};
 use self::queue::{Queue, SyncWish, Work};
 use self::reads::Readers;
 use self::schema::Purpose;
 use self::sync::Syncer;
-use self::writer::{Healthy, Writer};
+use self::writer::Writer;
 use super::types::{
     Append, FileRecord, Finish, NewRun, RunRecord, RunStore, SandboxRecord, StoreError, StoredFile,
     WebhookDelivery,
 };
-use crate::clock::Clock;
 use crate::events::StoredEvent;
 use crate::ids::{RunId, Seq};
-
-/// What a commit survives (`storeDurability`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StoreDurability {
-    /// The death of the process. What asks to be synced survives a power cut too, with all before it.
-    #[default]
-    Normal,
-    /// A power cut, each commit.
-    Full,
-}
-
-/// What a process is to the data directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// The server: there is one per directory.
-    Serve,
-    /// A command that does one run; any number of them, beside a server or not.
-    OneShot,
-}
-
-/// How to open a store.
-#[derive(Clone, Debug)]
-pub struct StoreOptions {
-    /// Where; created if it is not there.
-    pub data_dir: PathBuf,
-    /// As what.
-    pub role: Role,
-    /// What a commit survives.
-    pub durability: StoreDurability,
-    /// Where times of events come from.
-    pub clock: Clock,
-    /// The largest size of the database in pages of 4 KiB; `None` leaves it to the disk.
-    pub max_pages: Option<u32>,
-}
-
-impl StoreOptions {
-    /// A store in `data_dir` with the defaults.
-    pub fn new(data_dir: impl Into<PathBuf>, role: Role) -> Self {
-        Self {
-            data_dir: data_dir.into(),
-            role,
-            durability: StoreDurability::default(),
-            clock: Clock::system(),
-            max_pages: None,
-        }
-    }
-}
 
 /// The store. [`RunStore::close`] lets go of the directory; dropping it does so soon after.
 pub struct SqliteStore {

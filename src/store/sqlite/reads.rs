@@ -12,8 +12,8 @@ use tokio::sync::Semaphore;
 use super::super::types::{
     FileRecord, RunRecord, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
 };
-use super::StoreDurability;
 use super::ops::{Fault, failure, int, number, state};
+use super::options::StoreDurability;
 use super::schema::{self, Purpose};
 use crate::events::{EventType, StoredEvent};
 use crate::ids::{RunId, Seq};

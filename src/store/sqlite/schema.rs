@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::super::types::StoreError;
-use super::StoreDurability;
+use super::options::StoreDurability;
 use crate::ids::nonce;
 
 /// The first `SQLite` without the WAL-reset corruption (3.51.3).

@@ -28,9 +28,9 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::super::types::StoreError;
-use super::data_dir::is_same_file;
+use super::health::Healthy;
+use super::inode::{is_same_file, sync_dir};
 use super::queue::{Outcome, answer};
-use super::writer::Healthy;
 
 /// Handle of the thread that syncs. Dropping it syncs what is wanted, then ends the thread.
 pub(super) struct Syncer {
@@ -155,18 +155,6 @@ impl Wal {
         self.file = Some(file);
         Ok(())
     }
-}
-
-/// Makes the names in a directory survive a power cut.
-#[cfg(unix)]
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// Directories can't be synced here; the file system does it by itself.
-#[cfg(not(unix))]
-pub(super) fn sync_dir(_dir: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,17 +2,17 @@
 //! of a commit is shared the more, the more there is to write, and nothing is ever held back on purpose.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::watch;
 
 use super::super::types::StoreError;
-use super::StoreDurability;
 use super::checkpoint::Checkpointer;
 use super::data_dir::Locks;
+use super::health::Healthy;
 use super::ops::{self, Numbers};
+use super::options::StoreDurability;
 use super::queue::{Job, Next, Outcome, Queue, SyncWish, Work};
 use super::sync::Syncer;
 use crate::clock::Clock;
@@ -22,45 +22,6 @@ const BATCH: usize = 4096;
 
 /// How long an idle writer sleeps; also how often it tries whether a store that failed is well again.
 const PATIENCE: Duration = Duration::from_secs(1);
-
-/// Whether writing works.
-#[derive(Debug)]
-pub(super) struct Healthy {
-    commit: AtomicBool,
-    sync: AtomicBool,
-}
-
-impl Healthy {
-    pub(super) const fn new() -> Self {
-        Self {
-            commit: AtomicBool::new(true),
-            sync: AtomicBool::new(true),
-        }
-    }
-
-    pub(super) fn get(&self) -> bool {
-        self.commit.load(Ordering::Relaxed) && self.sync.load(Ordering::Relaxed)
-    }
-
-    /// Notes how a commit went; logs a change once.
-    pub(super) fn commit(&self, result: Result<(), &StoreError>) {
-        note(&self.commit, result, "commit");
-    }
-
-    /// Notes how a sync went; logs a change once.
-    pub(super) fn sync(&self, result: Result<(), &StoreError>) {
-        note(&self.sync, result, "sync");
-    }
-}
-
-fn note(flag: &AtomicBool, result: Result<(), &StoreError>, what: &str) {
-    let was = flag.swap(result.is_ok(), Ordering::Relaxed);
-    match result {
-        Err(error) if was => tracing::error!(%error, what, "the run store can't be written"),
-        Ok(()) if !was => tracing::info!(what, "the run store can be written again"),
-        _ => {}
-    }
-}
 
 /// The writer, to be moved to its thread.
 pub(super) struct Writer {

@@ -21,14 +21,14 @@ use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::clock::Deadline;
 
 use self::commands::{Command, Pipe};
 use self::files::{Reading, Writing};
 use self::memory::{Verdict, Watchdog};
-use super::launch::At as _;
+use super::at::At as _;
 use super::protocol::{
     Decoder, Exec, Failed, Fault, Frame, Hello, Kind, MAX_OPEN, Read, Step, VERSION, Violation,
     Write, frame, json, put,
@@ -473,6 +473,3 @@ enum Source {
     Command(u32, Pipe),
     Drain(RawFd),
 }
-
-/// The pid that commands and everything else of the sandbox must never be mistaken for.
-const OWN_PID: Pid = Pid::from_raw(1);

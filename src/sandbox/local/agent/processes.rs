@@ -6,7 +6,8 @@ use std::fs;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::OWN_PID;
+/// The agent's own pid, which commands and everything else of the sandbox must never be mistaken for.
+pub(super) const OWN_PID: Pid = Pid::from_raw(1);
 
 /// What `/proc/<pid>/stat` tells.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,52 @@
+//! How a store is opened.
+
+use std::path::PathBuf;
+
+use crate::clock::Clock;
+
+/// What a commit survives (`storeDurability`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreDurability {
+    /// The death of the process. What asks to be synced survives a power cut too, with all before it.
+    #[default]
+    Normal,
+    /// A power cut, each commit.
+    Full,
+}
+
+/// What a process is to the data directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The server: there is one per directory.
+    Serve,
+    /// A command that does one run; any number of them, beside a server or not.
+    OneShot,
+}
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Where; created if it is not there.
+    pub data_dir: PathBuf,
+    /// As what.
+    pub role: Role,
+    /// What a commit survives.
+    pub durability: StoreDurability,
+    /// Where times of events come from.
+    pub clock: Clock,
+    /// The largest size of the database in pages of 4 KiB; `None` leaves it to the disk.
+    pub max_pages: Option<u32>,
+}
+
+impl StoreOptions {
+    /// A store in `data_dir` with the defaults.
+    pub fn new(data_dir: impl Into<PathBuf>, role: Role) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            role,
+            durability: StoreDurability::default(),
+            clock: Clock::system(),
+            max_pages: None,
+        }
+    }
+}
