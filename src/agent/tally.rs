@@ -50,7 +50,7 @@ impl Tally {
         };
         let cost = self.price(&usage, inner.served_model.as_deref());
         inner.add(&usage, cost);
-        inner.incomplete |= !complete;
+        inner.incomplete |= !complete || usage.estimated;
     }
 
     /// The model that answers.
@@ -119,6 +119,10 @@ impl Tally {
     }
 
     fn price(&self, usage: &Usage, served: Option<&str>) -> Option<NanoUsd> {
+        // What the provider itself says is the truth.
+        if usage.given_cost.is_some() {
+            return usage.given_cost;
+        }
         prices::cost_as_served(self.model.provider, &self.model.id, served, usage)
     }
 }
