@@ -233,12 +233,12 @@ impl History {
     /// How many messages after the first a summary would stand in for. `None` if too little would go.
     pub(super) fn summarisable(&self, need: Need) -> Option<usize> {
         let trigger = self.window.trigger;
-        let least = match need {
-            Need::Ahead => least_ahead(trigger),
-            // More than the summary itself is likely to take.
-            Need::Now => (trigger / 10).min(4000),
+        let (kept, least) = match need {
+            Need::Ahead => ((trigger / 8).min(20_000), least_ahead(trigger)),
+            // More than the summary itself is likely to take; only the newest turn stays.
+            Need::Now => (0, (trigger / 10).min(4000)),
         };
-        let old = old_messages(&self.messages, (trigger / 8).min(20_000));
+        let old = old_messages(&self.messages, kept);
         let gone: u64 = old.iter().map(tokens).sum();
         (gone >= least).then_some(old.len())
     }

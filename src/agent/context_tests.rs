@@ -150,8 +150,8 @@ fn nothing_is_summarised_that_would_not_make_room() {
     for history in [prompt, one, conversation(1), conversation(5)] {
         assert_eq!(history.summarisable(Need::Ahead), None);
     }
-    assert!(conversation(3).summarisable(Need::Now).is_some());
-    assert_eq!(conversation(2).summarisable(Need::Now), None);
+    assert_eq!(conversation(3).summarisable(Need::Now), Some(4));
+    assert_eq!(conversation(1).summarisable(Need::Now), None);
 }
 
 fn picture(bytes: usize) -> Part {

@@ -219,6 +219,10 @@ impl<'a> Conversation<'a> {
             };
             context.tally.settle(false);
             let error = failed.error;
+            // Nothing is announced that the budget then forbids.
+            if self.affordable(purpose).is_none() && error.retryable() && !failed.shown {
+                return Ok(Asked::NoFunds);
+            }
             let again = (!failed.shown && error.retryable())
                 .then(|| context.deadline.remaining())
                 .and_then(|left| {

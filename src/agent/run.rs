@@ -202,7 +202,8 @@ impl Agent<'_> {
                     return Ok(TurnEnd::Answer { text, cut });
                 }
                 Asked::NoRoom(error) => {
-                    begin = self.restart(begin, turn, Halt::Llm(error)).await?;
+                    let shown = self.conversation.mark() > begin;
+                    begin = self.restart(begin, shown, turn, Halt::Llm(error)).await?;
                     text.clear();
                     purpose = first;
                     continue;
@@ -275,7 +276,8 @@ impl Agent<'_> {
                     .hint(
                         "send a smaller task or smaller files, or use a model with a larger window",
                     );
-                    begin = self.restart(begin, turn, full.into()).await?;
+                    let shown = self.conversation.mark() > begin || !response.text.is_empty();
+                    begin = self.restart(begin, shown, turn, full.into()).await?;
                     text.clear();
                     purpose = first;
                 }
@@ -314,13 +316,18 @@ impl Agent<'_> {
 
     /// Goes back to where an answer began that does not fit, and makes room for it: where it begins now, or
     /// `full` if nothing can be left out.
-    async fn restart(&mut self, begin: usize, turn: u32, full: Halt) -> Result<usize, Halt> {
-        let restarted = self.conversation.mark() > begin;
+    async fn restart(
+        &mut self,
+        begin: usize,
+        shown: bool,
+        turn: u32,
+        full: Halt,
+    ) -> Result<usize, Halt> {
         self.conversation.back_to(begin);
         if !self.conversation.make_room_now(turn).await? {
             return Err(full);
         }
-        if restarted {
+        if shown {
             let message =
                 "the answer no longer fitted the model's context window and is asked for anew";
             self.context
