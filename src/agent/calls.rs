@@ -87,7 +87,11 @@ pub(super) async fn run_calls(
     let mut planned = Vec::with_capacity(calls.len());
     for call in calls {
         let one = plan(context, guard, call).await?;
-        let event = shown::tool_use(context, call, &one.name, turn);
+        let args = match &one.plan {
+            Plan::Run { args, .. } => Some(args),
+            Plan::Refuse(_) | Plan::Repeat(_) => None,
+        };
+        let event = shown::tool_use(context, call, &one.name, args, turn);
         context.emit(RunEvent::ToolUse(event)).await?;
         planned.push(one);
     }
@@ -98,10 +102,10 @@ pub(super) async fn run_calls(
     let room = Room::new(limits.chars, planned.len(), too_many.len());
     let mut answers = Vec::with_capacity(planned.len());
     let mut halt = None;
-    for batch in batches(&planned) {
+    for batch in planned.chunk_by_mut(|a, b| beside_others(a) && beside_others(b)) {
         let ending = halt.is_some();
         let running: Vec<_> = batch
-            .iter()
+            .iter_mut()
             .map(|one| answer(context, one, &room, limits.wrap_up, ending).boxed())
             .collect();
         let mut answered = futures::stream::iter(running).buffered(SIDE_BY_SIDE);
@@ -161,13 +165,7 @@ async fn warn_of_too_many(context: &RunContext, count: usize) -> Result<(), Halt
     context.emit(RunEvent::Warning(warning)).await
 }
 
-/// Consecutive calls that may run beside each other; any other call alone.
-fn batches<'p, 'c>(planned: &'p [Planned<'c>]) -> Vec<&'p [Planned<'c>]> {
-    planned
-        .chunk_by(|a, b| beside_others(a) && beside_others(b))
-        .collect()
-}
-
+/// Consecutive calls of this kind run side by side; any other call alone.
 fn beside_others(one: &Planned<'_>) -> bool {
     match &one.plan {
         Plan::Run { def, .. } => def.parallel_safe,
@@ -309,14 +307,14 @@ impl Answered {
 /// Answers one call and emits its result.
 async fn answer(
     context: &RunContext,
-    one: &Planned<'_>,
+    one: &mut Planned<'_>,
     room: &Room,
     wrap_up: Deadline,
     ending: bool,
 ) -> Result<Answered, Halt> {
     let started = tokio::time::Instant::now();
-    let (mut answered, halt) = match &one.plan {
-        Plan::Refuse(text) => (Answered::failed(text), None),
+    let (mut answered, halt) = match &mut one.plan {
+        Plan::Refuse(text) => (Answered::failed(std::mem::take(text)), None),
         Plan::Repeat(before) => {
             let text = "Not run: this call was made several times in a row with the same result. Try another way, or answer with what you have.";
             let mut answered = Answered::failed(text);
@@ -326,7 +324,7 @@ async fn answer(
         Plan::Run { .. } if ending || context.token.is_cancelled() => {
             (Answered::failed("cancelled: the run ends"), None)
         }
-        Plan::Run { built, args, .. } => act(context, built, args, wrap_up).await,
+        Plan::Run { built, args, .. } => act(context, built, std::mem::take(args), wrap_up).await,
     };
     let note = match &one.plan {
         Plan::Run { note, .. } => note.as_deref(),
@@ -344,7 +342,7 @@ async fn answer(
 async fn act(
     context: &RunContext,
     built: &BuiltTool,
-    args: &Map<String, Value>,
+    args: Map<String, Value>,
     wrap_up: Deadline,
 ) -> (Answered, Option<Halt>) {
     let workspace = tokio::select! {
@@ -375,7 +373,7 @@ async fn act(
     // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
     let outcome = tokio::select! {
         biased;
-        outcome = built.tool.call(args.clone(), &tool_context) => outcome,
+        outcome = built.tool.call(args, &tool_context) => outcome,
         () = tokio::time::sleep_until(context.deadline.plus(TOOL_GRACE).instant()) => {
             return (Answered::failed("stopped: the run's time was over"), None);
         }

@@ -425,3 +425,7 @@ fn refused([category, explanation]: [Option<String>; 2]) -> Problem {
     Problem::new(ErrorCode::LlmRefused, message)
         .hint("rephrase the task; sending it again as it is will not help")
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::types::RunContext;
 use crate::chat::{ToolArgs, ToolCall};
@@ -25,14 +25,20 @@ const SHOWN_PATH: usize = 8 * 1024;
 /// The only sandbox that calls can act in so far.
 const PRIMARY: &str = "primary";
 
-/// The event of a call of `tool`.
+/// The event of a call of `tool`: with `args` as the tool gets them, or as the model wrote them.
 pub(super) fn tool_use(
     context: &RunContext,
     call: &ToolCall,
     tool: &Name,
+    args: Option<&Map<String, Value>>,
     turn: u32,
 ) -> ToolUseEvent {
-    let (input, content, input_truncated) = input(&context.redactor, &call.args);
+    let mut cut = false;
+    let input = match (args, &call.args) {
+        (Some(args), _) => shown_fields(&context.redactor, args, &mut cut),
+        (None, args) => as_written(&context.redactor, args, &mut cut),
+    };
+    let (input, content, input_truncated) = bounded(input, cut);
     ToolUseEvent {
         tool_name: tool.clone(),
         content,
@@ -79,13 +85,15 @@ pub(super) fn tool_result(
     }
 }
 
+fn as_written(redactor: &Redactor, args: &ToolArgs, cut: &mut bool) -> Value {
+    match args {
+        ToolArgs::Json(value) => shown(redactor, value, cut),
+        ToolArgs::Malformed { raw, .. } => Value::String(beginning(redactor, raw, cut)),
+    }
+}
+
 /// A call's arguments, their JSON text, and whether something was left out.
-fn input(redactor: &Redactor, args: &ToolArgs) -> (Value, String, bool) {
-    let mut cut = false;
-    let input = match args {
-        ToolArgs::Json(value) => shown(redactor, value, &mut cut),
-        ToolArgs::Malformed { raw, .. } => Value::String(beginning(redactor, raw, &mut cut)),
-    };
+fn bounded(input: Value, cut: bool) -> (Value, String, bool) {
     let content = input.to_string();
     let (begin, rest) = split_at_json_size(&content, SHOWN_ARGUMENTS);
     if rest.is_empty() {
@@ -105,12 +113,16 @@ fn shown(redactor: &Redactor, value: &Value, cut: &mut bool) -> Value {
             .iter()
             .map(|item| shown(redactor, item, cut))
             .collect(),
-        Value::Object(fields) => fields
-            .iter()
-            .map(|(name, value)| (name.clone(), shown(redactor, value, cut)))
-            .collect(),
+        Value::Object(fields) => shown_fields(redactor, fields, cut),
         Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
+}
+
+fn shown_fields(redactor: &Redactor, fields: &Map<String, Value>, cut: &mut bool) -> Value {
+    fields
+        .iter()
+        .map(|(name, value)| (name.clone(), shown(redactor, value, cut)))
+        .collect()
 }
 
 /// The beginning of `text`: cleaned first, so that no half of a secret is left.
@@ -154,6 +166,12 @@ mod tests {
 
     const KEY: &str = "a-key-of-16-or-more";
 
+    fn input(args: &ToolArgs) -> (Value, String, bool) {
+        let mut cut = false;
+        let input = as_written(&redactor(), args, &mut cut);
+        bounded(input, cut)
+    }
+
     fn redactor() -> Redactor {
         Redactor::new([&Secret::new(KEY)])
     }
@@ -162,7 +180,7 @@ mod tests {
     fn strings_are_cleaned_before_they_are_cut_and_names_stay() {
         let at_the_cut = format!("{}{KEY}", "x".repeat(SHOWN_ARGUMENT - 5));
         let args = ToolArgs::Json(json!({ KEY: format!("say {KEY}"), "long": at_the_cut }));
-        let (input, content, cut) = input(&redactor(), &args);
+        let (input, content, cut) = input(&args);
         assert_eq!(input[KEY], format!("say {REDACTED}"));
         assert!(cut && !content.contains("a-key-of-16\"") && content.contains("bytes more]"));
         assert!(!input["long"].as_str().unwrap().contains("a-key"));
@@ -181,7 +199,7 @@ mod tests {
                     error: String::new(),
                 },
             ] {
-                let (input, content, cut) = input(&redactor(), &args);
+                let (input, content, cut) = input(&args);
                 let event = json!({ "input": input, "content": content }).to_string();
                 assert!(cut && event.len() < 200 * 1024, "{} {piece:?}", event.len());
             }
@@ -207,7 +225,7 @@ mod tests {
     #[test]
     fn what_fits_is_shown_whole() {
         let args = ToolArgs::Json(json!({ "command": "ls\n", "n": 1.50 }));
-        let (input, content, cut) = input(&redactor(), &args);
+        let (input, content, cut) = input(&args);
         assert!(!cut);
         assert_eq!(
             (&input, content),

@@ -119,10 +119,6 @@ impl Tally {
     }
 
     fn price(&self, usage: &Usage, served: Option<&str>) -> Option<NanoUsd> {
-        // What the provider itself says is the truth.
-        if usage.given_cost.is_some() {
-            return usage.given_cost;
-        }
         prices::cost_as_served(self.model.provider, &self.model.id, served, usage)
     }
 }

@@ -17,15 +17,20 @@ struct Case {
     name: &'static str,
     budget: f64,
     prompt: String,
-    replies: Vec<Reply>,
+    replies: Vec<Billed>,
     /// `max_tokens` of each request that must be sent.
     asked: Vec<u64>,
     /// The end: `stopReason` and the text, or the code.
     end: Result<(&'static str, &'static str), &'static str>,
     warnings: Vec<&'static str>,
+    /// The last request is billed for far more than its text could be foreseen to be.
+    surprises: bool,
 }
 
-fn case(name: &'static str, budget: f64, replies: Vec<Reply>) -> Case {
+/// A response, and the input and output tokens that it is billed for.
+type Billed = (Reply, u64, u64);
+
+fn case(name: &'static str, budget: f64, replies: Vec<Billed>) -> Case {
     Case {
         name,
         budget,
@@ -34,6 +39,7 @@ fn case(name: &'static str, budget: f64, replies: Vec<Reply>) -> Case {
         asked: Vec::new(),
         end: Err(""),
         warnings: Vec::new(),
+        surprises: false,
     }
 }
 
@@ -53,39 +59,48 @@ impl Case {
         self
     }
 
+    fn surprises(mut self) -> Self {
+        self.surprises = true;
+        self
+    }
+
     fn warns(mut self, codes: &[&'static str]) -> Self {
         self.warnings = codes.to_vec();
         self
     }
 }
 
-fn cut(text: &str, input: u64, output: u64) -> Reply {
-    Reply::says(text).stops("max_tokens").usage(input, output)
+fn cut(text: &str, input: u64, output: u64) -> Billed {
+    (Reply::says(text).stops("max_tokens"), input, output)
 }
 
-fn thought(input: u64, output: u64) -> Reply {
+fn says(text: &str, input: u64, output: u64) -> Billed {
+    (Reply::says(text), input, output)
+}
+
+fn thought(input: u64, output: u64) -> Billed {
     let reply = Reply::new().thinking("Hm", "s").stops("max_tokens");
-    reply.usage(input, output)
+    (reply, input, output)
 }
 
-fn paused(input: u64, output: u64) -> Reply {
+fn paused(input: u64, output: u64) -> Billed {
     let search = json!({"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search",
         "input": {"query": "x"}});
     let reply = Reply::new().text("Searching. ").whole_block(search);
-    reply.stops("pause_turn").usage(input, output)
+    (reply.stops("pause_turn"), input, output)
 }
 
-fn call(n: u32) -> Reply {
-    Reply::new().call("bash", &bash(&format!("echo {n}")))
+fn call(n: u32, input: u64, output: u64) -> Billed {
+    let reply = Reply::new().call("bash", &bash(&format!("echo {n}")));
+    (reply, input, output)
 }
 
 /// A request that is billed and fails before anything is shown.
-fn billed_in_vain(input: u64) -> Reply {
+fn billed_in_vain(input: u64) -> Billed {
     let usage = json!({"type": "message_delta", "delta": {"stop_reason": null},
         "usage": {"input_tokens": input, "output_tokens": 1}});
-    Reply::new()
-        .event(usage)
-        .breaks("overloaded_error", "Overloaded")
+    let reply = Reply::new().event(usage);
+    (reply.breaks("overloaded_error", "Overloaded"), input, 1)
 }
 
 fn answers_that_are_cut() -> Vec<Case> {
@@ -125,10 +140,11 @@ fn answers_that_are_cut() -> Vec<Case> {
             vec![
                 cut("One, ", 1000, 32_000),
                 cut("two, ", 33_000, 128_000),
-                Reply::says("three").usage(161_000, 14_000),
+                says("three", 161_000, 14_000),
             ],
         )
-        .asks(&[32_000, 128_000, 14_313])
+        // 0.698 dollars less an input of some 161,035 tokens.
+        .asks(&[32_000, 128_000, 14_326])
         .answers("end", "One, two, three"),
         case("all was thought", 0.5, vec![thought(1000, 32_000)])
             .asks(&[32_000])
@@ -136,12 +152,13 @@ fn answers_that_are_cut() -> Vec<Case> {
         case(
             "a cut call's announcement is no answer",
             0.5,
-            vec![
+            vec![(
                 Reply::says("I'll now write the report.")
                     .call_so_far("bash", "{\"comm")
-                    .stops("max_tokens")
-                    .usage(1000, 32_000),
-            ],
+                    .stops("max_tokens"),
+                1000,
+                32_000,
+            )],
         )
         .asks(&[32_000])
         .fails("BUDGET_EXCEEDED"),
@@ -157,41 +174,36 @@ fn turns() -> Vec<Case> {
         case(
             "a last turn is asked",
             0.05,
-            vec![
-                call(1).usage(10_000, 1000),
-                Reply::says("So far.").usage(10_000, 100),
-            ],
+            vec![call(1, 10_000, 1000), says("So far.", 10_000, 100)],
         )
         .answers("max_budget", "So far.")
         .warns(&["SOFT_LIMIT", "MAX_BUDGET"]),
         case(
             "a last turn says nothing",
             0.05,
-            vec![call(1).usage(10_000, 1000), Reply::new()],
+            vec![call(1, 10_000, 1000), (Reply::new(), 10, 5)],
         )
         .fails("BUDGET_EXCEEDED")
         .warns(&["SOFT_LIMIT", "MAX_BUDGET"]),
         case(
             "a last turn is cut",
             0.05,
-            vec![call(1).usage(10_000, 1000), cut("So fa", 10_000, LAST)],
+            vec![call(1, 10_000, 1000), cut("So fa", 10_000, LAST)],
         )
         .answers("max_budget", "So fa")
         .warns(&["SOFT_LIMIT", "MAX_BUDGET", "ANSWER_TRUNCATED"]),
         case(
             "it is passed before anything was said",
             0.05,
-            vec![call(1).usage(100_000, 1000)],
+            vec![call(1, 100_000, 1000)],
         )
+        .surprises()
         .fails("BUDGET_EXCEEDED")
         .warns(&["SOFT_LIMIT"]),
         case(
             "an empty answer",
             0.05,
-            vec![
-                Reply::new().usage(10_000, 100),
-                Reply::says("So far.").usage(10_100, 100),
-            ],
+            vec![(Reply::new(), 10_000, 100), says("So far.", 10_100, 100)],
         )
         .answers("max_budget", "So far.")
         .warns(&["EMPTY_ANSWER", "MAX_BUDGET"]),
@@ -200,40 +212,34 @@ fn turns() -> Vec<Case> {
             0.05,
             vec![billed_in_vain(100_000)],
         )
+        .surprises()
         .fails("BUDGET_EXCEEDED"),
         case(
             "an attempt that was billed and can be paid for again",
             1.0,
-            vec![
-                billed_in_vain(100_000),
-                Reply::says("Done.").usage(100_000, 10),
-            ],
+            vec![billed_in_vain(100_000), says("Done.", 100_000, 10)],
         )
         .asks(&[32_000, 32_000])
         .answers("end", "Done.")
         .warns(&["LLM_RETRY"]),
         Case {
             prompt: "word ".repeat(120_000),
-            ..case(
-                "the prompt alone",
-                0.5,
-                vec![Reply::says("Long.").usage(180_000, 100)],
-            )
-            .asks(&[LAST])
-            .answers("max_budget", "Long.")
-            .warns(&["MAX_BUDGET"])
+            ..case("the prompt alone", 0.5, vec![says("Long.", 180_000, 100)])
+                .asks(&[LAST])
+                .answers("max_budget", "Long.")
+                .warns(&["MAX_BUDGET"])
         },
     ]
 }
 
 fn summaries() -> Vec<Case> {
-    let long = |n: u32| {
+    let long = |n: u32, input: u64, output: u64| {
         let command = format!("echo {n}; head -c 29000 /dev/zero | tr '\\0' z");
-        Reply::new().call("bash", &bash(&command))
+        (Reply::new().call("bash", &bash(&command)), input, output)
     };
-    let crowded = |more: Vec<Reply>| {
-        let mut replies: Vec<Reply> = (1..8).map(long).collect();
-        replies.push(long(8).usage(161_000, 10));
+    let crowded = |more: Vec<Billed>| {
+        let mut replies: Vec<Billed> = (1..8).map(|n| long(n, 10, 5)).collect();
+        replies.push(long(8, 161_000, 10));
         replies.extend(more);
         replies
     };
@@ -242,7 +248,7 @@ fn summaries() -> Vec<Case> {
         case(
             "no summary is paid for that a last answer needs",
             0.6,
-            crowded(vec![Reply::says("So far.").usage(60_000, 100)]),
+            crowded(vec![says("So far.", 60_000, 100)]),
         )
         .answers("max_budget", "So far.")
         .warns(&["CONTEXT_CLEARED", "SOFT_LIMIT", "MAX_BUDGET"]),
@@ -250,8 +256,8 @@ fn summaries() -> Vec<Case> {
             "a summary counts",
             1.05,
             crowded(vec![
-                Reply::says("GOAL").usage(168_000, 2000),
-                Reply::says("Done.").usage(20_000, 100),
+                says("GOAL", 168_000, 2000),
+                says("Done.", 20_000, 100),
             ]),
         )
         .answers("max_budget", "Done.")
@@ -271,8 +277,14 @@ async fn a_run_costs_at_most_its_budget_and_one_request_whatever_is_answered() {
 
 async fn check(case: Case) {
     let name = case.name;
-    let sent = case.replies.len();
-    let llm = FakeLlm::start(case.replies).await;
+    let costs: Vec<f64> = case
+        .replies
+        .iter()
+        .map(|(_, input, output)| *input as f64 * INPUT + *output as f64 * OUTPUT)
+        .collect();
+    let replies = case.replies.into_iter();
+    let llm =
+        FakeLlm::start(replies.map(|(reply, input, output)| reply.usage(input, output))).await;
     let app = TestApp::with_llm(&llm).await;
     let body = json!({"prompt": case.prompt, "model": "sonnet", "maxBudgetUsd": case.budget});
     let events = app.run(body).await;
@@ -283,21 +295,17 @@ async fn check(case: Case) {
         Ok((reason, text)) => {
             let got = (&end["stopReason"], &end["subtype"], &end["content"]);
             let subtype = if reason == "end" { "success" } else { reason };
-            assert_eq!(
-                got,
-                (&json!(reason), &json!(subtype), &json!(text)),
-                "{name}"
-            );
+            let right = (&json!(reason), &json!(subtype), &json!(text));
+            assert_eq!(got, right, "{name}");
         }
-        Err(code) => assert_eq!(
-            (&end["type"], &end["code"]),
-            (&json!("error"), &json!(code)),
-            "{name}"
-        ),
+        Err(code) => {
+            let right = (&json!("error"), &json!(code));
+            assert_eq!((&end["type"], &end["code"]), right, "{name}");
+        }
     }
     assert_eq!(warnings(&events), case.warnings, "{name}");
     let requests = llm.requests();
-    assert_eq!(requests.len(), sent, "{name}");
+    assert_eq!(requests.len(), costs.len(), "{name}");
     let asked: Vec<u64> = requests
         .iter()
         .map(|request| request.body["max_tokens"].as_u64().unwrap())
@@ -305,35 +313,34 @@ async fn check(case: Case) {
     if !case.asked.is_empty() {
         assert_eq!(asked, case.asked, "{name}");
     }
-    // Only a last request, without tools, may cost more than what is left.
-    let last = requests.last().unwrap();
-    let rest = asked.iter().zip(&requests).all(|(most, request)| {
-        let bounded = *most as f64 * OUTPUT <= case.budget;
-        bounded || (request.tools_are_off() && *most == LAST)
-    });
-    assert!(rest, "{name}: {asked:?}");
-    let cost = end["costUsd"].as_f64().unwrap();
-    let allowed = if last.tools_are_off() {
-        let input = last.raw.len() as f64;
-        case.budget + input * INPUT + LAST as f64 * OUTPUT
-    } else {
-        case.budget
-    };
-    let surprising = name == "it is passed before anything was said" || name.contains("in vain");
+
+    let cost: f64 = costs.iter().sum();
     assert!(
-        cost <= allowed || surprising,
-        "{name}: {cost} of {}",
+        (end["costUsd"].as_f64().unwrap() - cost).abs() < 1e-6,
+        "{name}"
+    );
+    let mut spent = 0.0;
+    for ((request, most), cost) in requests.iter().zip(&asked).zip(&costs) {
+        assert!(spent < case.budget, "{name}: asked with nothing left");
+        // Only a last request, without tools, may ask for more than what is left, and only for so much.
+        let last = request.tools_are_off() && *most == LAST;
+        let bounded = spent + *most as f64 * OUTPUT <= case.budget;
+        assert!(bounded || last, "{name}: {asked:?}");
+        spent += cost;
+    }
+    let last = requests.last().unwrap().tools_are_off();
+    assert!(
+        spent <= case.budget || last || case.surprises,
+        "{name}: {spent} of {}",
         case.budget
     );
 }
 
 #[tokio::test]
 async fn the_soft_limit_of_a_budget_is_told_in_dollars() {
-    let llm = FakeLlm::start([
-        call(1).usage(10_000, 3700),
-        Reply::says("Done.").usage(14_000, 10),
-    ])
-    .await;
+    let replies = [call(1, 10_000, 3700), says("Done.", 14_000, 10)];
+    let llm =
+        FakeLlm::start(replies.map(|(reply, input, output)| reply.usage(input, output))).await;
     let app = TestApp::with_llm(&llm).await;
     let body = json!({"prompt": "hi", "model": "sonnet", "maxBudgetUsd": 0.1});
     let events = app.run(body).await;
