@@ -369,12 +369,12 @@ fn limit_media(history: &mut [Message]) {
         let Some(size) = media_size(part) else {
             continue;
         };
-        match (left.checked_sub(1), bytes_left.checked_sub(size)) {
-            (Some(fewer), Some(smaller)) => (left, bytes_left) = (fewer, smaller),
-            _ => {
-                (left, bytes_left) = (0, 0);
-                *part = Part::Text(LEFT_OUT.to_owned());
-            }
+        if left > 0 && size <= bytes_left {
+            left -= 1;
+            bytes_left -= size;
+        } else {
+            left = 0;
+            *part = Part::Text(LEFT_OUT.to_owned());
         }
     }
 }

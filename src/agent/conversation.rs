@@ -76,6 +76,9 @@ enum Funds {
     Spent,
 }
 
+/// The budget does not allow a request.
+struct NoFunds;
+
 impl<'a> Conversation<'a> {
     pub(super) fn new(context: &'a RunContext) -> Self {
         let spec = &context.spec;
@@ -153,7 +156,7 @@ impl<'a> Conversation<'a> {
 
     /// Whether the budget allows a request for `purpose`.
     pub(super) fn can_pay_for(&self, purpose: Purpose) -> bool {
-        self.affordable(purpose).is_some()
+        self.affordable(purpose).is_ok()
     }
 
     /// Sends the conversation and streams the response to the client.
@@ -199,7 +202,7 @@ impl<'a> Conversation<'a> {
         let context = self.context;
         let mut attempt = 0;
         loop {
-            let Some(affordable) = self.affordable(purpose) else {
+            let Ok(affordable) = self.affordable(purpose) else {
                 return Ok(Asked::NoFunds);
             };
             let opened = {
@@ -220,7 +223,7 @@ impl<'a> Conversation<'a> {
             context.tally.settle(false);
             let error = failed.error;
             // Nothing is announced that the budget then forbids.
-            if self.affordable(purpose).is_none() && error.retryable() && !failed.shown {
+            if self.affordable(purpose).is_err() && error.retryable() && !failed.shown {
                 return Ok(Asked::NoFunds);
             }
             let again = (!failed.shown && error.retryable())
@@ -288,13 +291,13 @@ impl<'a> Conversation<'a> {
     }
 
     /// How many output tokens a request for `purpose` may have, if it may be sent at all.
-    fn affordable(&self, purpose: Purpose) -> Option<Option<u32>> {
+    fn affordable(&self, purpose: Purpose) -> Result<Option<u32>, NoFunds> {
         match self.funds() {
-            Funds::Unbounded => Some(None),
-            Funds::Output(tokens) if tokens >= LEAST_OUTPUT => Some(Some(tokens)),
+            Funds::Unbounded => Ok(None),
+            Funds::Output(tokens) if tokens >= LEAST_OUTPUT => Ok(Some(tokens)),
             // The one request that may pass the budget: without it all that was done would be lost.
-            Funds::Output(_) if purpose == Purpose::LastTurn => Some(Some(LEAST_OUTPUT)),
-            Funds::Output(_) | Funds::Spent => None,
+            Funds::Output(_) if purpose == Purpose::LastTurn => Ok(Some(LEAST_OUTPUT)),
+            Funds::Output(_) | Funds::Spent => Err(NoFunds),
         }
     }
 

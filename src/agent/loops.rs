@@ -156,7 +156,7 @@ impl LoopGuard {
     fn repeats(&self) -> (usize, bool) {
         let cycles = (1..=LONGEST_CYCLE).rev().map(|length| {
             let equal = self.equal(length);
-            (1 + equal / length, equal % length == 0)
+            (1 + equal / length, equal.is_multiple_of(length))
         });
         cycles.max_by_key(|(rounds, _)| *rounds).unwrap_or_default()
     }
