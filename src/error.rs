@@ -120,7 +120,7 @@ codes! {
 codes! {
     /// What a run survived but its client should know: the `code` of `warning` events.
     WarningCode {
-        SoftLimit = "SOFT_LIMIT", "80 % of the turns or of the time are used";
+        SoftLimit = "SOFT_LIMIT", "80 % of the turns, the time or the budget are used";
         MaxTurns = "MAX_TURNS", "the last turn was asked without tools";
         MaxTime = "MAX_TIME", "the time is nearly over: the last turn was asked without tools";
         MaxBudget = "MAX_BUDGET", "the budget is nearly used: the last turn was asked without tools";
@@ -131,13 +131,15 @@ codes! {
         LlmRetry = "LLM_RETRY", "an LLM request failed and is sent again";
         TurnRestarted = "TURN_RESTARTED", "a turn was cut off and asked again";
         EmptyAnswer = "EMPTY_ANSWER", "the model ended without an answer and is asked once more";
-        AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut at the model's output limit";
+        AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut: at the model's output limit, by the budget, or by its provider's pauses";
         PriceUnknown = "PRICE_UNKNOWN", "no price is known for the model, so no cost is given";
         FileOmitted = "FILE_OMITTED", "a file of the run was not returned";
         ContextCompacted = "CONTEXT_COMPACTED", "the conversation was summarised to fit the context window";
         ContextCleared = "CONTEXT_CLEARED", "old tool results were cleared to fit the context window";
         SandboxWait = "SANDBOX_WAIT", "the sandbox backend is at its limit and the run waits for a place";
         SandboxEvent = "SANDBOX_EVENT", "the sandbox backend reported something about the run's sandbox";
+        ContentRefused = "CONTENT_REFUSED", "the LLM provider refused an image or document, and is asked again without it";
+        ToolCallsLimit = "TOOL_CALLS_LIMIT", "the model made more calls in one response than are run";
         StopReasonUnknown = "STOP_REASON_UNKNOWN", "the LLM ended with a reason that is not known";
     }
 }

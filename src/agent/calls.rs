@@ -1,4 +1,7 @@
 //! The tool calls of one response: checked, run side by side where that is safe, answered each and all.
+//!
+//! A tool is given the arguments that the model wrote, or is not run: nothing is taken out of them on the way.
+//! What comes back is cleaned, noted and shortened here, for all tools.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,20 +11,22 @@ use futures::{FutureExt as _, StreamExt as _};
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use super::loops::{LoopGuard, Verdict};
-use super::run::{Halt, RunContext};
-use crate::chat::{Part, ToolArgs, ToolCall, ToolResult};
+use super::loops::{LoopGuard, Outcome, call_key};
+use super::shown;
+use super::types::{Halt, RunContext};
+use crate::chat::{Part, ToolCall, ToolResult};
 use crate::clock::Deadline;
 use crate::error::{Problem, WarningCode};
-use crate::events::{RunEvent, ToolResultEvent, ToolUseEvent, WarningEvent};
+use crate::events::{Name, RunEvent, WarningEvent};
 use crate::sandbox::SandboxError;
+use crate::secrets::Redactor;
 use crate::tools::{self, BuiltTool, Called, Failure, ToolAnswer, ToolContext, ToolDef};
 
-/// At most so many calls of one response are run (rule AD-4).
+/// At most so many calls of one response are run and shown (rule AD-4).
 const CALLS_PER_TURN: usize = 64;
-/// All results of one turn together show at most so many characters; a long one is shortened to what is
-/// left, but not below the second figure.
-const TURN_CHARS: usize = 200_000;
+/// The model is told so of as many more; of yet others only that they were not run.
+const TOLD_CALLS: usize = 2 * CALLS_PER_TURN;
+/// A long result is shortened to what is left of its turn, but not below this.
 const LEAST_CHARS: usize = 2000;
 /// So many side by side.
 const SIDE_BY_SIDE: usize = 8;
@@ -29,13 +34,17 @@ const SIDE_BY_SIDE: usize = 8;
 const TOOL_GRACE: Duration = Duration::from_secs(5);
 /// A tool that ignores a cancel is left behind so much later, so that its call has a result all the same.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
-/// Longer strings of a call's arguments are shortened in its event.
-const SHOWN_ARGUMENT: usize = 16 * 1024;
-/// Arguments that are longer in all are shown as the beginning of their JSON text, so that the event with
-/// both of their forms stays within rule EV-1.
-const SHOWN_ARGUMENTS: usize = 64 * 1024;
-/// The only sandbox that calls can act in so far.
-const PRIMARY: &str = "primary";
+/// How much is shown of a tool's name that the model made up.
+const SHOWN_NAME: usize = 100;
+
+/// What bounds the calls of a response.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallLimits {
+    /// When tools must be done.
+    pub(super) wrap_up: Deadline,
+    /// How many characters all results together may have.
+    pub(super) chars: usize,
+}
 
 /// The results of a response's calls, in the order asked, and what is to be said besides.
 pub(super) struct CallResults {
@@ -54,12 +63,15 @@ enum Plan {
     },
     /// Answered without running anything.
     Refuse(String),
+    /// Refused as a repeat: what came of it before.
+    Repeat(u64),
 }
 
 struct Planned<'a> {
     call: &'a ToolCall,
     /// Our name of the tool, or the model's where it isn't one of ours.
-    name: String,
+    name: Name,
+    key: u64,
     plan: Plan,
 }
 
@@ -67,73 +79,97 @@ struct Planned<'a> {
 pub(super) async fn run_calls(
     context: &RunContext,
     guard: &mut LoopGuard,
-    calls: &[ToolCall],
+    calls: &[&ToolCall],
     turn: u32,
-    wrap_up: Deadline,
+    limits: CallLimits,
 ) -> Result<CallResults, Halt> {
+    let (calls, too_many) = calls.split_at(calls.len().min(CALLS_PER_TURN));
     let mut planned = Vec::with_capacity(calls.len());
-    for (index, call) in calls.iter().enumerate() {
-        let one = plan(context, guard, call, index).await?;
-        context
-            .emit(RunEvent::ToolUse(tool_use(context, &one, turn)))
-            .await?;
+    for call in calls {
+        let one = plan(context, guard, call).await?;
+        let args = match &one.plan {
+            Plan::Run { args, .. } => Some(args),
+            Plan::Refuse(_) | Plan::Repeat(_) => None,
+        };
+        let event = shown::tool_use(context, call, &one.name, args, turn);
+        context.emit(RunEvent::ToolUse(event)).await?;
         planned.push(one);
     }
+    warn_of_too_many(context, too_many.len()).await?;
     // The intent is durable before a tool acts on the world.
     context.sync().await?;
 
-    let room = AtomicUsize::new(TURN_CHARS);
-    let mut outcomes = Vec::with_capacity(planned.len());
+    let room = Room::new(limits.chars, planned.len(), too_many.len());
+    let mut answers = Vec::with_capacity(planned.len());
     let mut halt = None;
-    for batch in batches(&planned) {
+    for batch in planned.chunk_by_mut(|a, b| beside_others(a) && beside_others(b)) {
         let ending = halt.is_some();
         let running: Vec<_> = batch
-            .iter()
-            .map(|one| answer(context, one, &room, wrap_up, ending).boxed())
+            .iter_mut()
+            .map(|one| answer(context, one, &room, limits.wrap_up, ending).boxed())
             .collect();
         let mut answered = futures::stream::iter(running).buffered(SIDE_BY_SIDE);
         while let Some(answered) = answered.next().await {
             match answered {
-                Ok(outcome) => outcomes.push(outcome),
+                Ok(answer) => answers.push(answer),
                 Err(error) => {
                     halt.get_or_insert(error);
-                    outcomes.push(Answered::failed("the call was not run: the run ends"));
+                    answers.push(Answered::failed("the call was not run: the run ends"));
                 }
             }
         }
     }
+    if let Some(halt) = halt {
+        return Err(halt);
+    }
 
-    let mut called = CallResults {
-        results: Vec::with_capacity(planned.len()),
-        notices: Vec::new(),
-    };
-    for (one, outcome) in planned.iter().zip(outcomes) {
-        let args = json_of(&one.call.args);
-        if matches!(one.plan, Plan::Run { .. })
-            && let Verdict::Nudge(text) =
-                guard.record(&one.name, &args, &outcome.answer.text, outcome.complaint)
-        {
-            called.notices.push(text);
-        }
-        called.results.push(result_of(one, outcome.answer));
-    }
-    match halt {
-        Some(halt) => Err(halt),
-        None => Ok(called),
-    }
+    let outcomes: Vec<Outcome<'_>> = planned
+        .iter()
+        .zip(&answers)
+        .map(|(one, answered)| Outcome {
+            tool: &one.name,
+            call: one.key,
+            result: answered.fingerprint,
+            complaint: answered.complaint,
+        })
+        .collect();
+    let notices = guard.record(&outcomes);
+    let results = planned.iter().zip(answers);
+    let results = results.map(|(one, answered)| result(one.call, &one.name, answered.answer));
+    let not_run = too_many.iter().enumerate().map(|(at, call)| {
+        let text = if at + CALLS_PER_TURN < TOLD_CALLS {
+            format!("Not run: at most {CALLS_PER_TURN} calls are run in one turn.")
+        } else {
+            NOT_RUN.to_owned()
+        };
+        let name = context.shown(&call.name, SHOWN_NAME);
+        result(call, &name, Answered::failed(text).answer)
+    });
+    Ok(CallResults {
+        results: results.chain(not_run).collect(),
+        notices,
+    })
 }
 
-/// Consecutive calls that may run beside each other; any other call alone.
-fn batches<'p, 'c>(planned: &'p [Planned<'c>]) -> Vec<&'p [Planned<'c>]> {
-    planned
-        .chunk_by(|a, b| beside_others(a) && beside_others(b))
-        .collect()
+const NOT_RUN: &str = "Not run.";
+
+async fn warn_of_too_many(context: &RunContext, count: usize) -> Result<(), Halt> {
+    if count == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{count} calls of one response were not run: at most {CALLS_PER_TURN} are run in one turn"
+    );
+    let warning = WarningEvent::new(WarningCode::ToolCallsLimit, message)
+        .fact("count", u64::try_from(count).unwrap_or(u64::MAX));
+    context.emit(RunEvent::Warning(warning)).await
 }
 
+/// Consecutive calls of this kind run side by side; any other call alone.
 fn beside_others(one: &Planned<'_>) -> bool {
     match &one.plan {
         Plan::Run { def, .. } => def.parallel_safe,
-        Plan::Refuse(_) => true,
+        Plan::Refuse(_) | Plan::Repeat(_) => true,
     }
 }
 
@@ -141,144 +177,161 @@ async fn plan<'a>(
     context: &RunContext,
     guard: &mut LoopGuard,
     call: &'a ToolCall,
-    index: usize,
 ) -> Result<Planned<'a>, Halt> {
-    let refuse = |name: &str, text: String| Planned {
-        call,
-        name: name.to_owned(),
-        plan: Plan::Refuse(text),
+    let planned = |name: Name, plan: Plan| {
+        let key = call_key(&name, &call.args);
+        Planned {
+            call,
+            name,
+            key,
+            plan,
+        }
     };
     let (def, built) = match tools::resolve_called(&call.name, &context.spec.tools) {
         Called::Tool(def, built) => (def, built),
         Called::NotAllowed(name) => {
             let text = format!(
                 "{name} is not available in this run. Available: {}.",
-                context.tool_list()
+                tool_list(context)
             );
-            context
-                .emit(RunEvent::Warning(
-                    WarningEvent::new(
-                        WarningCode::ToolDenied,
-                        format!("the model called {name}, which this run does not allow"),
-                    )
-                    .fact("toolName", name),
-                ))
-                .await?;
-            return Ok(refuse(name, text));
+            let message = format!("the model called {name}, which this run does not allow");
+            warn_of_tool(context, WarningCode::ToolDenied, message, name.into()).await?;
+            return Ok(planned(name.into(), Plan::Refuse(text)));
         }
         Called::Unknown => {
-            let shown: String = call.name.chars().take(100).collect();
+            let name = context.shown(&call.name, SHOWN_NAME);
             let text = format!(
-                "There is no tool {shown:?}. Available: {}.",
-                context.tool_list()
+                "There is no tool {name:?}. Available: {}.",
+                tool_list(context)
             );
-            context
-                .emit(RunEvent::Warning(
-                    WarningEvent::new(
-                        WarningCode::ToolUnknown,
-                        format!("the model called {shown:?}, which does not exist"),
-                    )
-                    .fact("toolName", shown.clone()),
-                ))
-                .await?;
-            return Ok(refuse(&shown, text));
+            let message = format!("the model called {name:?}, which does not exist");
+            let fact = name.clone().into();
+            warn_of_tool(context, WarningCode::ToolUnknown, message, fact).await?;
+            return Ok(planned(name.into(), Plan::Refuse(text)));
         }
     };
-    if index >= CALLS_PER_TURN {
-        return Ok(refuse(
-            def.name,
-            format!("Not run: at most {CALLS_PER_TURN} calls are run in one turn."),
-        ));
-    }
-    let mut prepared = match tools::prepare(built.spec, &call.args) {
+    let prepared = match tools::prepare(built.spec, &call.args) {
         Ok(prepared) => prepared,
         Err(mut complaint) => {
             if guard.misunderstood(def.name) {
                 complaint.push_str("\nExample: ");
                 complaint.push_str(&tools::example(built.spec));
             }
-            return Ok(refuse(def.name, complaint));
+            return Ok(planned(def.name.into(), Plan::Refuse(complaint)));
         }
     };
-    // A key that a model got hold of goes no further: not into the sandbox either.
-    prepared
-        .args
-        .values_mut()
-        .for_each(|value| clean(context, value));
-    if guard.refuses(def.name, &json_of(&call.args)) {
-        context
-            .emit(RunEvent::Warning(
-                WarningEvent::new(
-                    WarningCode::LoopDetected,
-                    format!("the model repeats a call of {} without effect", def.name),
-                )
-                .fact("toolName", def.name),
-            ))
-            .await?;
-        return Ok(refuse(
-            def.name,
-            "Not run: this call was made several times in a row with the same result. Try another way, or answer with what you have."
-                .to_owned(),
-        ));
+    guard.understood();
+    let note = prepared.note();
+    let args = prepared.args;
+    if args.values().any(|arg| holds_key(&context.redactor, arg)) {
+        let text = "Not run: the arguments hold a key of this server, and keys never enter the sandbox. Leave it out.";
+        return Ok(planned(def.name.into(), Plan::Refuse(text.to_owned())));
+    }
+    let one = planned(def.name.into(), Plan::Refuse(String::new()));
+    if let Some(before) = guard.refuses(one.key) {
+        let message = format!("the model repeats a call of {} without effect", def.name);
+        warn_of_tool(context, WarningCode::LoopDetected, message, def.name.into()).await?;
+        return Ok(Planned {
+            plan: Plan::Repeat(before),
+            ..one
+        });
     }
     context.tally.tool_called(def.name);
     Ok(Planned {
-        call,
-        name: def.name.to_owned(),
         plan: Plan::Run {
             def,
             built,
-            note: prepared.note(),
-            args: prepared.args,
+            args,
+            note,
         },
+        ..one
     })
+}
+
+fn tool_list(context: &RunContext) -> String {
+    if context.spec.tools.is_empty() {
+        "none".to_owned()
+    } else {
+        context.spec.tools.join(", ")
+    }
+}
+
+async fn warn_of_tool(
+    context: &RunContext,
+    code: WarningCode,
+    message: String,
+    tool: Name,
+) -> Result<(), Halt> {
+    let warning = WarningEvent::new(code, message).fact("toolName", tool);
+    context.emit(RunEvent::Warning(warning)).await
+}
+
+/// Whether a key of this server, or an encoding of one, stands in a string of `value`.
+fn holds_key(redactor: &Redactor, value: &Value) -> bool {
+    match value {
+        Value::String(text) => matches!(redactor.clean(text), Cow::Owned(_)),
+        Value::Array(items) => items.iter().any(|item| holds_key(redactor, item)),
+        Value::Object(fields) => fields.iter().any(|(name, value)| {
+            matches!(redactor.clean(name), Cow::Owned(_)) || holds_key(redactor, value)
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 struct Answered {
     answer: ToolAnswer,
+    /// Of the answer as the tool gave it.
+    fingerprint: u64,
     complaint: bool,
 }
 
 impl Answered {
-    fn failed(text: impl Into<String>) -> Self {
+    fn new(answer: ToolAnswer, complaint: bool) -> Self {
         Self {
-            answer: ToolAnswer {
-                text: text.into(),
-                is_error: true,
-                ..ToolAnswer::default()
-            },
-            complaint: true,
+            fingerprint: answer.fingerprint(),
+            answer,
+            complaint,
         }
+    }
+
+    fn failed(text: impl Into<String>) -> Self {
+        let answer = ToolAnswer {
+            text: text.into(),
+            is_error: true,
+            ..ToolAnswer::default()
+        };
+        Self::new(answer, true)
     }
 }
 
-/// Runs one call and emits its result.
+/// Answers one call and emits its result.
 async fn answer(
     context: &RunContext,
-    one: &Planned<'_>,
-    room: &AtomicUsize,
+    one: &mut Planned<'_>,
+    room: &Room,
     wrap_up: Deadline,
     ending: bool,
 ) -> Result<Answered, Halt> {
     let started = tokio::time::Instant::now();
-    let (mut answered, halt) = match &one.plan {
-        Plan::Refuse(text) => (Answered::failed(context.redactor.clean(text)), None),
+    let (mut answered, halt) = match &mut one.plan {
+        Plan::Refuse(text) => (Answered::failed(std::mem::take(text)), None),
+        Plan::Repeat(before) => {
+            let text = "Not run: this call was made several times in a row with the same result. Try another way, or answer with what you have.";
+            let mut answered = Answered::failed(text);
+            answered.fingerprint = *before;
+            (answered, None)
+        }
         Plan::Run { .. } if ending || context.token.is_cancelled() => {
             (Answered::failed("cancelled: the run ends"), None)
         }
-        Plan::Run {
-            built, args, note, ..
-        } => {
-            let (mut answered, halt) = act(context, built, args, wrap_up).await;
-            if let Some(note) = note {
-                answered.answer.text.push('\n');
-                answered.answer.text.push_str(note);
-            }
-            (answered, halt)
-        }
+        Plan::Run { built, args, .. } => act(context, built, std::mem::take(args), wrap_up).await,
     };
-    fit(&mut answered.answer, room);
-    let event = tool_result(one, &answered, started.elapsed());
+    let note = match &one.plan {
+        Plan::Run { note, .. } => note.as_deref(),
+        Plan::Refuse(_) | Plan::Repeat(_) => None,
+    };
+    finish(&context.redactor, &mut answered.answer, note, room);
+    let event = shown::tool_result(one.call, &one.name, &answered.answer, started.elapsed());
     context.emit(RunEvent::ToolResult(event)).await?;
     match halt {
         Some(halt) => Err(halt),
@@ -289,7 +342,7 @@ async fn answer(
 async fn act(
     context: &RunContext,
     built: &BuiltTool,
-    args: &Map<String, Value>,
+    args: Map<String, Value>,
     wrap_up: Deadline,
 ) -> (Answered, Option<Halt>) {
     let workspace = tokio::select! {
@@ -320,7 +373,7 @@ async fn act(
     // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
     let outcome = tokio::select! {
         biased;
-        outcome = built.tool.call(args.clone(), &tool_context) => outcome,
+        outcome = built.tool.call(args, &tool_context) => outcome,
         () = tokio::time::sleep_until(context.deadline.plus(TOOL_GRACE).instant()) => {
             return (Answered::failed("stopped: the run's time was over"), None);
         }
@@ -329,11 +382,9 @@ async fn act(
         }
     };
     match outcome {
-        Ok(answer) => {
-            let complaint = answer.is_error;
-            (Answered { answer, complaint }, None)
-        }
-        Err(Failure::Complaint(text)) => (Answered::failed(context.redactor.clean(&text)), None),
+        // That a command failed is no complaint: a test that fails is what it is run for.
+        Ok(answer) => (Answered::new(answer, false), None),
+        Err(Failure::Complaint(text)) => (Answered::failed(text), None),
         // A call without a result would spoil the history, even that of a run that is over.
         Err(Failure::Cancelled) => (Answered::failed("[cancelled]"), None),
         Err(Failure::Fatal(error)) => (
@@ -356,113 +407,144 @@ fn lost(error: &SandboxError) -> Problem {
     problem
 }
 
-fn json_of(args: &ToolArgs) -> Value {
-    match args {
-        ToolArgs::Json(value) => value.clone(),
-        ToolArgs::Malformed { raw, .. } => Value::String(raw.clone()),
+/// What all answers have in common on their way out: no secret, the note on the arguments, a bounded length.
+fn finish(redactor: &Redactor, answer: &mut ToolAnswer, note: Option<&str>, room: &Room) {
+    if let Some(note) = note {
+        answer.text.push('\n');
+        answer.text.push_str(note);
     }
-}
-
-fn tool_use(context: &RunContext, one: &Planned<'_>, turn: u32) -> ToolUseEvent {
-    let mut input = match &one.plan {
-        Plan::Run { args, .. } => Value::Object(args.clone()),
-        Plan::Refuse(_) => json_of(&one.call.args),
-    };
-    clean(context, &mut input);
-    let mut input_truncated = shorten(&mut input);
-    let mut content = input.to_string();
-    if content.len() > SHOWN_ARGUMENTS {
-        input = Value::String(content);
-        input_truncated |= shorten(&mut input);
-        content = input.to_string();
+    let ToolAnswer {
+        text,
+        output_path,
+        cwd,
+        diff,
+        ..
+    } = &mut *answer;
+    for text in [
+        Some(text),
+        output_path.as_mut(),
+        cwd.as_mut(),
+        diff.as_mut(),
+    ]
+    .into_iter()
+    .flatten()
+    {
+        if let Cow::Owned(cleaned) = redactor.clean(text) {
+            *text = cleaned;
+        }
     }
-    ToolUseEvent {
-        tool_name: one.name.clone().into(),
-        content,
-        input,
-        input_truncated,
-        tool_call_id: one.call.id.to_string(),
-        sandbox: PRIMARY.to_owned(),
-        turn,
-    }
-}
-
-/// Shortens a result to the room that its turn has left.
-fn fit(answer: &mut ToolAnswer, room: &AtomicUsize) {
-    let most = room.load(Ordering::Relaxed).max(LEAST_CHARS);
     let chars = answer.text.chars().count();
+    let most = room.take(chars);
     if let Cow::Owned(shorter) = tools::shorten(&answer.text, most) {
         answer.text = shorter;
         answer.truncated = true;
         answer.total_chars.get_or_insert(chars as u64);
     }
-    let used = chars.min(most);
-    let left = room.load(Ordering::Relaxed).saturating_sub(used);
-    room.store(left, Ordering::Relaxed);
 }
 
-/// Takes secrets out of every string.
-fn clean(context: &RunContext, value: &mut Value) {
-    match value {
-        Value::String(text) => {
-            if let Cow::Owned(cleaned) = context.redactor.clean(text) {
-                *text = cleaned;
-            }
+/// How many characters a turn's results may still have. Every call has its own least share, so that the last
+/// ones get something too.
+struct Room {
+    least: usize,
+    shared: AtomicUsize,
+}
+
+impl Room {
+    fn new(chars: usize, calls: usize, not_run: usize) -> Self {
+        let chars = chars.saturating_sub(not_run * NOT_RUN.len());
+        let least = LEAST_CHARS.min(chars / calls.max(1));
+        Self {
+            least,
+            shared: AtomicUsize::new(chars - least * calls),
         }
-        Value::Array(items) => items.iter_mut().for_each(|item| clean(context, item)),
-        Value::Object(map) => map.values_mut().for_each(|item| clean(context, item)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+
+    /// Takes room for a result of `chars` characters; how many of them it may have.
+    fn take(&self, chars: usize) -> usize {
+        let more = chars.saturating_sub(self.least);
+        let mut taken = 0;
+        let _room = self
+            .shared
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                taken = more.min(left);
+                Some(left - taken)
+            });
+        self.least + taken
     }
 }
 
-/// Shortens long strings; whether there were some.
-fn shorten(value: &mut Value) -> bool {
-    match value {
-        Value::String(text) if text.len() > SHOWN_ARGUMENT => {
-            let at = (0..=SHOWN_ARGUMENT)
-                .rev()
-                .find(|at| text.is_char_boundary(*at))
-                .unwrap_or(0);
-            let left_out = text.len() - at;
-            text.truncate(at);
-            text.extend(["[… ", &left_out.to_string(), " bytes more]"]);
-            true
-        }
-        Value::Array(items) => items
-            .iter_mut()
-            .fold(false, |any, item| shorten(item) | any),
-        Value::Object(map) => map
-            .values_mut()
-            .fold(false, |any, item| shorten(item) | any),
-        Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => false,
-    }
-}
-
-fn tool_result(one: &Planned<'_>, answered: &Answered, took: Duration) -> ToolResultEvent {
-    let answer = &answered.answer;
-    ToolResultEvent {
-        tool_name: one.name.clone().into(),
-        content: answer.text.clone(),
-        tool_call_id: one.call.id.to_string(),
-        is_error: answer.is_error,
-        exit_code: answer.exit_code,
-        truncated: answer.truncated,
-        total_chars: answer.total_chars,
-        output_path: answer.output_path.clone(),
-        cwd: answer.cwd.clone(),
-        diff: answer.diff.clone(),
-        duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        sandbox: PRIMARY.to_owned(),
-    }
-}
-
-fn result_of(one: &Planned<'_>, answer: ToolAnswer) -> ToolResult {
+fn result(call: &ToolCall, name: &str, answer: ToolAnswer) -> ToolResult {
     let mut content = vec![Part::Text(answer.text)];
     content.extend(answer.images.into_iter().map(Part::Image));
     ToolResult {
-        id: one.call.id.clone(),
-        name: one.name.clone(),
+        id: call.id.clone(),
+        name: name.to_owned(),
         content,
         is_error: answer.is_error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::secrets::{REDACTED, Secret};
+
+    const KEY: &str = "a-key-of-16-or-more";
+
+    #[test]
+    fn whatever_leaves_a_tool_is_cleaned_and_noted_and_bounded() {
+        let redactor = Redactor::new([&Secret::new(KEY)]);
+        let mut answer = ToolAnswer {
+            output_path: Some(format!("/tmp/{KEY}")),
+            cwd: Some(format!("/{KEY}")),
+            diff: Some(format!("+{KEY}")),
+            ..ToolAnswer::text(format!("{}{KEY}", "x".repeat(2990)))
+        };
+        let room = Room::new(3000, 1, 0);
+        finish(&redactor, &mut answer, Some("said besides"), &room);
+        let seen = format!("{answer:?}");
+        assert!(!seen.contains("a-key") && answer.truncated, "{seen}");
+        assert!(answer.text.ends_with("said besides"), "{seen}");
+        assert_eq!(answer.output_path, Some(format!("/tmp/{REDACTED}")));
+    }
+
+    #[test]
+    fn the_results_of_a_turn_fit_in_all_and_none_gets_nothing() {
+        for (calls, chars) in [(1, 200_000), (64, 200_000), (64, 20_000), (3, 5)] {
+            let room = Room::new(chars, calls, 1000);
+            let taken: Vec<usize> = (0..calls).map(|_| room.take(150_000)).collect();
+            assert!(taken.iter().sum::<usize>() <= chars, "{calls} {chars}");
+            assert!(
+                taken
+                    .iter()
+                    .all(|most| *most >= LEAST_CHARS.min(chars.saturating_sub(8000) / calls))
+            );
+        }
+        let room = Room::new(10_000, 2, 0);
+        assert_eq!(
+            room.take(10),
+            2000,
+            "what a short one leaves is its own share at most"
+        );
+        assert_eq!(room.take(50_000), 8000);
+    }
+
+    #[test]
+    fn a_key_is_found_wherever_it_stands_in_the_arguments() {
+        let redactor = Redactor::new([&Secret::new(KEY)]);
+        for held in [
+            json!(KEY),
+            json!([["x", format!("in {KEY}.")]]),
+            json!({ "a": { "b": KEY } }),
+            json!({ KEY: 1 }),
+        ] {
+            assert!(holds_key(&redactor, &held), "{held}");
+        }
+        assert!(!holds_key(
+            &redactor,
+            &json!(["a-key-of-16", 1, null, true])
+        ));
     }
 }

@@ -1,196 +1,416 @@
-//! What fits into the model's context window, and what goes when it no longer does.
+//! What fits into the model's context window and into a request, and what goes when it no longer does.
 
-use crate::chat::{Block, Message, Part, ToolArgs};
+use crate::chat::{Block, Message, Part, ToolArgs, ToolSpec};
 use crate::llm::{ModelFacts, Usage};
 
-/// Results of so many newest tool turns stay when old ones are cleared ahead of need.
-pub(super) const KEEP_RECENT: usize = 6;
-/// Results of so many newest tool turns stay when the provider has refused the conversation as too long.
-pub(super) const KEEP_LAST: usize = 2;
-
-/// The newest turns that a summary leaves as they are have about so many tokens, or are one turn.
-const KEPT_TOKENS: u64 = 20_000;
 /// Quality falls long before a window of a million tokens is full.
 const MOST_TOKENS: u64 = 160_000;
 /// Room kept for the next answer beyond the output limit.
 const MARGIN: u64 = 16_000;
 /// Results shorter than this are not worth clearing.
 const WORTH_CLEARING: usize = 600;
-/// Images of the conversation that are sent along.
-const IMAGES: usize = 10;
+/// Results of this tool are instructions that hold for the rest of the run.
+const NEVER_CLEARED: &str = "read_skill";
+/// Images and documents of the conversation that are sent along: so many,
+const MOST_MEDIA: usize = 10;
+/// and so many bytes of base64 in all. The smallest limit of a provider's whole request is 20 MB.
+const MOST_MEDIA_BYTES: usize = 18_000_000;
 /// What an image costs, roughly.
 const IMAGE_TOKENS: u64 = 1600;
+/// What stands in for an image or document.
+const LEFT_OUT: &str = "[left out to save space; read the file again if you need it]";
+const REFUSED: &str = "[left out: the LLM provider could not read it]";
+/// The results of one turn have at most so many characters,
+const MOST_RESULT_CHARS: u64 = 200_000;
+/// and may have so many however full the window is.
+const LEAST_RESULT_CHARS: u64 = 20_000;
 
 /// How full the window is.
 #[derive(Debug)]
 pub(super) struct Window {
+    size: u64,
     trigger: u64,
+    /// What system prompt and tools take.
+    fixed: u64,
     last: Option<Usage>,
+    /// So many messages are counted in `last`.
+    counted: usize,
     /// Tokens taken out of the conversation since.
     freed: u64,
 }
 
-/// What clearing has done.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Cleared {
-    pub(super) results: usize,
-    pub(super) tokens_before: u64,
-    pub(super) tokens_after: u64,
-}
-
 impl Window {
-    pub(super) fn new(facts: Option<ModelFacts>) -> Self {
-        let window = facts
+    pub(super) fn new(facts: Option<ModelFacts>, system: &[String], tools: &[&ToolSpec]) -> Self {
+        let size = facts
             .and_then(|facts| facts.context_window)
             .unwrap_or(200_000);
-        let output = u64::from(
-            facts
-                .and_then(|facts| facts.max_output_tokens)
-                .unwrap_or(8192),
-        )
-        .min(32_000);
-        let trigger = (window * 4 / 5)
-            .min(window.saturating_sub(output + MARGIN))
+        let output = facts.and_then(|facts| facts.max_output_tokens);
+        let output = u64::from(output.unwrap_or(8192)).min(32_000);
+        // Above it the whole request is dearer.
+        let step = facts.and_then(|facts| facts.price_step);
+        let trigger = (size * 4 / 5)
+            .min(size.saturating_sub(output + MARGIN))
+            .min(step.map_or(u64::MAX, |step| step / 20 * 19))
             .min(MOST_TOKENS);
+        let tools = tools
+            .iter()
+            .map(|tool| of_text(&tool.description) + of_text(&tool.input_schema.to_string()));
         Self {
+            size,
             trigger,
+            fixed: system.iter().map(|text| of_text(text)).sum::<u64>() + tools.sum::<u64>(),
             last: None,
+            counted: 0,
             freed: 0,
         }
     }
 
-    pub(super) const fn saw(&mut self, usage: &Usage) {
+    /// A response to the first `messages` messages has used this.
+    pub(super) const fn saw(&mut self, usage: &Usage, messages: usize) {
         self.last = Some(*usage);
+        self.counted = messages;
         self.freed = 0;
     }
 
-    /// So much was taken out of the conversation; the next response's usage will show it.
-    pub(super) const fn freed(&mut self, before: u64, after: u64) {
-        self.freed += before.saturating_sub(after);
-    }
-
-    pub(super) const fn last_usage(&self) -> Option<Usage> {
-        self.last
+    /// The conversation was changed in its middle, to `history`: the next response's usage will show it.
+    fn changed(&mut self, change: Change, history: &[Message]) {
+        self.freed += change.tokens_before.saturating_sub(change.tokens_after);
+        self.counted = self.counted.min(history.len());
     }
 
     /// Whether the next request is likely to pass the trigger.
-    pub(super) fn over_trigger(&self, history: &[Message]) -> bool {
+    fn over_trigger(&self, history: &[Message]) -> bool {
         self.estimate(history) > self.trigger
     }
 
     /// Whether it is likely to pass three fifths of the trigger: then clearing has not freed enough.
-    pub(super) fn still_crowded(&self, history: &[Message]) -> bool {
+    fn still_crowded(&self, history: &[Message]) -> bool {
         self.estimate(history) > self.trigger * 3 / 5
     }
 
     /// The last request's tokens, what came since, less what was taken out.
     fn estimate(&self, history: &[Message]) -> u64 {
-        let whole = match &self.last {
-            Some(last) => last.context() + history.last().map_or(0, tokens),
-            None => history.iter().map(tokens).sum(),
+        let Some(last) = &self.last else {
+            return self.fixed + total(history);
         };
-        whole.saturating_sub(self.freed)
+        let newer = history.get(self.counted..).unwrap_or_default();
+        // The reply is counted as the last request's output.
+        let newer = newer
+            .iter()
+            .filter(|message| !matches!(message, Message::Assistant(_)));
+        (last.context() + newer.map(tokens).sum::<u64>()).saturating_sub(self.freed)
+    }
+
+    /// The next request's input, as it is likely to be billed.
+    fn next_input(&self, history: &[Message]) -> Usage {
+        let tokens = self.estimate(history);
+        let cached = match &self.last {
+            // Its provider caches nothing, or not yet.
+            Some(last) if last.total_input() == last.input => {
+                return Usage {
+                    input: tokens,
+                    ..Usage::default()
+                };
+            }
+            // What was taken out lay before most of the rest.
+            Some(last) if self.freed == 0 => last.total_input().min(tokens),
+            Some(_) | None => 0,
+        };
+        Usage {
+            cache_read: cached,
+            cache_write_5m: tokens - cached,
+            ..Usage::default()
+        }
+    }
+
+    /// How many characters the results of the next calls may have in all.
+    fn room_for_results(&self, history: &[Message]) -> usize {
+        let left = self.size.saturating_sub(self.estimate(history) + MARGIN);
+        let chars = (left * 2).clamp(LEAST_RESULT_CHARS, MOST_RESULT_CHARS);
+        usize::try_from(chars).unwrap_or(usize::MAX)
     }
 }
 
-/// Replaces the text of old tool results by a note, in place. The calls stay, so every call keeps its
-/// result. `None` if there was nothing to clear.
-pub(super) fn clear(history: &mut [Message], keep: usize) -> Option<Cleared> {
-    let tokens_before = history.iter().map(tokens).sum();
-    let turns = history
-        .iter()
-        .filter(|message| matches!(message, Message::ToolResults { .. }))
-        .count();
-    let mut results_cleared = 0;
-    let old = history
-        .iter_mut()
-        .filter_map(|message| match message {
-            Message::ToolResults { results, .. } => Some(results),
-            Message::User(_) | Message::Assistant(_) => None,
-        })
-        .take(turns.saturating_sub(keep));
-    for result in old.flatten() {
-        let size: usize = result.content.iter().map(size).sum();
-        if size < WORTH_CLEARING {
+/// The conversation, and how much of the window it takes: every change of it is counted.
+#[derive(Debug)]
+pub(super) struct History {
+    messages: Vec<Message>,
+    window: Window,
+}
+
+/// What a change of the conversation came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Change {
+    /// Results that were cleared.
+    pub(super) results: usize,
+    pub(super) tokens_before: u64,
+    pub(super) tokens_after: u64,
+}
+
+/// Why room is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// The window is nearly full: only what is worth the loss of the provider's cache.
+    Ahead,
+    /// The conversation does not fit any more: whatever can go.
+    Now,
+}
+
+impl History {
+    pub(super) fn new(first: Message, window: Window) -> Self {
+        let mut history = Self {
+            messages: Vec::new(),
+            window,
+        };
+        history.push(first);
+        history
+    }
+
+    pub(super) fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// Appends `message`, and leaves out older images and documents that are too many now.
+    pub(super) fn push(&mut self, message: Message) {
+        self.messages.push(message);
+        limit_media(&mut self.messages);
+    }
+
+    /// Takes back the messages from `len` on.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.messages.truncate(len);
+        self.window.counted = self.window.counted.min(len);
+    }
+
+    /// Says `text` besides the results at the end; whether there are some.
+    pub(super) fn add_notice(&mut self, text: &str) -> bool {
+        let Some(Message::ToolResults { notice, .. }) = self.messages.last_mut() else {
+            return false;
+        };
+        match notice {
+            Some(before) => {
+                before.push('\n');
+                before.push_str(text);
+            }
+            None => *notice = Some(text.to_owned()),
+        }
+        true
+    }
+
+    pub(super) fn saw(&mut self, usage: &Usage) {
+        self.window.saw(usage, self.messages.len());
+    }
+
+    pub(super) fn over_trigger(&self) -> bool {
+        self.window.over_trigger(&self.messages)
+    }
+
+    pub(super) fn still_crowded(&self) -> bool {
+        self.window.still_crowded(&self.messages)
+    }
+
+    pub(super) fn next_input(&self) -> Usage {
+        self.window.next_input(&self.messages)
+    }
+
+    pub(super) fn room_for_results(&self) -> usize {
+        self.window.room_for_results(&self.messages)
+    }
+
+    /// Replaces the text of old tool results by a note, in place. The calls stay, so every call keeps its
+    /// result. `None` if too little would go.
+    pub(super) fn clear(&mut self, need: Need) -> Option<Change> {
+        let trigger = self.window.trigger;
+        let (turns, kept, least) = match need {
+            Need::Ahead => (6, (trigger / 4).min(40_000), least_ahead(trigger)),
+            Need::Now => (2, 0, 1000),
+        };
+        let change = clear(&mut self.messages, turns, kept, least)?;
+        self.window.changed(change, &self.messages);
+        Some(change)
+    }
+
+    /// How many messages after the first a summary would stand in for. `None` if too little would go.
+    pub(super) fn summarisable(&self, need: Need) -> Option<usize> {
+        let trigger = self.window.trigger;
+        let (kept, least) = match need {
+            Need::Ahead => ((trigger / 8).min(20_000), least_ahead(trigger)),
+            // More than the summary itself is likely to take; only the newest turn stays.
+            Need::Now => (0, (trigger / 10).min(4000)),
+        };
+        let old = old_messages(&self.messages, kept);
+        let gone: u64 = old.iter().map(tokens).sum();
+        (gone >= least).then_some(old.len())
+    }
+
+    /// Puts `summary` in the place of `count` messages after the first.
+    pub(super) fn summarise(&mut self, count: usize, summary: String) -> Change {
+        let tokens_before = total(&self.messages);
+        let end = (1 + count).min(self.messages.len());
+        self.messages
+            .splice(1.min(end)..end, [Message::user(summary)]);
+        let change = Change {
+            results: 0,
+            tokens_before,
+            tokens_after: total(&self.messages),
+        };
+        self.window.counted = (self.window.counted + 1).saturating_sub(count);
+        self.window.changed(change, &self.messages);
+        change
+    }
+
+    /// Leaves out the images and documents that the provider can't have seen before or, if there are none,
+    /// all. How many.
+    pub(super) fn leave_out_media(&mut self) -> usize {
+        let counted = self.window.counted;
+        let newest = leave_out(self.messages.iter_mut().skip(counted));
+        if newest > 0 {
+            return newest;
+        }
+        leave_out(self.messages.iter_mut())
+    }
+}
+
+/// Clearing less than this ahead of need isn't worth the loss of the cache.
+fn least_ahead(trigger: u64) -> u64 {
+    (trigger / 5).min(30_000)
+}
+
+fn clear(history: &mut [Message], turns: usize, kept: u64, least: u64) -> Option<Change> {
+    let tokens_before = total(history);
+    let (mut newer_turns, mut newer_tokens) = (0, 0);
+    let mut old = history.len();
+    for (at, message) in history.iter().enumerate().rev() {
+        if !matches!(message, Message::ToolResults { .. }) {
             continue;
         }
-        result.content = vec![Part::Text(format!(
-            "[cleared to save space: {size} characters; call {} again if you need it]",
-            result.name
-        ))];
-        results_cleared += 1;
+        newer_turns += 1;
+        newer_tokens += tokens(message);
+        if newer_turns > turns && newer_tokens > kept {
+            break;
+        }
+        old = at;
     }
-    (results_cleared > 0).then(|| Cleared {
-        results: results_cleared,
+    let mut clearable: Vec<(&mut Vec<Part>, String)> = Vec::new();
+    let mut gone = 0;
+    for message in history.iter_mut().take(old) {
+        let Message::ToolResults { results, .. } = message else {
+            continue;
+        };
+        for result in results {
+            let texts = result.content.iter().filter_map(text_of);
+            let size: usize = texts.clone().map(|text| text.chars().count()).sum();
+            if size < WORTH_CLEARING || result.name == NEVER_CLEARED {
+                continue;
+            }
+            let note = format!(
+                "[cleared to save space: {size} characters; call {} again if you need it]",
+                result.name
+            );
+            gone += texts
+                .map(of_text)
+                .sum::<u64>()
+                .saturating_sub(of_text(&note));
+            clearable.push((&mut result.content, note));
+        }
+    }
+    if clearable.is_empty() || gone < least {
+        return None;
+    }
+    let results = clearable.len();
+    for (content, note) in clearable {
+        content.retain(|part| !matches!(part, Part::Text(_)));
+        content.insert(0, Part::Text(note));
+    }
+    Some(Change {
+        results,
         tokens_before,
-        tokens_after: history.iter().map(tokens).sum(),
+        tokens_after: tokens_before.saturating_sub(gone),
     })
 }
 
-/// The conversation with all but its first message and its newest turns replaced by `summary`. Turns stay
-/// whole: no result without its call, no thinking without its turn. `None` if nothing would go.
-pub(super) fn compacted(history: &[Message], summary: String) -> Option<Vec<Message>> {
-    let (first, later) = history.split_first()?;
-    let mut kept = 0;
+fn text_of(part: &Part) -> Option<&str> {
+    match part {
+        Part::Text(text) => Some(text),
+        Part::Image(_) | Part::Document(_) => None,
+    }
+}
+
+/// What lies between the first message and the newest turns of at most `kept` tokens, or the newest turn.
+/// Turns stay whole: no result without its call, no thinking without its turn.
+fn old_messages(history: &[Message], kept: u64) -> &[Message] {
+    let Some((_, later)) = history.split_first() else {
+        return &[];
+    };
+    let mut newer = 0;
     let mut from = later.len();
     for (index, message) in later.iter().enumerate().rev() {
-        kept += tokens(message);
-        let begins_turn = matches!(message, Message::Assistant(_));
-        if from < later.len() && kept > KEPT_TOKENS {
+        newer += tokens(message);
+        if from < later.len() && newer > kept {
             break;
         }
-        if begins_turn {
+        if matches!(message, Message::Assistant(_)) {
             from = index;
         }
     }
-    if from == 0 || from == later.len() {
-        return None;
+    // Without a turn to go on from, nothing may go.
+    if from == later.len() {
+        &[]
+    } else {
+        later.get(..from).unwrap_or_default()
     }
-    let mut shorter = vec![first.clone(), Message::user(summary)];
-    shorter.extend_from_slice(later.get(from..)?);
-    Some(shorter)
 }
 
-/// About how many tokens a conversation has.
-pub(super) fn total(history: &[Message]) -> u64 {
-    history.iter().map(tokens).sum()
-}
-
-/// Keeps the newest [`IMAGES`] images of the conversation and replaces the others by a note: one image that
-/// a provider can't take would fail every later request, and many of them fill the window.
-pub(super) fn limit_images(history: &mut [Message]) {
-    let mut left = IMAGES;
-    let results = history
-        .iter_mut()
-        .rev()
-        .filter_map(|message| match message {
-            Message::ToolResults { results, .. } => Some(results),
-            Message::User(_) | Message::Assistant(_) => None,
-        });
-    for content in results
-        .flat_map(|results| results.iter_mut().rev())
-        .flat_map(|result| result.content.iter_mut().rev())
-    {
-        if matches!(content, Part::Image(_)) {
-            match left.checked_sub(1) {
-                Some(fewer) => left = fewer,
-                None => {
-                    *content = Part::Text(
-                        "[an older image was left out; read the file again if you need it]"
-                            .to_owned(),
-                    );
-                }
-            }
+/// Keeps the newest images and documents within the bounds, and replaces the others by a note: a request
+/// over its provider's size limit would fail, and so would every later one.
+fn limit_media(history: &mut [Message]) {
+    let (mut left, mut bytes_left) = (MOST_MEDIA, MOST_MEDIA_BYTES);
+    for part in history.iter_mut().rev().flat_map(parts_newest_first) {
+        let Some(size) = media_size(part) else {
+            continue;
+        };
+        if left > 0 && size <= bytes_left {
+            left -= 1;
+            bytes_left -= size;
+        } else {
+            left = 0;
+            *part = Part::Text(LEFT_OUT.to_owned());
         }
     }
 }
 
-fn size(content: &Part) -> usize {
-    match content {
-        Part::Text(text) => text.chars().count(),
-        Part::Image(image) => image.base64.len(),
-        Part::Document(document) => document.base64.len(),
+fn leave_out<'m>(messages: impl Iterator<Item = &'m mut Message>) -> usize {
+    let media = messages
+        .flat_map(parts_newest_first)
+        .filter(|part| media_size(part).is_some());
+    media
+        .map(|part| *part = Part::Text(REFUSED.to_owned()))
+        .count()
+}
+
+fn parts_newest_first(message: &mut Message) -> Vec<&mut Part> {
+    match message {
+        Message::User(parts) => parts.iter_mut().rev().collect(),
+        Message::Assistant(_) => Vec::new(),
+        Message::ToolResults { results, .. } => results
+            .iter_mut()
+            .rev()
+            .flat_map(|result| result.content.iter_mut().rev())
+            .collect(),
     }
+}
+
+fn media_size(part: &Part) -> Option<usize> {
+    match part {
+        Part::Text(_) => None,
+        Part::Image(image) => Some(image.base64.len()),
+        Part::Document(document) => Some(document.base64.len()),
+    }
+}
+
+/// About how many tokens a conversation has.
+fn total(history: &[Message]) -> u64 {
+    history.iter().map(tokens).sum()
 }
 
 /// About how many tokens a message has: 0.3 per ASCII character, 0.8 per other.
@@ -234,120 +454,5 @@ fn of_text(text: &str) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::chat::{CallIds, ToolResult};
-
-    fn results(id: &str, text: &str) -> Message {
-        Message::ToolResults {
-            results: vec![ToolResult {
-                id: CallIds::default().issue(id),
-                name: "bash".to_owned(),
-                content: vec![Part::Text(text.to_owned())],
-                is_error: false,
-            }],
-            notice: None,
-        }
-    }
-
-    #[test]
-    fn old_long_results_are_cleared_and_recent_and_short_ones_kept() {
-        let long = "x".repeat(5000);
-        let mut history = vec![Message::user("go".to_owned()), results("0", "short")];
-        history.extend((1..=8).map(|n| results(&n.to_string(), &long)));
-        let cleared = clear(&mut history, KEEP_RECENT).unwrap();
-        assert_eq!(cleared.results, 2);
-        assert!(cleared.tokens_after < cleared.tokens_before);
-        assert_eq!(history.last(), Some(&results("8", &long)));
-        assert_eq!(history[1], results("0", "short"));
-        assert_eq!(
-            clear(&mut history, KEEP_RECENT),
-            None,
-            "nothing is cleared twice"
-        );
-    }
-
-    fn turn(id: &str, text: &str) -> [Message; 2] {
-        let call = Block::Call(crate::chat::ToolCall {
-            id: CallIds::default().issue(id),
-            name: "bash".to_owned(),
-            args: ToolArgs::Json(serde_json::json!({})),
-            echo: None,
-        });
-        let reply = crate::chat::Reply {
-            provider: "anthropic",
-            blocks: vec![call],
-        };
-        [Message::Assistant(reply), results(id, text)]
-    }
-
-    #[test]
-    fn a_summary_replaces_old_turns_and_leaves_the_newest_whole() {
-        let mut history = vec![Message::user("go".to_owned())];
-        for n in 0..6 {
-            history.extend(turn(&n.to_string(), &"z".repeat(30_000)));
-        }
-        let shorter = compacted(&history, "[sandcaster] so far".to_owned()).unwrap();
-        assert_eq!(
-            shorter[..2],
-            [
-                Message::user("go".to_owned()),
-                Message::user("[sandcaster] so far".to_owned())
-            ]
-        );
-        assert_eq!(
-            shorter[2..],
-            history[9..],
-            "two turns of 9,000 tokens fit into 20,000"
-        );
-        let one = [
-            vec![Message::user("go".to_owned())],
-            turn("1", &"z".repeat(300_000)).to_vec(),
-        ]
-        .concat();
-        assert_eq!(compacted(&one, String::new()), None, "the only turn stays");
-    }
-
-    #[test]
-    fn only_the_newest_ten_images_stay() {
-        let image = Part::Image(crate::chat::Image {
-            media_type: crate::chat::ImageType::Png,
-            base64: "aGk=".into(),
-        });
-        let mut history: Vec<Message> = (0..12)
-            .map(|n| Message::ToolResults {
-                results: vec![ToolResult {
-                    id: CallIds::default().issue(&n.to_string()),
-                    name: "file_read".to_owned(),
-                    content: vec![image.clone()],
-                    is_error: false,
-                }],
-                notice: None,
-            })
-            .collect();
-        limit_images(&mut history);
-        let images: Vec<bool> = history
-            .iter()
-            .map(|message| matches!(message, Message::ToolResults { results, .. } if results[0].content[0] == image))
-            .collect();
-        assert_eq!(images.iter().position(|is_image| *is_image), Some(2));
-        assert_eq!(images.iter().filter(|is_image| **is_image).count(), 10);
-    }
-
-    #[test]
-    fn the_trigger_leaves_room_for_an_answer() {
-        let facts = ModelFacts {
-            context_window: Some(200_000),
-            max_output_tokens: Some(64_000),
-        };
-        let mut window = Window::new(Some(facts));
-        assert_eq!(window.trigger, 152_000);
-        window.saw(&Usage {
-            cache_read: 151_000,
-            output: 500,
-            ..Usage::default()
-        });
-        assert!(!window.over_trigger(&[results("1", "short")]));
-        assert!(window.over_trigger(&[results("1", &"y".repeat(3000))]));
-    }
-}
+#[path = "context_tests.rs"]
+mod tests;

@@ -5,13 +5,10 @@ use std::time::Duration;
 use crate::clock::Deadline;
 use crate::error::WarningCode;
 use crate::events::{StopReason, WarningEvent};
-use crate::llm::{Usage, prices};
 use crate::spec::{NanoUsd, RunSpec};
 
 /// Below so many turns no soft limit is announced.
 const SOFT_LIMIT_FROM: u32 = 5;
-/// What an answer is assumed to need, in tokens, when the budget is checked ahead.
-const ANSWER_TOKENS: u64 = 2000;
 
 /// How long before the deadline the last turn is asked: a tenth of the timeout, from 10 to 45 s, and never
 /// more than a quarter of it.
@@ -32,10 +29,36 @@ pub(super) struct Limits {
     told_eighty: bool,
 }
 
-/// How much of the nearest limit is used.
+/// What can run out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    Time,
+    Turns,
+    Budget,
+}
+
+impl Limit {
+    /// As clients read it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Time => "s",
+            Self::Turns => "turns",
+            Self::Budget => "budget",
+        }
+    }
+
+    const fn unit(self) -> &'static str {
+        match self {
+            Self::Time => "s",
+            Self::Turns => "turns",
+            Self::Budget => "USD",
+        }
+    }
+}
+
+/// How much of the nearest limit is used; money in nano-dollars.
 struct Pressure {
-    fraction: f64,
-    limit: &'static str,
+    limit: Limit,
     used: u64,
     max: u64,
 }
@@ -58,24 +81,15 @@ impl Limits {
         self.deadline.minus(reserve(self.timeout))
     }
 
-    /// Why `turn` has to be the last one, if it has to.
-    pub(super) fn last_turn(
-        &self,
-        turn: u32,
-        spent: NanoUsd,
-        next_request: Option<NanoUsd>,
-    ) -> Option<StopReason> {
+    /// Why `turn` has to be the last one, if turns or time say so.
+    pub(super) fn last_turn(&self, turn: u32) -> Option<StopReason> {
         if turn >= self.max_turns {
-            return Some(StopReason::MaxTurns);
+            Some(StopReason::MaxTurns)
+        } else if self.wrap_up().passed() {
+            Some(StopReason::MaxTime)
+        } else {
+            None
         }
-        if self.wrap_up().passed() {
-            return Some(StopReason::MaxTime);
-        }
-        let over =
-            |budget: NanoUsd| spent.0.saturating_add(next_request.unwrap_or_default().0) > budget.0;
-        self.max_budget
-            .is_some_and(over)
-            .then_some(StopReason::MaxBudget)
     }
 
     /// A warning for the client when four fifths of a limit are used, once.
@@ -83,35 +97,38 @@ impl Limits {
         if self.warned {
             return None;
         }
-        let pressure = self.pressure(turns_used, spent);
-        let turns_reached =
-            self.max_turns >= SOFT_LIMIT_FROM && turns_used >= (self.max_turns * 4).div_ceil(5);
-        if pressure.fraction < 0.8 && !turns_reached {
+        let Pressure { limit, used, max } = self.pressure(turns_used, spent)?;
+        if fraction(used, max) < 0.8 {
             return None;
         }
         self.warned = true;
-        let Pressure {
-            limit, used, max, ..
-        } = pressure;
-        Some(
-            WarningEvent::new(
-                WarningCode::SoftLimit,
-                format!("{used} of {max} {limit} are used"),
-            )
-            .fact("limit", limit)
-            .fact("used", used)
-            .fact("max", max),
-        )
+        let warning = match limit {
+            Limit::Time | Limit::Turns => {
+                let message = format!("{used} of {max} {} are used", limit.unit());
+                WarningEvent::new(WarningCode::SoftLimit, message)
+                    .fact("used", used)
+                    .fact("max", max)
+            }
+            Limit::Budget => {
+                let [used, max] = [used, max].map(|nanos| NanoUsd(nanos).to_usd());
+                let message = format!("{used} of {max} {} are used", limit.unit());
+                WarningEvent::new(WarningCode::SoftLimit, message)
+                    .fact("used", used)
+                    .fact("max", max)
+            }
+        };
+        Some(warning.fact("limit", limit.name()))
     }
 
     /// What to tell the model before the next turn: at half, at four fifths, and from nine tenths on.
     pub(super) fn notice(&mut self, turns_used: u32, spent: NanoUsd) -> Option<String> {
-        let pressure = self.pressure(turns_used, spent);
-        let tell = if pressure.fraction >= 0.9 {
+        let pressure = self.pressure(turns_used, spent)?;
+        let used = fraction(pressure.used, pressure.max);
+        let tell = if used >= 0.9 {
             true
-        } else if pressure.fraction >= 0.8 {
+        } else if used >= 0.8 {
             !std::mem::replace(&mut self.told_eighty, true)
-        } else if pressure.fraction >= 0.5 {
+        } else if used >= 0.5 {
             !std::mem::replace(&mut self.told_half, true)
         } else {
             false
@@ -120,14 +137,14 @@ impl Limits {
             return None;
         }
         self.told_half = true;
-        self.told_eighty |= pressure.fraction >= 0.8;
+        self.told_eighty |= used >= 0.8;
         let turns = self.max_turns.saturating_sub(turns_used);
         let secs = self.wrap_up().remaining().as_secs();
         let mut text = format!("{turns} turns and {secs} s");
         if let Some(budget) = self.max_budget {
             text.push_str(&format_budget(budget, spent));
         }
-        text.push_str(if pressure.fraction >= 0.8 {
+        text.push_str(if used >= 0.8 {
             " are left; finish, then answer."
         } else {
             " are left."
@@ -135,36 +152,27 @@ impl Limits {
         Some(text)
     }
 
-    fn pressure(&self, turns_used: u32, spent: NanoUsd) -> Pressure {
-        let fraction = |used: u64, max: u64| {
-            #[expect(clippy::cast_precision_loss, reason = "a ratio for a threshold")]
-            let ratio = used as f64 / max.max(1) as f64;
-            ratio
-        };
+    fn pressure(&self, turns_used: u32, spent: NanoUsd) -> Option<Pressure> {
         let elapsed = self.timeout.saturating_sub(self.deadline.remaining());
-        let mut candidates = vec![("s", elapsed.as_secs(), self.timeout.as_secs())];
-        if self.max_turns >= SOFT_LIMIT_FROM {
-            candidates.push(("turns", turns_used.into(), self.max_turns.into()));
-        }
-        if let Some(budget) = self.max_budget {
-            candidates.push(("nano-dollars", spent.0, budget.0));
-        }
-        candidates
+        let of = |limit: Limit, used: u64, max: u64| Pressure { limit, used, max };
+        let time = Some(of(Limit::Time, elapsed.as_secs(), self.timeout.as_secs()));
+        let turns = (self.max_turns >= SOFT_LIMIT_FROM)
+            .then(|| of(Limit::Turns, turns_used.into(), self.max_turns.into()));
+        let budget = self
+            .max_budget
+            .map(|budget| of(Limit::Budget, spent.0, budget.0));
+        [time, turns, budget]
             .into_iter()
-            .map(|(limit, used, max)| Pressure {
-                fraction: fraction(used, max),
-                limit,
-                used,
-                max,
-            })
-            .max_by(|a, b| a.fraction.total_cmp(&b.fraction))
-            .unwrap_or(Pressure {
-                fraction: 0.0,
-                limit: "s",
-                used: 0,
-                max: 0,
-            })
+            .flatten()
+            .max_by(|a, b| fraction(a.used, a.max).total_cmp(&fraction(b.used, b.max)))
     }
+}
+
+/// How much of `max` is used.
+fn fraction(used: u64, max: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a ratio for a threshold")]
+    let ratio = used as f64 / max.max(1) as f64;
+    ratio
 }
 
 fn format_budget(budget: NanoUsd, spent: NanoUsd) -> String {
@@ -172,17 +180,6 @@ fn format_budget(budget: NanoUsd, spent: NanoUsd) -> String {
         " and {} USD",
         NanoUsd(budget.0.saturating_sub(spent.0)).to_usd()
     )
-}
-
-/// What the next request is likely to cost, from the last one's usage.
-pub(super) fn next_request_cost(provider: &str, model: &str, last: &Usage) -> Option<NanoUsd> {
-    let guess = Usage {
-        input: last.output,
-        cache_read: last.total_input(),
-        output: ANSWER_TOKENS,
-        ..Usage::default()
-    };
-    prices::cost(provider, model, &guess)
 }
 
 /// What the client is told when a run's last turn is asked early.

@@ -1,12 +1,14 @@
-//! Notices a model that goes in circles, by what it calls and what came back.
+//! Notices a model that goes in circles, by what it calls and what came of it: facts, not words. What a
+//! command printed counts, and its exit code; how long it took doesn't.
 
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use serde_json::Value;
+use crate::chat::ToolArgs;
 
-/// At most this many recent calls are compared.
+/// At most this many recent responses are compared.
 const WINDOW: usize = 32;
-/// Cycles of up to this many calls are recognised.
+/// Cycles of up to this many responses are recognised.
 const LONGEST_CYCLE: usize = 3;
 /// So many repeats: the model is told.
 const NUDGE_AT: usize = 3;
@@ -16,78 +18,116 @@ const REFUSE_AT: usize = 5;
 const STOP_AT: usize = 8;
 /// So many complaints in a row: the model is told.
 const COMPLAINTS_NUDGE: u32 = 10;
-/// So many complaints in a row: the run's last turn.
+/// So many complaints in a row: the run's last turn, if the model was told before.
 const COMPLAINTS_STOP: u32 = 20;
 
 /// The recent calls of a run.
 #[derive(Debug, Default)]
 pub(super) struct LoopGuard {
-    /// Call and result together, newest last.
-    seen: Vec<Step>,
+    /// The calls of each response, newest last.
+    seen: VecDeque<Round>,
     complaints: u32,
+    /// The model was told of its complaints.
+    told: bool,
     stuck: bool,
     /// The tool whose arguments were last refused, and how often in a row.
     misunderstood: Option<(&'static str, u32)>,
 }
 
+/// The distinct calls of one response with what came of them, in the order asked.
+type Round = Vec<Step>;
+
+/// A call and what came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Step {
     call: u64,
     result: u64,
 }
 
-/// What the guard makes of a call or its result.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Nothing odd.
-    Fine,
-    /// Tell the model that repeating won't help.
-    Nudge(String),
+/// A call that was answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outcome<'a> {
+    /// The tool.
+    pub(super) tool: &'a str,
+    /// See [`call_key`].
+    pub(super) call: u64,
+    /// The answer's fingerprint.
+    pub(super) result: u64,
+    /// It was refused, or the tool could do nothing with it.
+    pub(super) complaint: bool,
+}
+
+/// The same for the same call, whatever the order of its arguments.
+pub(super) fn call_key(tool: &str, args: &ToolArgs) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    tool.hash(&mut hasher);
+    match args {
+        // Equal whatever the order of keys.
+        ToolArgs::Json(value) => value.hash(&mut hasher),
+        ToolArgs::Malformed { raw, .. } => raw.hash(&mut hasher),
+    }
+    hasher.finish()
 }
 
 impl LoopGuard {
-    /// Whether the next call would begin the fifth or a later round of a cycle without effect: then it is
-    /// counted as if it had been run, and must not be.
-    pub(super) fn refuses(&mut self, tool: &str, args: &Value) -> bool {
-        let call = hash(&(tool, canonical(args)));
-        let again = (1..=LONGEST_CYCLE).find_map(|length| {
-            let earlier = self.seen.iter().rev().nth(length - 1).copied()?;
-            (earlier.call == call && self.rounds(length) + 1 >= REFUSE_AT).then_some(earlier)
-        });
-        if let Some(earlier) = again {
-            self.push(earlier);
-            self.stuck |= self.repeats() >= STOP_AT;
-        }
-        again.is_some()
+    /// Whether `call` belongs to the fifth or a later round of a cycle without effect, and must not be run:
+    /// then what came of it before.
+    pub(super) fn refuses(&self, call: u64) -> Option<u64> {
+        (1..=LONGEST_CYCLE).find_map(|length| {
+            let expected = self.seen.iter().rev().nth(length - 1)?;
+            let step = expected.iter().find(|step| step.call == call)?;
+            (self.rounds(length) + 1 >= REFUSE_AT).then_some(step.result)
+        })
     }
 
-    /// Takes note of a call that was run.
-    pub(super) fn record(
-        &mut self,
-        tool: &str,
-        args: &Value,
-        result: &str,
-        complaint: bool,
-    ) -> Verdict {
-        self.push(Step {
-            call: hash(&(tool, canonical(args))),
-            result: hash(&result),
-        });
-        self.complaints = if complaint { self.complaints + 1 } else { 0 };
-        self.misunderstood = None;
-        let repeats = self.repeats();
-        self.stuck |= repeats >= STOP_AT || self.complaints >= COMPLAINTS_STOP;
-        if repeats == NUDGE_AT {
-            return Verdict::Nudge(format!(
-                "{tool} was called {repeats} times in a row with the same effect; doing it again will not help. Try another way, or answer with what you have."
+    /// Takes note of the answered calls of one response; what the model should be told.
+    pub(super) fn record(&mut self, outcomes: &[Outcome<'_>]) -> Vec<String> {
+        let mut round = Round::new();
+        let told_before = self.told;
+        for outcome in outcomes {
+            let step = Step {
+                call: outcome.call,
+                result: outcome.result,
+            };
+            if round.contains(&step) {
+                continue;
+            }
+            round.push(step);
+            if outcome.complaint {
+                self.complaints += 1;
+            } else {
+                self.complaints = 0;
+                self.told = false;
+            }
+        }
+        let Some(first) = outcomes.first() else {
+            return Vec::new();
+        };
+        let what = match round.len() {
+            1 => format!("{} was called", first.tool),
+            _ => "The same calls were made".to_owned(),
+        };
+        if self.seen.len() == WINDOW {
+            self.seen.pop_front();
+        }
+        self.seen.push_back(round);
+        let (repeats, whole) = self.repeats();
+        let mut notices = Vec::new();
+        if repeats == NUDGE_AT && whole {
+            notices.push(format!(
+                "{what} {repeats} times in a row with the same effect; doing it again will not help. Try another way, or answer with what you have."
             ));
         }
-        if self.complaints == COMPLAINTS_NUDGE {
-            return Verdict::Nudge(format!(
-                "The last {COMPLAINTS_NUDGE} calls all failed. Read what the tools say, change the approach, or answer with what you have."
+        if self.complaints >= COMPLAINTS_NUDGE && !self.told {
+            self.told = true;
+            notices.push(format!(
+                "The last {} calls were all refused or impossible. Read what the tools say, change the approach, or answer with what you have.",
+                self.complaints
             ));
         }
-        Verdict::Fine
+        self.stuck |=
+            repeats >= STOP_AT || (told_before && self.told && self.complaints >= COMPLAINTS_STOP);
+        notices
     }
 
     /// Takes note of arguments that fit no schema; whether it is the third time or more for this tool in a
@@ -101,117 +141,42 @@ impl LoopGuard {
         before + 1 >= 3
     }
 
+    /// Takes note of arguments that fit.
+    pub(super) const fn understood(&mut self) {
+        self.misunderstood = None;
+    }
+
     /// The run should get its last turn.
     pub(super) const fn stuck(&self) -> bool {
         self.stuck
     }
 
-    fn push(&mut self, step: Step) {
-        if self.seen.len() == WINDOW {
-            self.seen.remove(0);
-        }
-        self.seen.push(step);
+    /// The most rounds that a cycle of one, two or three responses has gone through at the end, and whether
+    /// the last response completed one.
+    fn repeats(&self) -> (usize, bool) {
+        let cycles = (1..=LONGEST_CYCLE).rev().map(|length| {
+            let equal = self.equal(length);
+            (1 + equal / length, equal.is_multiple_of(length))
+        });
+        cycles.max_by_key(|(rounds, _)| *rounds).unwrap_or_default()
     }
 
-    /// The most rounds that a cycle of one, two or three calls has gone through at the end.
-    fn repeats(&self) -> usize {
-        (1..=LONGEST_CYCLE)
-            .map(|length| self.rounds(length))
-            .max()
-            .unwrap_or(0)
-    }
-
-    /// How often the newest `length` calls stand at the end, one after another.
+    /// How often the newest `length` responses stand at the end, one after another.
     fn rounds(&self, length: usize) -> usize {
-        let newest: Vec<&Step> = self.seen.iter().rev().take(length).collect();
-        if newest.len() < length {
-            return 0;
-        }
-        self.seen
-            .rchunks_exact(length)
-            .take_while(|chunk| chunk.iter().rev().eq(newest.iter().copied()))
+        1 + self.equal(length) / length
+    }
+
+    /// How many of the newest responses equal the one `length` before them.
+    fn equal(&self, length: usize) -> usize {
+        let newest = self.seen.iter().rev();
+        newest
+            .clone()
+            .zip(newest.skip(length))
+            .take_while(|(newer, older)| newer == older)
             .count()
     }
 }
 
-/// The same text for the same arguments, whatever the order of keys.
-fn canonical(args: &Value) -> String {
-    match args {
-        Value::Object(map) => {
-            let mut entries: Vec<_> = map.iter().collect();
-            entries.sort_by_key(|(key, _)| *key);
-            let parts: Vec<String> = entries
-                .iter()
-                .map(|(key, value)| format!("{key:?}:{}", canonical(value)))
-                .collect();
-            format!("{{{}}}", parts.join(","))
-        }
-        Value::Array(items) => format!(
-            "[{}]",
-            items.iter().map(canonical).collect::<Vec<_>>().join(",")
-        ),
-        other => other.to_string(),
-    }
-}
-
-fn hash(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
-}
-
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn call(guard: &mut LoopGuard, command: &str, result: &str) -> Verdict {
-        guard.record("bash", &json!({ "command": command }), result, false)
-    }
-
-    #[test]
-    fn the_third_equal_call_is_told_the_fifth_refused_the_eighth_ends_it() {
-        let mut guard = LoopGuard::default();
-        assert_eq!(call(&mut guard, "ls", "a"), Verdict::Fine);
-        assert_eq!(call(&mut guard, "ls", "a"), Verdict::Fine);
-        assert!(matches!(call(&mut guard, "ls", "a"), Verdict::Nudge(_)));
-        assert!(!guard.refuses("bash", &json!({"command": "ls"})));
-        assert_eq!(call(&mut guard, "ls", "a"), Verdict::Fine);
-        for nth in 5..=8 {
-            assert!(guard.refuses("bash", &json!({"command": "ls"})), "{nth}");
-            assert_eq!(guard.stuck(), nth == 8, "{nth}");
-        }
-    }
-
-    #[test]
-    fn a_poll_whose_result_changes_is_no_loop() {
-        let mut guard = LoopGuard::default();
-        for n in 0..20 {
-            assert_eq!(call(&mut guard, "date", &n.to_string()), Verdict::Fine);
-            assert!(!guard.refuses("bash", &json!({"command": "date"})));
-        }
-    }
-
-    #[test]
-    fn cycles_of_two_and_three_count() {
-        for cycle in [&["a", "b"][..], &["a", "b", "c"][..]] {
-            let mut guard = LoopGuard::default();
-            let mut nudges = 0;
-            for _ in 0..3 {
-                for command in cycle {
-                    nudges += usize::from(call(&mut guard, command, "same") != Verdict::Fine);
-                }
-            }
-            assert_eq!(nudges, 1, "{cycle:?}");
-        }
-    }
-
-    #[test]
-    fn key_order_does_not_hide_a_repeat() {
-        assert_eq!(
-            canonical(&json!({"a": 1, "b": [2]})),
-            canonical(&json!({"b": [2], "a": 1}))
-        );
-    }
-}
+#[path = "loops_tests.rs"]
+mod tests;

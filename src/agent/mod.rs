@@ -1,22 +1,26 @@
 //! The agent: one run of an LLM with its tools, from the prompt to the answer.
 //!
 //! It is given a spec, an LLM, a workspace that may still be on its way, an event sink and a token; it
-//! knows no HTTP server, no store and no settings. What must hold: every call of a response has a result in
-//! the history, also when the run is stopped; a tool runs only after its intent is durable; no call of a
-//! response that did not end well is run.
+//! knows no HTTP server, no store and no settings. What must hold: every LLM request passes
+//! `Conversation::ask`, which asks the budget, the sizes and the window first; every call of a response has a
+//! result in the history, also when the run is stopped; a tool runs only after its intent is durable; no call
+//! of a response that did not end well is run.
 
 mod calls;
 mod context;
+mod conversation;
 mod limits;
 mod loops;
 mod prompt;
-mod room;
 mod run;
+mod shown;
 mod tally;
 mod turn;
+mod types;
 mod workspace;
 
 pub use limits::reserve;
-pub use run::{Answer, Halt, RunContext, run_agent};
+pub use run::run_agent;
 pub use tally::Tally;
+pub use types::{Answer, Halt, RunContext};
 pub use workspace::{Workspace, WorkspaceSource};

@@ -106,11 +106,20 @@ what is done; what was decided, and why; the state of the files, with exact path
 run; errors that matter, verbatim; what remains. Invent nothing. Call no tool.";
 
 /// Marks the summary as what it is.
-pub(super) fn summary(text: &str) -> String {
+pub(super) fn summary(text: &str, cut: bool) -> String {
+    let end = if cut {
+        "\n\n(It was cut off here, at the output limit.)"
+    } else {
+        ""
+    };
     notice(&format!(
-        "Earlier turns were replaced by this summary, which you wrote yourself:\n\n{text}"
+        "Earlier turns were replaced by this summary, which you wrote yourself:\n\n{text}{end}"
     ))
 }
+
+/// Stands for turns that were left out without a summary.
+pub(super) const LEFT_OUT: &str = "[sandcaster] Earlier turns were left out to fit your context window, and there \
+is no summary of them. What they made lies in the sandbox: look there before you do it again.";
 
 /// Asked when a response after tool results holds nothing.
 pub(super) const ANSWER_PLEASE: &str =

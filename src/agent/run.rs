@@ -1,105 +1,24 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
-use std::sync::Arc;
-
-use tokio_util::sync::CancellationToken;
-
-use super::calls::run_calls;
-use super::context::{self, Window};
+use super::calls::{CallLimits, run_calls};
+use super::conversation::{Asked, Conversation, Purpose};
 use super::limits::{self, Limits};
 use super::loops::LoopGuard;
 use super::prompt;
-use super::room::Compactions;
-use super::tally::Tally;
-use super::turn::Response;
-use super::workspace::WorkspaceSource;
-use crate::chat::{Block, CallIds, Message, Reply};
-use crate::clock::Deadline;
+use super::types::{Answer, Halt, RunContext};
 use crate::error::{ErrorCode, Problem, WarningCode};
-use crate::events::{EventSink, LogFailed, RunEvent, StopReason, UserEvent, WarningEvent};
-use crate::llm::{LlmError, LlmProvider, LlmStop};
-use crate::net::retry::RetryBudget;
-use crate::secrets::Redactor;
+use crate::events::{RunEvent, StopReason, WarningEvent};
+use crate::llm::LlmStop;
 use crate::spec::{NanoUsd, RunSpec};
 
 /// How often a paused response is sent back (rule of the provider's server tools).
 const PAUSES: u32 = 5;
-/// How often an answer cut at the output limit is gone on with.
+/// How often an answer cut at the output limit is gone on with, and a cut call asked for again.
 const CONTINUATIONS: u32 = 2;
-
-/// What an agent is given.
-pub struct RunContext {
-    /// What to do.
-    pub spec: Arc<RunSpec>,
-    /// The LLM.
-    pub provider: Arc<dyn LlmProvider>,
-    /// Where events go.
-    pub sink: Arc<dyn EventSink>,
-    /// Where tools act.
-    pub workspace: Arc<dyn WorkspaceSource>,
-    /// Fires when the run is to stop.
-    pub token: CancellationToken,
-    /// When the run's time is over.
-    pub deadline: Deadline,
-    /// What it uses.
-    pub tally: Arc<Tally>,
-    /// Cleans what is shown.
-    pub redactor: Redactor,
-    /// The backend's working directory.
-    pub working_dir: &'static str,
-    /// Today, as `2026-11-25`.
-    pub today: String,
-}
-
-/// The answer of a run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The text of the last turn.
-    pub content: String,
-    /// Why it ended.
-    pub stop_reason: StopReason,
-    /// It was cut at the model's output limit.
-    pub truncated: bool,
-}
-
-/// Why an agent ended without an answer.
-#[derive(Debug)]
-pub enum Halt {
-    /// A fault with a name.
-    Problem(Problem),
-    /// The LLM failed.
-    Llm(LlmError),
-    /// The token fired.
-    Stopped,
-    /// The log can't be written.
-    Log(LogFailed),
-}
-
-impl From<LogFailed> for Halt {
-    fn from(failed: LogFailed) -> Self {
-        Self::Log(failed)
-    }
-}
-
-impl RunContext {
-    pub(super) async fn emit(&self, event: RunEvent) -> Result<(), Halt> {
-        self.sink.emit(event).await?;
-        Ok(())
-    }
-
-    pub(super) async fn sync(&self) -> Result<(), Halt> {
-        self.sink.sync().await?;
-        Ok(())
-    }
-
-    pub(super) fn tool_list(&self) -> String {
-        if self.spec.tools.is_empty() {
-            "none".to_owned()
-        } else {
-            self.spec.tools.join(", ")
-        }
-    }
-}
+/// How often the same request is sent again for a call that its provider could not read.
+const MALFORMED: u32 = 2;
+/// How much is shown of a model's or a provider's own words.
+const SHOWN_WORDS: usize = 300;
 
 /// Runs the agent of `context` to its answer.
 ///
@@ -108,287 +27,319 @@ impl RunContext {
 /// # Errors
 /// Why there is no answer.
 pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
-    Agent::new(context).run().await
+    let agent = Agent {
+        context,
+        conversation: Conversation::new(context),
+        limits: Limits::new(&context.spec, context.deadline),
+        guard: LoopGuard::default(),
+        price_warned: false,
+    };
+    agent.run().await
 }
 
-pub(super) struct Agent<'a> {
-    pub(super) context: &'a RunContext,
-    pub(super) history: Vec<Message>,
-    pub(super) call_ids: CallIds,
+struct Agent<'a> {
+    context: &'a RunContext,
+    conversation: Conversation<'a>,
     limits: Limits,
     guard: LoopGuard,
-    pub(super) retries: RetryBudget,
-    pub(super) window: Window,
-    /// Ask for the model's full output limit instead of the usual one.
-    pub(super) full_output: bool,
     price_warned: bool,
-    pub(super) compactions: Compactions,
 }
 
 /// What a turn came to.
 enum TurnEnd {
-    Answer { text: String, truncated: bool },
-    Calls(Response),
+    /// Text, or nothing.
+    Answer { text: String, cut: Option<Cut> },
+    /// Calls, which stand at the end of the conversation.
+    Calls,
 }
 
-impl<'a> Agent<'a> {
-    fn new(context: &'a RunContext) -> Self {
-        let spec = &context.spec;
-        Self {
-            context,
-            history: vec![Message::user(prompt::first_message(
-                spec,
-                context.working_dir,
-                &context.today,
-            ))],
-            call_ids: CallIds::default(),
-            limits: Limits::new(spec, context.deadline),
-            guard: LoopGuard::default(),
-            retries: RetryBudget::new(spec.timeout),
-            window: Window::new(context.provider.model(&spec.model.id)),
-            compactions: Compactions::default(),
-            full_output: false,
-            price_warned: false,
+/// Why an answer is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    Output,
+    Pauses,
+    Budget,
+}
+
+impl Cut {
+    const fn told(self) -> &'static str {
+        match self {
+            Self::Output => "the answer was cut at the model's output limit",
+            Self::Pauses => {
+                "the answer may be incomplete: its provider paused it once more after 5 times"
+            }
+            Self::Budget => "the answer was cut, since the budget does not pay for its rest",
         }
     }
+}
 
+impl Agent<'_> {
     async fn run(mut self) -> Result<Answer, Halt> {
         self.warn_of_missing_tools().await?;
-        let mut empty_answers = 0;
+        let mut was_empty = false;
         let mut turn = 0;
         loop {
             turn += 1;
+            self.conversation.make_room(turn).await?;
             let last = self.announce_limits(turn).await?;
             let end = self.turn(turn, last.is_some()).await?;
             self.context.tally.turn_taken();
             self.warn_of_unknown_price().await?;
             match end {
-                TurnEnd::Answer { text, truncated } if !text.trim().is_empty() => {
-                    if truncated {
-                        self.warn(
-                            WarningCode::AnswerTruncated,
-                            "the answer was cut at the model's output limit",
-                        )
-                        .await?;
+                TurnEnd::Answer { text, cut } if !text.trim().is_empty() => {
+                    if let Some(cut) = cut {
+                        self.context
+                            .warn(WarningCode::AnswerTruncated, cut.told())
+                            .await?;
                     }
+                    let reason = match cut {
+                        Some(Cut::Budget) => StopReason::MaxBudget,
+                        Some(Cut::Output | Cut::Pauses) | None => last.unwrap_or(StopReason::End),
+                    };
                     return Ok(Answer {
                         content: self.context.redactor.clean(&text).into_owned(),
-                        stop_reason: last.unwrap_or(StopReason::End),
-                        truncated,
+                        stop_reason: reason,
+                        truncated: cut.is_some(),
                     });
                 }
-                TurnEnd::Answer { .. } => {
-                    if let Some(reason) = last {
-                        return Err(Halt::Problem(no_answer(reason, &self.context.spec)));
+                TurnEnd::Answer { cut, .. } => {
+                    let reason = (cut == Some(Cut::Budget)).then_some(StopReason::MaxBudget);
+                    if let Some(reason) = reason.or(last) {
+                        return Err(no_answer(reason, &self.context.spec).into());
                     }
-                    empty_answers += 1;
-                    if empty_answers > 1 {
-                        return Err(Halt::Problem(
-                            Problem::new(
-                                ErrorCode::LlmBadResponse,
-                                "the model ended twice without an answer",
-                            )
-                            .hint("send the request again, or use another model"),
-                        ));
+                    if was_empty {
+                        return Err(Problem::new(
+                            ErrorCode::LlmBadResponse,
+                            "the model ended twice without an answer",
+                        )
+                        .hint("send the request again, or use another model")
+                        .into());
                     }
-                    self.warn(
-                        WarningCode::EmptyAnswer,
-                        "the model ended without an answer and is asked once more",
-                    )
-                    .await?;
-                    self.say(prompt::ANSWER_PLEASE).await?;
+                    was_empty = true;
+                    let message = "the model ended without an answer and is asked once more";
+                    self.context.warn(WarningCode::EmptyAnswer, message).await?;
+                    self.conversation.say(prompt::ANSWER_PLEASE).await?;
                 }
-                TurnEnd::Calls(response) => {
-                    let calls: Vec<_> = response.calls().cloned().collect();
-                    let wrap_up = self.limits.wrap_up();
-                    let called =
-                        run_calls(self.context, &mut self.guard, &calls, turn, wrap_up).await?;
-                    if self.context.token.is_cancelled() {
-                        return Err(Halt::Stopped);
-                    }
-                    let mut notices: Vec<String> = called.notices;
-                    notices.extend(self.facts());
-                    notices.extend(self.limits.notice(turn, self.context.tally.spent()));
-                    let notice = (!notices.is_empty()).then(|| prompt::notice(&notices.join("\n")));
-                    self.history.push(Message::ToolResults {
-                        results: called.results,
-                        notice,
-                    });
-                    context::limit_images(&mut self.history);
+                TurnEnd::Calls => {
+                    was_empty = false;
+                    self.calls(turn).await?;
                 }
             }
         }
     }
 
+    /// Runs the calls of the turn and tells the model what came of them.
+    async fn calls(&mut self, turn: u32) -> Result<(), Halt> {
+        let limits = CallLimits {
+            wrap_up: self.limits.wrap_up(),
+            chars: self.conversation.room_for_results(),
+        };
+        let calls = self.conversation.open_calls();
+        let called = run_calls(self.context, &mut self.guard, &calls, turn, limits).await?;
+        if self.context.token.is_cancelled() {
+            return Err(Halt::Stopped);
+        }
+        let mut notices: Vec<String> = called.notices;
+        notices.extend(self.facts());
+        notices.extend(self.limits.notice(turn, self.context.tally.spent()));
+        let notice = (!notices.is_empty()).then(|| prompt::notice(&notices.join("\n")));
+        self.conversation.results(called.results, notice);
+        Ok(())
+    }
+
     /// Warns of limits, and says so to the model when this turn is the last.
     async fn announce_limits(&mut self, turn: u32) -> Result<Option<StopReason>, Halt> {
-        let spec = &self.context.spec;
         let spent = self.context.tally.spent();
-        let next = self.window.last_usage().and_then(|usage| {
-            limits::next_request_cost(spec.model.provider, &spec.model.id, &usage)
-        });
-        let last = if self.guard.stuck() {
-            Some(StopReason::Loop)
-        } else {
-            self.limits.last_turn(turn, spent, next)
-        };
         if let Some(warning) = self.limits.warning(turn - 1, spent) {
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
+        if !self.conversation.can_pay_for(Purpose::LastTurn) {
+            return Err(no_answer(StopReason::MaxBudget, &self.context.spec).into());
+        }
+        let last = if self.guard.stuck() {
+            Some(StopReason::Loop)
+        } else if let Some(reason) = self.limits.last_turn(turn) {
+            Some(reason)
+        } else {
+            (!self.conversation.can_pay_for(Purpose::Turn)).then_some(StopReason::MaxBudget)
+        };
         let Some(reason) = last else {
             return Ok(None);
         };
         // A run of one turn has no tools from the start, which is no news to its client.
-        if turn > 1
+        if (turn > 1 || reason != StopReason::MaxTurns)
             && let Some(warning) = limits::last_turn_warning(reason, &self.limits)
         {
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
-        let told = prompt::last_turn(limits::last_turn_reason(reason));
-        match self.history.last_mut() {
-            Some(Message::ToolResults { notice, .. }) => {
-                *notice = Some(
-                    notice
-                        .take()
-                        .map_or_else(|| told.clone(), |before| format!("{before}\n{told}")),
-                );
-            }
-            _ if turn > 1 => self.history.push(Message::user(told)),
-            _ => {}
+        if turn > 1 {
+            let why = limits::last_turn_reason(reason);
+            self.conversation.tell(prompt::last_turn(why));
         }
         Ok(Some(reason))
     }
 
     /// One turn: a response that ended well, whatever it took to get one.
+    ///
+    /// The text of several responses is one answer only where each goes on where the one before stopped.
     async fn turn(&mut self, turn: u32, last: bool) -> Result<TurnEnd, Halt> {
+        let first = if last {
+            Purpose::LastTurn
+        } else {
+            Purpose::Turn
+        };
+        let mut purpose = first;
         let mut text = String::new();
-        let (mut pauses, mut continuations, mut cuts) = (0, 0, 0);
+        // Where the answer began.
+        let mut begin = self.conversation.mark();
+        let (mut pauses, mut continuations, mut cut_calls, mut malformed) = (0, 0, 0, 0);
+        let mut cut_thinking = false;
         loop {
-            let response = self.ask(turn, last).await?;
-            text.push_str(&response.text);
-            self.window.saw(&response.usage);
-            let calls = response.calls().count();
-            match response.stop.clone().unwrap_or(LlmStop::End) {
+            let response = match self.conversation.ask(purpose, turn).await? {
+                Asked::Response(response) => response,
+                Asked::NoFunds => {
+                    let cut = Some(Cut::Budget);
+                    return Ok(TurnEnd::Answer { text, cut });
+                }
+                Asked::NoRoom(error) => {
+                    let shown = self.conversation.mark() > begin;
+                    begin = self.restart(begin, shown, turn, Halt::Llm(error)).await?;
+                    text.clear();
+                    purpose = first;
+                    continue;
+                }
+            };
+            let has_calls = response.has_calls();
+            match response.stop.clone() {
                 LlmStop::Refusal {
                     category,
                     explanation,
                 } => {
-                    return Err(Halt::Problem(refused(
-                        category.as_deref(),
-                        explanation.as_deref(),
-                    )));
+                    let words = [category, explanation]
+                        .map(|words| words.map(|words| self.context.shown(&words, SHOWN_WORDS)));
+                    return Err(refused(words).into());
                 }
-                LlmStop::Pause if pauses < PAUSES => {
+                LlmStop::Pause if !has_calls => {
+                    text.push_str(&response.text);
                     pauses += 1;
-                    self.reply(response.blocks);
-                }
-                LlmStop::MaxTokens if calls > 0 && cuts < CONTINUATIONS => {
-                    // The last call's arguments may be incomplete: none of the response's calls is run.
-                    cuts += 1;
-                    self.full_output = true;
-                    self.keep_text(response);
-                    self.say(prompt::CALL_CUT).await?;
-                }
-                LlmStop::MaxTokens if calls > 0 => {
-                    return Err(Halt::Problem(
-                        Problem::new(
-                            ErrorCode::LlmBadResponse,
-                            "the model's tool call was cut off at the output limit three times",
-                        )
-                        .hint("ask for smaller steps, or use a model with a larger output limit"),
-                    ));
-                }
-                LlmStop::MaxTokens if response.text.is_empty() && cuts == 0 => {
-                    cuts += 1;
-                    self.full_output = true;
-                }
-                LlmStop::MaxTokens
-                    if !response.text.is_empty() && continuations < CONTINUATIONS =>
-                {
-                    continuations += 1;
-                    self.full_output = true;
-                    self.keep_text(response);
-                    self.say(prompt::GO_ON).await?;
-                }
-                LlmStop::MaxTokens | LlmStop::ContextFull => {
-                    if text.is_empty() {
-                        return Err(Halt::Problem(Problem::new(
-                            ErrorCode::ContextTooLong,
-                            "the model's output limit or context window was used up before it wrote an answer",
-                        )));
+                    if pauses > PAUSES {
+                        self.conversation.reply(response.without_calls());
+                        let cut = Some(Cut::Pauses);
+                        return Ok(TurnEnd::Answer { text, cut });
                     }
-                    return Ok(TurnEnd::Answer {
-                        text,
-                        truncated: true,
-                    });
+                    self.conversation.reply(response.blocks);
+                    purpose = Purpose::GoOn { last };
                 }
-                LlmStop::MalformedCall { .. } => {
-                    return Err(Halt::Problem(Problem::new(
-                        ErrorCode::LlmBadResponse,
-                        "the model's tool call could not be read by its provider",
-                    )));
+                LlmStop::MaxTokens if has_calls => {
+                    // The last call's arguments may be incomplete: none of the response's calls is run, and
+                    // what it announced is no answer.
+                    cut_calls += 1;
+                    if cut_calls > CONTINUATIONS {
+                        return Err(call_cut().into());
+                    }
+                    self.conversation.allow_long_answers();
+                    self.conversation.reply(response.without_calls());
+                    self.conversation.say(prompt::CALL_CUT).await?;
+                    text.clear();
+                    begin = self.conversation.mark();
+                    purpose = first;
+                }
+                LlmStop::MaxTokens if response.text.trim().is_empty() && !cut_thinking => {
+                    cut_thinking = true;
+                    self.conversation.allow_long_answers();
+                }
+                LlmStop::MaxTokens if response.text.trim().is_empty() && text.is_empty() => {
+                    return Err(Problem::new(
+                        ErrorCode::ContextTooLong,
+                        "the model's output limit was used up before it wrote an answer",
+                    )
+                    .hint("lower thinkingLevel, or use a model with a larger output limit")
+                    .into());
+                }
+                LlmStop::MaxTokens => {
+                    text.push_str(&response.text);
+                    continuations += 1;
+                    if continuations > CONTINUATIONS || response.text.trim().is_empty() {
+                        let cut = Some(Cut::Output);
+                        return Ok(TurnEnd::Answer { text, cut });
+                    }
+                    self.conversation.allow_long_answers();
+                    self.conversation.reply(response.without_calls());
+                    self.conversation.say(prompt::GO_ON).await?;
+                    purpose = Purpose::GoOn { last };
+                }
+                LlmStop::ContextFull => {
+                    let full = Problem::new(
+                        ErrorCode::ContextTooLong,
+                        "the model's context window was full before its answer was complete",
+                    )
+                    .hint(
+                        "send a smaller task or smaller files, or use a model with a larger window",
+                    );
+                    let shown = self.conversation.mark() > begin || !response.text.is_empty();
+                    begin = self.restart(begin, shown, turn, full.into()).await?;
+                    text.clear();
+                    purpose = first;
+                }
+                LlmStop::MalformedCall { attempt } => {
+                    malformed += 1;
+                    if malformed > MALFORMED {
+                        let attempt = self.context.shown(&attempt, SHOWN_WORDS);
+                        return Err(unreadable(&attempt).into());
+                    }
+                    let message = "the model's call could not be read and is asked for again";
+                    self.context
+                        .warn(WarningCode::TurnRestarted, message)
+                        .await?;
                 }
                 stop @ (LlmStop::End | LlmStop::ToolUse | LlmStop::Pause | LlmStop::Unknown(_)) => {
                     if let LlmStop::Unknown(reason) = &stop {
-                        let shown: String = reason.chars().take(100).collect();
-                        self.warn(
-                            WarningCode::StopReasonUnknown,
-                            &format!("the model stopped with the unknown reason {shown:?}"),
-                        )
-                        .await?;
+                        let reason = self.context.shown(reason, SHOWN_WORDS);
+                        let message =
+                            format!("the model stopped with the unknown reason {reason:?}");
+                        self.context
+                            .warn(WarningCode::StopReasonUnknown, message)
+                            .await?;
                     }
                     // A call although tools are off is not run: the text, if any, is the answer.
-                    if calls == 0 || last {
-                        self.keep_text(response);
-                        return Ok(TurnEnd::Answer {
-                            text,
-                            truncated: false,
-                        });
+                    if !has_calls || last {
+                        text.push_str(&response.text);
+                        self.conversation.reply(response.without_calls());
+                        return Ok(TurnEnd::Answer { text, cut: None });
                     }
-                    self.reply(response.blocks.clone());
-                    return Ok(TurnEnd::Calls(response));
+                    self.conversation.reply(response.blocks);
+                    return Ok(TurnEnd::Calls);
                 }
             }
         }
     }
 
-    fn reply(&mut self, blocks: Vec<Block>) {
-        let provider = self.context.spec.model.provider;
-        self.history
-            .push(Message::Assistant(Reply { provider, blocks }));
-    }
-
-    /// Appends a response without its calls and thinking: what was cut can't be echoed whole.
-    fn keep_text(&mut self, response: Response) {
-        let blocks: Vec<_> = response
-            .blocks
-            .into_iter()
-            .filter(|block| matches!(block, Block::Text { text, .. } if !text.trim().is_empty()))
-            .collect();
-        if !blocks.is_empty() {
-            self.reply(blocks);
+    /// Goes back to where an answer began that does not fit, and makes room for it: where it begins now, or
+    /// `full` if nothing can be left out.
+    async fn restart(
+        &mut self,
+        begin: usize,
+        shown: bool,
+        turn: u32,
+        full: Halt,
+    ) -> Result<usize, Halt> {
+        self.conversation.back_to(begin);
+        if !self.conversation.make_room_now(turn).await? {
+            return Err(full);
         }
-    }
-
-    /// Says something to the model in the user's place; clients see it as a `user` event.
-    async fn say(&mut self, text: &str) -> Result<(), Halt> {
-        self.history.push(Message::user(text));
-        self.context
-            .emit(RunEvent::User(UserEvent {
-                content: text.to_owned(),
-            }))
-            .await
+        if shown {
+            let message =
+                "the answer no longer fitted the model's context window and is asked for anew";
+            self.context
+                .warn(WarningCode::TurnRestarted, message)
+                .await?;
+        }
+        Ok(self.conversation.mark())
     }
 
     /// What the sandbox turned out to have, once, with the first results.
     fn facts(&self) -> Option<String> {
         self.context.workspace.ready()?.session.take_notice()
-    }
-
-    async fn warn(&self, code: WarningCode, message: &str) -> Result<(), Halt> {
-        self.context
-            .emit(RunEvent::Warning(WarningEvent::new(code, message)))
-            .await
     }
 
     async fn warn_of_missing_tools(&self) -> Result<(), Halt> {
@@ -409,11 +360,8 @@ impl<'a> Agent<'a> {
         }
         self.price_warned = true;
         let model = &self.context.spec.model.id;
-        self.warn(
-            WarningCode::PriceUnknown,
-            &format!("no price is known for {model}, so no costUsd is given"),
-        )
-        .await
+        let message = format!("no price is known for {model}, so no costUsd is given");
+        self.context.warn(WarningCode::PriceUnknown, message).await
     }
 }
 
@@ -449,15 +397,35 @@ fn no_answer(reason: StopReason, spec: &RunSpec) -> Problem {
     }
 }
 
-fn refused(category: Option<&str>, explanation: Option<&str>) -> Problem {
+fn call_cut() -> Problem {
+    Problem::new(
+        ErrorCode::LlmBadResponse,
+        "the model's tool call was cut off at the output limit three times",
+    )
+    .hint("ask for smaller steps, or use a model with a larger output limit")
+}
+
+fn unreadable(attempt: &str) -> Problem {
+    let mut message = "the model's tool call could not be read by its provider".to_owned();
+    if !attempt.is_empty() {
+        message.extend([": ", attempt]);
+    }
+    Problem::new(ErrorCode::LlmBadResponse, message)
+        .hint("send the request again, or use another model")
+}
+
+fn refused([category, explanation]: [Option<String>; 2]) -> Problem {
     let mut message = String::from("the model refused to answer");
     if let Some(category) = category {
-        message.extend([" (", category, ")"]);
+        message.extend([" (", &category, ")"]);
     }
     if let Some(explanation) = explanation {
-        message.push_str(": ");
-        message.extend(explanation.chars().take(300));
+        message.extend([": ", &explanation]);
     }
     Problem::new(ErrorCode::LlmRefused, message)
         .hint("rephrase the task; sending it again as it is will not help")
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

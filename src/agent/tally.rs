@@ -50,7 +50,7 @@ impl Tally {
         };
         let cost = self.price(&usage, inner.served_model.as_deref());
         inner.add(&usage, cost);
-        inner.incomplete |= !complete;
+        inner.incomplete |= !complete || usage.estimated;
     }
 
     /// The model that answers.

@@ -58,6 +58,7 @@ impl LlmProvider for Demo {
         (model == DEF.default_model).then_some(ModelFacts {
             context_window: None,
             max_output_tokens: None,
+            price_step: None,
         })
     }
 }

@@ -102,21 +102,35 @@ impl Price {
 impl ModelEntry {
     /// What one request costs: dearer tiers count for the whole request.
     pub fn cost(&self, usage: &Usage) -> NanoUsd {
+        let femto = self.price_of(usage).of(usage, &self.price);
+        NanoUsd(u64::try_from((femto + 500_000) / 1_000_000).unwrap_or(u64::MAX))
+    }
+
+    fn price_of(&self, usage: &Usage) -> &Price {
         let tier = self
             .above_input_tokens
             .iter()
             .filter(|tier| usage.total_input() > tier.threshold)
             .max_by_key(|tier| tier.threshold);
-        let price = tier.map_or(&self.price, |tier| &tier.price);
-        let femto = price.of(usage, &self.price);
-        NanoUsd(u64::try_from((femto + 500_000) / 1_000_000).unwrap_or(u64::MAX))
+        tier.map_or(&self.price, |tier| &tier.price)
+    }
+
+    /// How many output tokens `rest` buys after `input` is paid for.
+    fn affordable_output(&self, input: &Usage, rest: NanoUsd) -> u32 {
+        let (price, base) = (self.price_of(input), &self.price);
+        let left = (u128::from(rest.0) * 1_000_000).saturating_sub(price.of(input, base));
+        let tokens = left.checked_div(price.output.0.into());
+        tokens.map_or(u32::MAX, |tokens| u32::try_from(tokens).unwrap_or(u32::MAX))
     }
 
     /// Its limits.
-    pub const fn facts(&self) -> ModelFacts {
+    pub fn facts(&self) -> ModelFacts {
+        let steps = self.above_input_tokens.iter();
+        let dearer = steps.filter(|tier| tier.price.input.0 > self.price.input.0);
         ModelFacts {
             context_window: self.context_window,
             max_output_tokens: self.max_output_tokens,
+            price_step: dearer.map(|tier| tier.threshold).min(),
         }
     }
 }
@@ -156,6 +170,14 @@ pub fn cost(provider: &str, model: &str, usage: &Usage) -> Option<NanoUsd> {
         return Some(NanoUsd(0));
     }
     entry(provider, model).map(|entry| entry.cost(usage))
+}
+
+/// How many output tokens `rest` buys for a request with this `input`, or `None` when no price is known.
+pub fn affordable_output(provider: &str, model: &str, input: &Usage, rest: NanoUsd) -> Option<u32> {
+    if provider == super::demo::DEF.name {
+        return Some(u32::MAX);
+    }
+    entry(provider, model).map(|entry| entry.affordable_output(input, rest))
 }
 
 /// Whether the price of a model is known.

@@ -222,6 +222,8 @@ pub struct ModelFacts {
     pub context_window: Option<u64>,
     /// The most tokens of an answer.
     pub max_output_tokens: Option<u32>,
+    /// Input tokens above which the whole request is dearer.
+    pub price_step: Option<u64>,
 }
 
 /// How an LLM request failed, by what the caller can do.
@@ -265,6 +267,8 @@ pub enum LlmErrorKind {
     ModelNotFound,
     /// The conversation does not fit the model's window.
     ContextTooLong,
+    /// The provider can't take an image or document of the conversation, or not so much of them.
+    ContentRefused,
 }
 
 impl LlmError {
@@ -289,7 +293,7 @@ impl LlmError {
             LlmErrorKind::Timeout => ErrorCode::LlmTimeout,
             LlmErrorKind::Cut => ErrorCode::LlmStreamCut,
             LlmErrorKind::BadResponse => ErrorCode::LlmBadResponse,
-            LlmErrorKind::BadRequest => ErrorCode::LlmBadRequest,
+            LlmErrorKind::BadRequest | LlmErrorKind::ContentRefused => ErrorCode::LlmBadRequest,
             LlmErrorKind::ModelNotFound => ErrorCode::LlmModelNotFound,
             LlmErrorKind::ContextTooLong => ErrorCode::ContextTooLong,
         }
@@ -308,7 +312,8 @@ impl LlmError {
             | LlmErrorKind::BadResponse
             | LlmErrorKind::BadRequest
             | LlmErrorKind::ModelNotFound
-            | LlmErrorKind::ContextTooLong => Backoff::Transport,
+            | LlmErrorKind::ContextTooLong
+            | LlmErrorKind::ContentRefused => Backoff::Transport,
         }
     }
 
@@ -328,7 +333,8 @@ impl LlmError {
             | LlmErrorKind::BadResponse
             | LlmErrorKind::BadRequest
             | LlmErrorKind::ModelNotFound
-            | LlmErrorKind::ContextTooLong => false,
+            | LlmErrorKind::ContextTooLong
+            | LlmErrorKind::ContentRefused => false,
         })
     }
 }

@@ -120,6 +120,7 @@ impl RunTask {
             sandbox.start();
         }
         let context = RunContext {
+            id: self.id.clone(),
             spec: Arc::clone(&self.spec),
             provider: Arc::clone(&self.provider),
             sink: self.writer.clone(),
@@ -366,7 +367,7 @@ fn llm_problem(error: &LlmError) -> Problem {
         LlmErrorKind::Timeout | LlmErrorKind::Cut | LlmErrorKind::BadResponse => {
             "send the request again"
         }
-        LlmErrorKind::BadRequest => {
+        LlmErrorKind::BadRequest | LlmErrorKind::ContentRefused => {
             "the provider refused the request as it was built; see the message"
         }
         LlmErrorKind::ModelNotFound => "check the model's id, and that the key may use it",

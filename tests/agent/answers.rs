@@ -243,3 +243,118 @@ async fn a_very_long_delta_becomes_several_events_of_the_same_text() {
     assert_eq!(text(&events), long);
     assert_eq!(end(&events)["content"], long);
 }
+
+#[tokio::test]
+async fn two_empty_answers_with_work_between_them_do_not_fail_the_run() {
+    let llm = FakeLlm::start([
+        Reply::new(),
+        Reply::new().call("bash", &bash("true")),
+        Reply::new(),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["content"], "Done.");
+    assert_eq!(warnings(&events), ["EMPTY_ANSWER"; 2]);
+}
+
+#[tokio::test]
+async fn what_announced_a_call_that_was_cut_is_no_part_of_the_answer() {
+    let announced = || {
+        Reply::says("Writing the file.")
+            .call_so_far("bash", "{\"command\": \"echo ha")
+            .stops("max_tokens")
+    };
+    let llm = FakeLlm::start([announced(), Reply::says("The answer is 42.")]).await;
+    assert_eq!(end(&run(&llm).await)["content"], "The answer is 42.");
+
+    let thinks = || {
+        Reply::new()
+            .thinking("Hmm", "signature")
+            .stops("max_tokens")
+    };
+    let llm = FakeLlm::start([announced(), thinks(), thinks()]).await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["code"], "CONTEXT_TOO_LONG");
+}
+
+#[tokio::test]
+async fn a_full_window_is_no_success_with_half_a_sentence() {
+    let full = Reply::says("Let me look at the next file ").stops("model_context_window_exceeded");
+    let llm = FakeLlm::start([full]).await;
+    let events = run(&llm).await;
+    let error = end(&events);
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("error"), &json!("CONTEXT_TOO_LONG"))
+    );
+}
+
+#[tokio::test]
+async fn a_pause_with_a_call_in_it_runs_the_call() {
+    let search = json!({"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search",
+        "input": {"query": "x"}});
+    let llm = FakeLlm::start([
+        Reply::new()
+            .whole_block(search)
+            .call("bash", &bash("echo hi"))
+            .stops("pause_turn"),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert!(llm.request(1).await.tool_results()[0].text.contains("hi"));
+    assert_eq!(end(&events)["content"], "Done.");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_paused_for_ever_is_given_as_far_as_it_came_with_a_warning() {
+    let paused = |n: u32| {
+        let search = json!({"type": "server_tool_use", "id": format!("srvtoolu_{n}"),
+            "name": "web_search", "input": {"query": "x"}});
+        Reply::says("Searching. ")
+            .whole_block(search)
+            .stops("pause_turn")
+    };
+    let llm = FakeLlm::start((0..6).map(paused)).await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["content"], "Searching. ".repeat(6));
+    assert_eq!(end(&events)["truncated"], true);
+    assert_eq!(warnings(&events), ["ANSWER_TRUNCATED"]);
+    let message = of_kind(&events, "warning")[0]["message"].to_string();
+    assert!(message.contains("paused"), "{message}");
+}
+
+#[tokio::test]
+async fn thinking_stays_with_a_text_that_is_gone_on_with() {
+    let llm = FakeLlm::start([
+        Reply::new()
+            .thinking("Hmm", "signature")
+            .text("One, ")
+            .stops("max_tokens"),
+        Reply::says("two."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    assert_eq!(end(&events)["content"], "One, two.");
+    let second = llm.request(1).await;
+    let reply = &second.messages()[1]["content"];
+    assert_eq!(
+        (&reply[0]["type"], &reply[1]["text"]),
+        (&json!("thinking"), &json!("One, "))
+    );
+}
+
+#[tokio::test]
+async fn control_characters_count_as_the_json_that_they_become() {
+    let noise = "\u{1}".repeat(64 * 1024);
+    let llm = FakeLlm::start([
+        Reply::says(&noise).call("bash", &json!({ "command": noise })),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm).await;
+    let largest = events.iter().map(|event| event.to_string().len()).max();
+    assert!(largest < Some(256 * 1024), "{largest:?}");
+    assert_eq!(text(&events), format!("{noise}Done."));
+}

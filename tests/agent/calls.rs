@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{bash, check_log, end};
 use crate::support::app::{TestApp, ask, of_kind, warnings};
-use crate::support::fake_llm::{FakeLlm, Reply, SentResult};
+use crate::support::fake_llm::{FakeLlm, KEY, Reply, SentResult};
 
 async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
     let app = TestApp::with_llm(llm).await;
@@ -105,6 +105,10 @@ async fn seventy_calls_are_sixty_four_run_and_six_told() {
         .iter()
         .filter(|result| result.text.starts_with("Not run: at most 64"));
     assert_eq!(told.count(), 6);
+    assert_eq!(of_kind(&events, "tool_use").len(), 64);
+    assert_eq!(of_kind(&events, "tool_result").len(), 64);
+    assert_eq!(warnings(&events), ["TOOL_CALLS_LIMIT"]);
+    assert_eq!(of_kind(&events, "warning")[0]["count"], 6);
     assert_eq!(end(&events)["toolCalls"], json!({"glob": 64}));
 }
 
@@ -137,6 +141,9 @@ async fn arguments_that_are_off_are_taken_or_complained_about() {
         results[5].text.contains("command is missing"),
         "{results:#?}"
     );
+    let shown = of_kind(&events, "tool_use");
+    assert_eq!(shown[0]["input"], "{\"command\": \"ec");
+    assert_eq!(shown[3]["input"], bash("echo synonym"));
     for (at, word) in [(2, "fits"), (3, "synonym"), (4, "extra")] {
         assert!(results[at].text.contains(word), "{results:#?}");
     }
@@ -148,24 +155,29 @@ async fn names_are_mapped_and_unknown_ones_complained_about() {
     let llm = FakeLlm::start([
         Reply::new()
             .call("Bash", &bash("echo one"))
-            .call(
-                "functions.bash".replace('.', "_").as_str(),
-                &bash("echo two"),
-            )
+            .call("functions.bash", &bash("echo two"))
             .call("fly", &json!({})),
         Reply::says("Done."),
     ])
     .await;
     let events = run(&llm, ask("hi")).await;
     let results = llm.request(1).await.tool_results();
+    let failed: Vec<bool> = results.iter().map(|result| result.is_error).collect();
+    assert_eq!(failed, [false, false, true], "{results:#?}");
     assert!(results[0].text.contains("one"), "{results:#?}");
+    assert!(results[1].text.contains("two"), "{results:#?}");
     assert!(
         results[2].text.contains("There is no tool \"fly\""),
         "{results:#?}"
     );
     assert!(results[2].text.contains("bash, file_read"), "{results:#?}");
-    assert_eq!(of_kind(&events, "tool_use")[0]["toolName"], "bash");
-    assert!(warnings(&events).contains(&"TOOL_UNKNOWN"));
+    for kind in ["tool_use", "tool_result"] {
+        let events = of_kind(&events, kind);
+        let names: Vec<&Value> = events.iter().map(|event| &event["toolName"]).collect();
+        assert_eq!(names, ["bash", "bash", "fly"]);
+    }
+    assert_eq!(warnings(&events), ["TOOL_UNKNOWN"]);
+    assert_eq!(end(&events)["toolCalls"], json!({"bash": 2}));
 }
 
 #[tokio::test]
@@ -328,4 +340,126 @@ async fn cycles_of_two_calls_count_and_a_model_that_never_stops_fails() {
     assert!(llm.requests().last().unwrap().tools_are_off());
     assert!(error["toolCalls"]["bash"].as_u64().unwrap() < 10, "{error}");
     llm.take_unused();
+}
+
+#[tokio::test]
+async fn calls_that_are_refused_for_ever_end_the_run_after_it_was_told() {
+    let refused = |n: u32| match n % 4 {
+        0 => Reply::new().call("fly", &json!({ "to": n })),
+        1 => Reply::new().call_so_far("bash", &format!("{{\"command\": \"echo {n}")),
+        2 => Reply::new().call("file_write", &json!({"path": n.to_string(), "content": ""})),
+        _ => Reply::new().call("file_read", &json!({"path": format!("missing-{n}")})),
+    };
+    let mut replies: Vec<Reply> = (0..20).map(refused).collect();
+    replies.push(Reply::says("I can't."));
+    let llm = FakeLlm::start(replies).await;
+    let mut body = ask("hi");
+    body["allowedTools"] = json!(["bash", "file_read"]);
+    let events = run(&llm, body).await;
+    assert_eq!(end(&events)["stopReason"], "loop");
+    assert_eq!(end(&events)["content"], "I can't.");
+    let told: Vec<usize> = (1..20)
+        .filter(|at| {
+            llm.requests()[*at]
+                .last_text()
+                .contains("all refused or impossible")
+        })
+        .collect();
+    assert_eq!(told, [10]);
+    assert!(llm.request(20).await.tools_are_off());
+}
+
+#[tokio::test]
+async fn commands_that_fail_differently_are_progress() {
+    let mut replies: Vec<Reply> = (0..21)
+        .map(|_| Reply::new().call("bash", &bash("echo x >> n; wc -l < n; exit 1")))
+        .collect();
+    replies.push(Reply::says("Done."));
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm, ask("hi")).await;
+    assert_eq!(end(&events)["stopReason"], "end");
+    assert!(warnings(&events).is_empty());
+}
+
+#[tokio::test]
+async fn eight_equal_calls_of_one_response_count_once() {
+    let eight = (0..8).fold(Reply::new(), |reply, _| {
+        reply.call("glob", &json!({"pattern": "*.md"}))
+    });
+    let llm = FakeLlm::start([eight, Reply::says("None.")]).await;
+    let events = run(&llm, ask("hi")).await;
+    assert_eq!(end(&events)["stopReason"], "end");
+    assert_eq!(end(&events)["toolCalls"], json!({"glob": 8}));
+    assert!(!llm.request(1).await.tools_are_off());
+}
+
+#[tokio::test]
+async fn five_thousand_calls_of_one_response_are_answered_and_few_are_shown() {
+    let many = (0..5000).fold(Reply::new(), |reply, n| {
+        reply.call("fly", &json!({ "to": n }))
+    });
+    let llm = FakeLlm::start([many, Reply::says("Done.")]).await;
+    let events = run(&llm, ask("hi")).await;
+    let results = llm.request(1).await.tool_results();
+    assert_eq!(results.len(), 5000);
+    assert!(results.iter().all(|result| result.is_error));
+    let chars: usize = results
+        .iter()
+        .map(|result| result.text.chars().count())
+        .sum();
+    assert!(chars < 200_000, "{chars}");
+    assert!(events.len() < 250, "{}", events.len());
+    assert_eq!(end(&events)["content"], "Done.");
+}
+
+#[tokio::test]
+async fn arguments_that_hold_a_key_are_refused_and_others_reach_the_tool_as_they_are() {
+    let text = "import os  # [redacted] sk-ant-fake\n";
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call("file_write", &json!({"path": "a.txt", "content": text}))
+            .call(
+                "file_write",
+                &json!({"path": "b.txt", "content": format!("Bearer {KEY}")}),
+            ),
+        Reply::says("Done."),
+    ])
+    .await;
+    let events = run(&llm, ask("hi")).await;
+    let results = llm.request(1).await.tool_results();
+    assert_eq!((results[0].is_error, results[1].is_error), (false, true));
+    assert!(
+        results[1].text.contains("a key of this server"),
+        "{results:?}"
+    );
+    let files = of_kind(&events, "file");
+    assert_eq!(files.len(), 1);
+    assert_eq!(
+        (&files[0]["path"], &files[0]["content"]),
+        (&json!("a.txt"), &json!(text))
+    );
+    assert!(events.iter().all(|event| !event.to_string().contains(KEY)));
+    let shown = of_kind(&events, "tool_use")[1];
+    assert_eq!(shown["input"]["content"], "Bearer [redacted]");
+}
+
+#[tokio::test]
+async fn an_image_that_the_provider_refuses_is_left_out_and_the_run_goes_on() {
+    // One pixel.
+    let png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+    let no = "messages.4.content.0.tool_result.content.0.image.source.base64.data: Could not process image";
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &bash(&format!("echo {png} | base64 -d > a.png"))),
+        Reply::new().call("file_read", &json!({"path": "a.png"})),
+        Reply::error(400, "invalid_request_error", no),
+        Reply::says("I can't see it."),
+    ])
+    .await;
+    let events = run(&llm, ask("hi")).await;
+    assert_eq!(end(&events)["content"], "I can't see it.");
+    assert_eq!(warnings(&events), ["CONTENT_REFUSED"]);
+    let sent = |at: usize| llm.requests()[at].body["messages"].to_string();
+    let image = r#""type":"image""#;
+    assert!(sent(2).contains(image) && !sent(3).contains(image));
+    assert!(sent(3).contains("could not read it"));
 }

@@ -1,6 +1,7 @@
 //! Whole runs through the real API, with a scripted LLM and real sandboxes.
 
 mod answers;
+mod budget;
 mod calls;
 mod compaction;
 mod faults;

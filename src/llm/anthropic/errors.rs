@@ -33,7 +33,8 @@ pub fn classify(status: u16, body: &str) -> (LlmErrorKind, String) {
         "not_found_error" if message.to_ascii_lowercase().contains("model") => {
             LlmErrorKind::ModelNotFound
         }
-        "not_found_error" | "request_too_large" => LlmErrorKind::BadRequest,
+        "request_too_large" => LlmErrorKind::ContentRefused,
+        "not_found_error" => LlmErrorKind::BadRequest,
         "rate_limit_error" => LlmErrorKind::RateLimited,
         "overloaded_error" => LlmErrorKind::Overloaded,
         "api_error" | "timeout_error" => LlmErrorKind::Unavailable,
@@ -71,6 +72,8 @@ fn by_words(message: &str, otherwise: LlmErrorKind) -> LlmErrorKind {
         LlmErrorKind::ContextTooLong
     } else if has(&["credit balance"]) {
         LlmErrorKind::Billing
+    } else if has(&["image", "pdf", ".document"]) {
+        LlmErrorKind::ContentRefused
     } else {
         otherwise
     }
@@ -129,7 +132,13 @@ mod tests {
             (403, "permission_error", "", K::Auth),
             (404, "not_found_error", "model: claude-x", K::ModelNotFound),
             (404, "not_found_error", "Not Found", K::BadRequest),
-            (413, "request_too_large", "", K::BadRequest),
+            (413, "request_too_large", "", K::ContentRefused),
+            (
+                400,
+                "invalid_request_error",
+                "messages.4.content.1.image.source.base64.data: Could not process image",
+                K::ContentRefused,
+            ),
             (429, "rate_limit_error", "", K::RateLimited),
             (200, "rate_limit_error", "", K::RateLimited),
             (500, "api_error", "", K::Unavailable),

@@ -1,0 +1,277 @@
+use super::*;
+use crate::chat::{CallIds, Document, Image, ImageType, Reply, ToolCall, ToolResult};
+
+fn results(id: &str, content: Vec<Part>) -> Message {
+    Message::ToolResults {
+        results: vec![ToolResult {
+            id: CallIds::default().issue(id),
+            name: "bash".to_owned(),
+            content,
+            is_error: false,
+        }],
+        notice: None,
+    }
+}
+
+fn said(id: &str, text: &str) -> Message {
+    results(id, vec![Part::Text(text.to_owned())])
+}
+
+fn turn(id: &str, text: &str) -> [Message; 2] {
+    let call = Block::Call(ToolCall {
+        id: CallIds::default().issue(id),
+        name: "bash".to_owned(),
+        args: ToolArgs::Json(serde_json::json!({})),
+        echo: None,
+    });
+    let reply = Reply {
+        provider: "anthropic",
+        blocks: vec![call],
+    };
+    [Message::Assistant(reply), said(id, text)]
+}
+
+fn facts(window: u64, output: u32, step: Option<u64>) -> ModelFacts {
+    ModelFacts {
+        context_window: Some(window),
+        max_output_tokens: Some(output),
+        price_step: step,
+    }
+}
+
+/// A conversation of turns of 30,000 characters: 9,000 tokens each.
+fn conversation(turns: usize) -> History {
+    let window = Window::new(Some(facts(1_000_000, 64_000, None)), &[], &[]);
+    let mut history = History::new(Message::user("go"), window);
+    for n in 0..turns {
+        for message in turn(&n.to_string(), &"z".repeat(30_000)) {
+            history.push(message);
+        }
+    }
+    history
+}
+
+fn cleared(history: &History) -> Vec<bool> {
+    let texts = history
+        .messages()
+        .iter()
+        .filter_map(|message| match message {
+            Message::ToolResults { results, .. } => text_of(&results[0].content[0]),
+            Message::User(_) | Message::Assistant(_) => None,
+        });
+    texts.map(|text| text.starts_with("[cleared")).collect()
+}
+
+#[test]
+fn old_long_results_are_cleared_and_recent_and_short_ones_kept() {
+    let long = "x".repeat(30_000);
+    let mut messages = vec![Message::user("go"), said("0", "short")];
+    messages.extend((1..=8).map(|n| said(&n.to_string(), &long)));
+    let change = clear(&mut messages, 6, 0, 10_000).unwrap();
+    assert_eq!(change.results, 2);
+    assert!(change.tokens_after < change.tokens_before);
+    assert_eq!(change.tokens_after, total(&messages));
+    assert_eq!(messages.last(), Some(&said("8", &long)));
+    assert_eq!(messages[1], said("0", "short"));
+    assert_eq!(
+        clear(&mut messages, 6, 0, 1),
+        None,
+        "nothing is cleared twice"
+    );
+}
+
+#[test]
+fn ahead_of_need_the_newest_turns_stay_and_little_is_not_worth_it() {
+    // Six turns stay, and what has gone must be 30,000 tokens: four more turns.
+    assert_eq!(conversation(9).clear(Need::Ahead), None);
+    let mut history = conversation(10);
+    history.clear(Need::Ahead).unwrap();
+    assert_eq!(
+        cleared(&history),
+        [[true; 4].as_slice(), &[false; 6]].concat()
+    );
+    let mut history = conversation(3);
+    history.clear(Need::Now).unwrap();
+    assert_eq!(cleared(&history), [true, false, false]);
+    let small: Vec<Message> = (0..40)
+        .map(|n| said(&n.to_string(), &"y".repeat(3000)))
+        .collect();
+    let mut kept = small.clone();
+    assert_eq!(clear(&mut kept, 6, 40_000, 1), None, "all of it is recent");
+    assert_eq!(kept, small);
+}
+
+#[test]
+fn skills_and_images_stay_when_results_are_cleared() {
+    let long = "x".repeat(9000);
+    let mut skill = said("1", &long);
+    if let Message::ToolResults { results, .. } = &mut skill {
+        results[0].name = NEVER_CLEARED.to_owned();
+    }
+    let pictured = results("2", vec![Part::Text(long), picture(4)]);
+    let mut messages = vec![Message::user("go"), skill.clone(), pictured];
+    messages.extend((3..6).map(|n| said(&n.to_string(), "short")));
+    assert_eq!(clear(&mut messages, 2, 0, 1).unwrap().results, 1);
+    assert_eq!(messages[1], skill);
+    let Message::ToolResults { results, .. } = &messages[2] else {
+        panic!("{:?}", messages[2]);
+    };
+    assert_eq!(results[0].content[1], picture(4));
+}
+
+#[test]
+fn a_summary_replaces_old_turns_and_leaves_the_newest_whole() {
+    let mut history = conversation(6);
+    let before = history.messages().to_vec();
+    let count = history.summarisable(Need::Ahead).unwrap();
+    let change = history.summarise(count, "[sandcaster] so far".to_owned());
+    assert_eq!(
+        history.messages()[..2],
+        [Message::user("go"), Message::user("[sandcaster] so far")]
+    );
+    assert_eq!(
+        history.messages()[2..],
+        before[9..],
+        "two turns of 9,000 tokens fit into 20,000"
+    );
+    assert!(change.tokens_before - change.tokens_after > 35_000);
+    assert_eq!(history.summarisable(Need::Ahead), None, "not again at once");
+}
+
+#[test]
+fn nothing_is_summarised_that_would_not_make_room() {
+    let window = || Window::new(Some(facts(1_000_000, 64_000, None)), &[], &[]);
+    let prompt = History::new(Message::user("x".repeat(600_000)), window());
+    assert!(prompt.over_trigger());
+    let mut one = History::new(Message::user("go"), window());
+    for message in turn("1", &"z".repeat(600_000)) {
+        one.push(message);
+    }
+    for history in [prompt, one, conversation(1), conversation(5)] {
+        assert_eq!(history.summarisable(Need::Ahead), None);
+    }
+    assert_eq!(conversation(3).summarisable(Need::Now), Some(4));
+    assert_eq!(conversation(1).summarisable(Need::Now), None);
+}
+
+fn picture(bytes: usize) -> Part {
+    Part::Image(Image {
+        media_type: ImageType::Png,
+        base64: "A".repeat(bytes).into(),
+    })
+}
+
+/// Which of these parts, each in a turn of its own, are still sent.
+fn sent(parts: &[Part]) -> Vec<bool> {
+    let mut history = conversation(0);
+    for (n, part) in parts.iter().enumerate() {
+        history.push(results(&n.to_string(), vec![part.clone()]));
+    }
+    let kept = history.messages().iter().skip(1).zip(parts);
+    kept.map(|(message, part)| {
+        matches!(message, Message::ToolResults { results, .. } if results[0].content[0] == *part)
+    })
+    .collect()
+}
+
+#[test]
+fn only_the_newest_images_and_documents_stay_by_number_and_by_bytes() {
+    assert_eq!(sent(&vec![picture(4); 12])[..3], [false, false, true]);
+    let document = Part::Document(Document {
+        name: "a.pdf".to_owned(),
+        base64: "A".repeat(8_000_000).into(),
+    });
+    assert_eq!(
+        sent(&[
+            picture(4),
+            document.clone(),
+            picture(4_800_000),
+            document.clone(),
+            picture(4)
+        ]),
+        [false, false, true, true, true]
+    );
+    assert_eq!(sent(&[picture(19_000_000)]), [false]);
+    let ten = sent(&vec![picture(4_800_000); 10]);
+    assert_eq!(ten.iter().filter(|sent| **sent).count(), 3);
+}
+
+#[test]
+fn a_refused_image_is_looked_for_among_the_new_ones_first() {
+    let mut history = conversation(0);
+    history.push(results("1", vec![picture(1)]));
+    history.saw(&Usage::default());
+    history.push(results("2", vec![picture(2), picture(3)]));
+    assert_eq!(history.leave_out_media(), 2);
+    assert_eq!(history.messages()[1], results("1", vec![picture(1)]));
+    assert_eq!(history.leave_out_media(), 1);
+    assert_eq!(history.leave_out_media(), 0);
+}
+
+#[test]
+fn the_trigger_leaves_room_for_an_answer_and_stays_below_the_dearer_price() {
+    let window = |window, output, step| Window::new(Some(facts(window, output, step)), &[], &[]);
+    assert_eq!(window(200_000, 64_000, None).trigger, 152_000);
+    assert_eq!(window(1_000_000, 64_000, None).trigger, 160_000);
+    assert_eq!(window(1_000_000, 64_000, Some(100_000)).trigger, 95_000);
+    assert_eq!(Window::new(None, &[], &[]).trigger, 160_000);
+    let haiku = crate::llm::prices::entry("anthropic", "claude-haiku-5-5").unwrap();
+    assert_eq!(Window::new(Some(haiku.facts()), &[], &[]).trigger, 95_000);
+}
+
+#[test]
+fn the_estimate_counts_what_the_last_usage_did_not() {
+    let mut history = History::new(
+        Message::user("go"),
+        Window::new(Some(facts(200_000, 64_000, None)), &["x".repeat(1000)], &[]),
+    );
+    assert_eq!(history.next_input().cache_write_5m, 301);
+    history.saw(&Usage {
+        cache_read: 151_000,
+        output: 500,
+        ..Usage::default()
+    });
+    for message in turn("1", "short") {
+        history.push(message);
+    }
+    assert!(!history.over_trigger());
+    let input = history.next_input();
+    assert_eq!((input.cache_read, input.cache_write_5m), (151_000, 502));
+    history.push(said("2", &"y".repeat(3000)));
+    assert!(history.over_trigger());
+    // Several passes for one request count only once.
+    history.saw(&Usage {
+        input: 300_000,
+        last_pass: Some(100_000),
+        ..Usage::default()
+    });
+    assert!(!history.over_trigger());
+}
+
+#[test]
+fn what_was_taken_out_is_taken_off_the_estimate() {
+    let mut history = conversation(12);
+    history.messages.truncate(23);
+    history.saw(&Usage {
+        cache_read: 161_000,
+        output: 10,
+        ..Usage::default()
+    });
+    for message in turn("new", &"z".repeat(30_000)) {
+        history.push(message);
+    }
+    let estimate = |history: &History| history.window.estimate(history.messages());
+    assert_eq!(estimate(&history), 161_010 + 9000);
+    let change = history.clear(Need::Ahead).unwrap();
+    let freed = change.tokens_before - change.tokens_after;
+    assert_eq!(estimate(&history), 161_010 + 9000 - freed);
+    let count = history.summarisable(Need::Now).unwrap();
+    let change = history.summarise(count, "so far".to_owned());
+    let freed = freed + change.tokens_before - change.tokens_after;
+    assert_eq!(estimate(&history), 161_010 + 9000 - freed);
+    assert_eq!(
+        history.next_input().cache_read,
+        0,
+        "the prefix is another one"
+    );
+}

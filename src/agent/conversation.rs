@@ -1,0 +1,433 @@
+//! The conversation with the LLM: its history, the room that it takes, and the one gate that every request
+//! passes.
+//!
+//! [`Conversation::ask`] and the summaries of [`Conversation::make_room`] go through one function, which asks
+//! the budget before each request, retries included, and bounds the answer by what is left of it. So a run
+//! costs at most its budget and one request.
+
+use super::context::{Change, History, Need, Window};
+use super::prompt;
+use super::turn::{Audience, Response, calls, open, read};
+use super::types::{Halt, RunContext};
+use crate::chat::{Block, CallIds, Message, Reply, ToolCall, ToolResult, ToolSpec};
+use crate::error::WarningCode;
+use crate::events::{RunEvent, UserEvent, WarningEvent};
+use crate::llm::{
+    AnswerSize, LlmError, LlmErrorKind, LlmRequest, LlmStop, ToolChoice, Usage, prices,
+};
+use crate::net::retry::{MAX_RETRIES_PER_CALL, RetryBudget};
+use crate::spec::{NanoUsd, RunSpec};
+use crate::tools;
+
+/// Fewer output tokens than this are not worth a request; and so many are granted to a last one that the
+/// budget can't quite pay for.
+const LEAST_OUTPUT: u32 = 2000;
+/// At most so many summaries in a run.
+const MOST_SUMMARIES: u32 = 8;
+/// At least so many turns between two of them, unless nothing fits any more.
+const TURNS_APART: u32 = 5;
+/// Tokens of a summary and of the thinking before it; how long the summary itself gets, its prompt says.
+const SUMMARY_TOKENS: u32 = 16_000;
+/// A refused image is replaced and asked without at most so often in a turn: the newest, then all.
+const MOST_REFUSALS: u32 = 2;
+
+/// The conversation of a run.
+pub(super) struct Conversation<'a> {
+    context: &'a RunContext,
+    history: History,
+    call_ids: CallIds,
+    retries: RetryBudget,
+    answer: AnswerSize,
+    summaries: u32,
+    last_summary: u32,
+}
+
+/// What a request is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A turn.
+    Turn,
+    /// The last turn, without tools.
+    LastTurn,
+    /// An answer goes on where it stopped; without tools, if the turn is the last.
+    GoOn { last: bool },
+    /// A summary, for the agent alone.
+    Summary,
+}
+
+/// What asking came to.
+pub(super) enum Asked {
+    /// A response that ended well.
+    Response(Response),
+    /// Nothing was sent, or not again: the budget does not allow it.
+    NoFunds,
+    /// The conversation is too long for the model.
+    NoRoom(LlmError),
+}
+
+/// What the rest of the budget buys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Funds {
+    /// There is no budget, or no price.
+    Unbounded,
+    /// So many output tokens, besides the input.
+    Output(u32),
+    /// Nothing: the budget is used.
+    Spent,
+}
+
+/// The budget does not allow a request.
+struct NoFunds;
+
+impl<'a> Conversation<'a> {
+    pub(super) fn new(context: &'a RunContext) -> Self {
+        let spec = &context.spec;
+        let first = prompt::first_message(spec, context.working_dir, &context.today);
+        let facts = context.provider.model(&spec.model.id);
+        let window = Window::new(facts, &prompt::system(spec), &specs(spec));
+        Self {
+            context,
+            history: History::new(Message::user(first), window),
+            call_ids: CallIds::default(),
+            retries: RetryBudget::new(spec.timeout),
+            answer: AnswerSize::Usual,
+            summaries: 0,
+            last_summary: 0,
+        }
+    }
+
+    /// How many messages there are, to go back to with [`Self::back_to`].
+    pub(super) fn mark(&self) -> usize {
+        self.history.messages().len()
+    }
+
+    /// Takes back what was said since `mark`.
+    pub(super) fn back_to(&mut self, mark: usize) {
+        self.history.truncate(mark);
+    }
+
+    /// Appends what the model said, if anything.
+    pub(super) fn reply(&mut self, blocks: Vec<Block>) {
+        if !blocks.is_empty() {
+            let provider = self.context.spec.model.provider;
+            self.history
+                .push(Message::Assistant(Reply { provider, blocks }));
+        }
+    }
+
+    /// The calls of the reply at the end.
+    pub(super) fn open_calls(&self) -> Vec<&ToolCall> {
+        match self.history.messages().last() {
+            Some(Message::Assistant(reply)) => calls(&reply.blocks).collect(),
+            Some(Message::User(_) | Message::ToolResults { .. }) | None => Vec::new(),
+        }
+    }
+
+    /// How many characters the results of those calls may have in all.
+    pub(super) fn room_for_results(&self) -> usize {
+        self.history.room_for_results()
+    }
+
+    /// Appends the results of those calls.
+    pub(super) fn results(&mut self, results: Vec<ToolResult>, notice: Option<String>) {
+        self.history.push(Message::ToolResults { results, notice });
+    }
+
+    /// Says something to the model in the user's place; clients see it as a `user` event.
+    pub(super) async fn say(&mut self, text: &str) -> Result<(), Halt> {
+        self.history.push(Message::user(text));
+        let content = text.to_owned();
+        self.context
+            .emit(RunEvent::User(UserEvent { content }))
+            .await
+    }
+
+    /// Says something to the model that clients are told in other words.
+    pub(super) fn tell(&mut self, text: String) {
+        if !self.history.add_notice(&text) {
+            self.history.push(Message::user(text));
+        }
+    }
+
+    /// From now on answers may be as long as the model can make them.
+    pub(super) const fn allow_long_answers(&mut self) {
+        self.answer = AnswerSize::Full;
+    }
+
+    /// Whether the budget allows a request for `purpose`.
+    pub(super) fn can_pay_for(&self, purpose: Purpose) -> bool {
+        self.affordable(purpose).is_ok()
+    }
+
+    /// Sends the conversation and streams the response to the client.
+    pub(super) async fn ask(&mut self, purpose: Purpose, turn: u32) -> Result<Asked, Halt> {
+        let mut refusals = 0;
+        loop {
+            let asked = self.send(purpose, turn, Audience::Clients).await;
+            let error = match asked {
+                Err(Halt::Llm(error)) => error,
+                Ok(Asked::Response(response)) => {
+                    self.history.saw(&response.usage);
+                    return Ok(Asked::Response(response));
+                }
+                other => return other,
+            };
+            match error.kind {
+                LlmErrorKind::ContextTooLong => return Ok(Asked::NoRoom(error)),
+                LlmErrorKind::ContentRefused if refusals < MOST_REFUSALS => {
+                    refusals += 1;
+                    let left_out = self.history.leave_out_media();
+                    if left_out == 0 {
+                        return Err(Halt::Llm(error));
+                    }
+                    let message = format!(
+                        "{error}; asked again with {left_out} images or documents left out"
+                    );
+                    let code = WarningCode::ContentRefused;
+                    self.context.warn(code, message).await?;
+                }
+                _ => return Err(Halt::Llm(error)),
+            }
+        }
+    }
+
+    /// The gate: every request of the run is sent here, again while nothing of its answer was shown and a
+    /// retry may help, and only while the budget allows it.
+    async fn send(
+        &mut self,
+        purpose: Purpose,
+        turn: u32,
+        audience: Audience,
+    ) -> Result<Asked, Halt> {
+        let context = self.context;
+        let mut attempt = 0;
+        loop {
+            let Ok(affordable) = self.affordable(purpose) else {
+                return Ok(Asked::NoFunds);
+            };
+            let opened = {
+                // Made anew for each request, always the same, so that nothing of it has to be kept while
+                // its answer streams: the system prompt is large.
+                let system = prompt::system(&context.spec);
+                let tools = specs(&context.spec);
+                let request = self.request(purpose, affordable, &system, &tools);
+                open(context, &request).await?
+            };
+            let failed = match opened {
+                Ok(deltas) => match read(context, deltas, turn, audience).await? {
+                    Ok(response) => return Ok(Asked::Response(response)),
+                    Err(failed) => failed,
+                },
+                Err(failed) => failed,
+            };
+            context.tally.settle(false);
+            let error = failed.error;
+            // Nothing is announced that the budget then forbids.
+            if self.affordable(purpose).is_err() && error.retryable() && !failed.shown {
+                return Ok(Asked::NoFunds);
+            }
+            let again = (!failed.shown && error.retryable())
+                .then(|| context.deadline.remaining())
+                .and_then(|left| {
+                    let taken =
+                        self.retries
+                            .take(attempt, error.backoff(), error.retry_after, left);
+                    taken.ok()
+                });
+            let Some(delay) = again else {
+                return Err(Halt::Llm(error));
+            };
+            attempt += 1;
+            let seconds = delay.as_secs_f64();
+            let message = format!(
+                "{error}; trying again in {seconds:.1} s ({attempt} of {MAX_RETRIES_PER_CALL})"
+            );
+            let warning = WarningEvent::new(WarningCode::LlmRetry, message)
+                .fact("cause", error.code().as_str())
+                .fact("attempt", attempt)
+                .fact("delaySecs", (seconds * 1000.0).round() / 1000.0);
+            context.emit(RunEvent::Warning(warning)).await?;
+            tokio::select! {
+                biased;
+                () = context.token.cancelled() => return Err(Halt::Stopped),
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    fn request<'r>(
+        &'r self,
+        purpose: Purpose,
+        affordable: Option<u32>,
+        system: &'r [String],
+        tools: &'r [&'static ToolSpec],
+    ) -> LlmRequest<'r> {
+        let spec = &self.context.spec;
+        LlmRequest {
+            model: &spec.model.id,
+            system,
+            tools,
+            server_tools: &[],
+            tool_choice: match purpose {
+                Purpose::LastTurn | Purpose::GoOn { last: true } => ToolChoice::None,
+                // Forbidding calls would cost a summary the provider's cache of all that it reads.
+                Purpose::Turn | Purpose::GoOn { last: false } | Purpose::Summary => {
+                    ToolChoice::Auto
+                }
+            },
+            messages: self.history.messages(),
+            output_schema: None,
+            answer: if purpose == Purpose::Summary {
+                AnswerSize::AtMost(SUMMARY_TOKENS)
+            } else {
+                self.answer
+            },
+            affordable,
+            thinking: spec.thinking,
+            cache_key: self.context.id.as_str(),
+            call_ids: &self.call_ids,
+            deadline: self.context.deadline,
+        }
+    }
+
+    /// How many output tokens a request for `purpose` may have, if it may be sent at all.
+    fn affordable(&self, purpose: Purpose) -> Result<Option<u32>, NoFunds> {
+        match self.funds() {
+            Funds::Unbounded => Ok(None),
+            Funds::Output(tokens) if tokens >= LEAST_OUTPUT => Ok(Some(tokens)),
+            // The one request that may pass the budget: without it all that was done would be lost.
+            Funds::Output(_) if purpose == Purpose::LastTurn => Ok(Some(LEAST_OUTPUT)),
+            Funds::Output(_) | Funds::Spent => Err(NoFunds),
+        }
+    }
+
+    fn funds(&self) -> Funds {
+        let spec = &self.context.spec;
+        let Some(NanoUsd(budget)) = spec.max_budget else {
+            return Funds::Unbounded;
+        };
+        let NanoUsd(spent) = self.context.tally.spent();
+        let Some(rest) = budget.checked_sub(spent).filter(|rest| *rest > 0) else {
+            return Funds::Spent;
+        };
+        let input: Usage = self.history.next_input();
+        let model = &spec.model;
+        prices::affordable_output(model.provider, &model.id, &input, NanoUsd(rest))
+            .map_or(Funds::Unbounded, Funds::Output)
+    }
+
+    /// Makes room ahead of a turn, if the window is nearly full: old results are cleared and, if that is not
+    /// enough, the model summarises what went before.
+    pub(super) async fn make_room(&mut self, turn: u32) -> Result<(), Halt> {
+        if !self.history.over_trigger() {
+            return Ok(());
+        }
+        self.clear(Need::Ahead, "").await?;
+        let allowed = self.summaries == 0 || turn >= self.last_summary + TURNS_APART;
+        if allowed && self.history.still_crowded() {
+            self.summarise(Need::Ahead, turn).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes room for a conversation that does not fit; whether there was something to leave out.
+    pub(super) async fn make_room_now(&mut self, turn: u32) -> Result<bool, Halt> {
+        Ok(self.clear(Need::Now, "").await? || self.summarise(Need::Now, turn).await?)
+    }
+
+    /// Clears old results; whether there were some.
+    async fn clear(&mut self, need: Need, why: &str) -> Result<bool, Halt> {
+        let Some(change) = self.history.clear(need) else {
+            return Ok(false);
+        };
+        let message = format!(
+            "{why}{} old tool results were cleared to fit the model's context window",
+            change.results
+        );
+        self.warn_of(WarningCode::ContextCleared, message, change)
+            .await?;
+        Ok(true)
+    }
+
+    /// Has the model summarise what went before, and goes on from the summary; whether anything was left out.
+    /// What would go is known before anything is paid for. Without a summary old results are cleared further
+    /// or, if nothing fits any more, old turns left out.
+    async fn summarise(&mut self, need: Need, turn: u32) -> Result<bool, Halt> {
+        let Some(count) = self.history.summarisable(need) else {
+            return Ok(false);
+        };
+        if self.summaries >= MOST_SUMMARIES {
+            return Ok(false);
+        }
+        self.summaries += 1;
+        self.last_summary = turn;
+        let mark = self.mark();
+        self.history.push(Message::user(prompt::SUMMARISE));
+        let asked = self.send(Purpose::Summary, turn, Audience::Agent).await;
+        self.back_to(mark);
+        let failed = match asked {
+            Ok(Asked::Response(response)) => {
+                let text = response.text.trim();
+                // Calls are not run, and a summary that was cut is worth more than none.
+                match response.stop {
+                    LlmStop::Refusal { .. } => "the model refused to summarise",
+                    _ if text.is_empty() => "the model gave no summary",
+                    stop => {
+                        let cut = matches!(stop, LlmStop::MaxTokens | LlmStop::ContextFull);
+                        let change = self.history.summarise(count, prompt::summary(text, cut));
+                        self.warn_of_summary("a summary", change).await?;
+                        return Ok(true);
+                    }
+                }
+            }
+            Ok(Asked::NoFunds) => "the budget does not allow a summary",
+            Ok(Asked::NoRoom(_)) | Err(Halt::Llm(_)) => "a summary failed",
+            Err(halt) => return Err(halt),
+        };
+        match need {
+            Need::Ahead => {
+                if !self.clear(Need::Now, &format!("{failed}: ")).await? {
+                    let code = WarningCode::ContextCleared;
+                    let message = format!("{failed}, and there was nothing else to leave out");
+                    self.context.warn(code, message).await?;
+                }
+                Ok(false)
+            }
+            Need::Now => {
+                let note = prompt::LEFT_OUT.to_owned();
+                let change = self.history.summarise(count, note);
+                let by = format!("a note, since {failed}");
+                self.warn_of_summary(&by, change).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn warn_of_summary(&self, by: &str, change: Change) -> Result<(), Halt> {
+        let message =
+            format!("earlier turns were replaced by {by} to fit the model's context window");
+        self.warn_of(WarningCode::ContextCompacted, message, change)
+            .await
+    }
+
+    async fn warn_of(
+        &self,
+        code: WarningCode,
+        message: String,
+        change: Change,
+    ) -> Result<(), Halt> {
+        let warning = WarningEvent::new(code, message)
+            .fact("tokensBefore", change.tokens_before)
+            .fact("tokensAfter", change.tokens_after);
+        self.context.emit(RunEvent::Warning(warning)).await
+    }
+}
+
+/// The run's tools, as the model sees them.
+fn specs(spec: &RunSpec) -> Vec<&'static ToolSpec> {
+    let built = spec
+        .tools
+        .iter()
+        .filter_map(|name| tools::tool(name).and_then(|def| def.built.as_ref()));
+    built.map(|built| &**built.spec).collect()
+}

@@ -1,0 +1,158 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::tools::ToolAnswer;
+
+fn key(command: &str) -> u64 {
+    call_key("bash", &ToolArgs::Json(json!({ "command": command })))
+}
+
+fn outcome(command: &str, result: u64, complaint: bool) -> Outcome<'static> {
+    Outcome {
+        tool: "bash",
+        call: key(command),
+        result,
+        complaint,
+    }
+}
+
+/// One response with one call; whether the model is told something.
+fn call(guard: &mut LoopGuard, command: &str, result: u64) -> bool {
+    !guard.record(&[outcome(command, result, false)]).is_empty()
+}
+
+/// What `bash` answers: the exit code and the kept bytes are facts, the rest is words around them.
+fn ran(exit_code: i32, output: &str, seconds: f64, pid: u32) -> u64 {
+    let answer = ToolAnswer {
+        text: format!("{output}\n[exit {exit_code} after {seconds} s; /tmp/output-{pid}]"),
+        exit_code: Some(exit_code),
+        is_error: exit_code != 0,
+        outcome: Some(key(&format!("{exit_code} {output}"))),
+        ..ToolAnswer::default()
+    };
+    answer.fingerprint()
+}
+
+#[test]
+fn the_third_equal_call_is_told_the_fifth_refused_the_eighth_ends_it() {
+    let mut guard = LoopGuard::default();
+    assert!(!call(&mut guard, "ls", 1));
+    assert!(!call(&mut guard, "ls", 1));
+    assert!(call(&mut guard, "ls", 1));
+    assert_eq!(guard.refuses(key("ls")), None);
+    assert!(!call(&mut guard, "ls", 1));
+    for nth in 5..=8 {
+        let before = guard.refuses(key("ls"));
+        assert_eq!(before, Some(1), "{nth}");
+        assert_eq!(guard.refuses(key("pwd")), None, "another call is no repeat");
+        guard.record(&[outcome("ls", 1, true)]);
+        assert_eq!(guard.stuck(), nth == 8, "{nth}");
+    }
+}
+
+#[test]
+fn a_poll_whose_result_changes_is_no_loop() {
+    let mut guard = LoopGuard::default();
+    for n in 0..20 {
+        assert!(!call(&mut guard, "date", n));
+        assert_eq!(guard.refuses(key("date")), None);
+    }
+}
+
+#[test]
+fn cycles_of_two_and_three_count_and_are_told_once() {
+    for cycle in [&["a", "b"][..], &["a", "b", "c"][..]] {
+        let mut guard = LoopGuard::default();
+        let mut nudges = 0;
+        for _ in 0..4 {
+            for command in cycle {
+                nudges += usize::from(call(&mut guard, command, 1));
+            }
+        }
+        assert_eq!(nudges, 1, "{cycle:?}");
+        assert!(guard.refuses(key("a")).is_some() && guard.refuses(key("b")).is_none());
+    }
+}
+
+#[test]
+fn key_order_does_not_hide_a_repeat_and_other_arguments_are_another_call() {
+    let key = |json: &str| {
+        let value: Value = serde_json::from_str(json).unwrap();
+        call_key("bash", &ToolArgs::Json(value))
+    };
+    assert_eq!(
+        key(r#"{"a":1,"b":{"c":[2],"d":3}}"#),
+        key(r#"{"b":{"d":3,"c":[2]},"a":1}"#)
+    );
+    assert_ne!(key(r#"{"a":1,"b":2}"#), key(r#"{"a":2,"b":1}"#));
+    assert_ne!(key(r#"{"a":[1,2]}"#), key(r#"{"a":[2,1]}"#));
+}
+
+#[test]
+fn a_command_that_repeats_is_seen_however_long_it_takes_and_wherever_its_output_lies() {
+    for (code, output) in [(0, "1\n2\n3"), (1, "error: no such file")] {
+        let mut guard = LoopGuard::default();
+        for nth in 1..=8_u32 {
+            let result = ran(code, output, f64::from(nth) * 0.3, 4000 + nth);
+            call(&mut guard, "make", result);
+        }
+        assert!(guard.stuck(), "{code}");
+    }
+}
+
+#[test]
+fn twenty_failing_test_runs_with_ever_fewer_failures_are_progress() {
+    let mut guard = LoopGuard::default();
+    for left in (1..=20).rev() {
+        let result = ran(1, &format!("{left} failed"), 12.4, 77);
+        assert!(!call(&mut guard, "cargo test", result));
+    }
+    assert!(!guard.stuck());
+}
+
+#[test]
+fn ten_complaints_are_told_and_twenty_end_it_but_never_before_the_model_was_told() {
+    let mut guard = LoopGuard::default();
+    for nth in 1..=20_u32 {
+        let told = guard.record(&[outcome(&nth.to_string(), 0, true)]);
+        assert_eq!(told.len(), usize::from(nth == 10), "{nth}");
+        assert_eq!(guard.stuck(), nth == 20, "{nth}");
+    }
+
+    let many: Vec<Outcome<'_>> = (0..64)
+        .map(|nth| outcome(&nth.to_string(), 0, true))
+        .collect();
+    let mut guard = LoopGuard::default();
+    assert_eq!(guard.record(&many).len(), 1);
+    assert!(!guard.stuck());
+    let more = outcome("again", 0, true);
+    guard.record(&[more]);
+    assert!(guard.stuck());
+
+    let mut guard = LoopGuard::default();
+    for nth in 0..60 {
+        guard.record(&[outcome(&nth.to_string(), 0, nth % 9 != 8)]);
+    }
+    assert!(!guard.stuck(), "an answer in between is progress");
+}
+
+#[test]
+fn a_response_counts_once_per_distinct_call() {
+    let mut guard = LoopGuard::default();
+    let eight = [outcome("ls", 1, false); 8];
+    assert!(guard.record(&eight).is_empty() && !guard.stuck());
+    assert!(guard.record(&eight).is_empty() && !guard.stuck());
+    assert_eq!(guard.record(&eight).len(), 1);
+
+    let mut guard = LoopGuard::default();
+    for nth in 0..20 {
+        let progress = outcome("step", nth, false);
+        assert!(
+            guard
+                .record(&[outcome("ls", 1, false), progress])
+                .is_empty()
+        );
+        assert_eq!(guard.refuses(key("ls")), None);
+    }
+    assert!(!guard.stuck(), "a repeated call beside progress is no loop");
+}

@@ -1,0 +1,278 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::StreamExt as _;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::super::tally::Tally;
+use super::super::workspace::{Workspace, WorkspaceSource};
+use super::*;
+use crate::chat::{Block, CallIds, ToolArgs, ToolCall};
+use crate::clock::Deadline;
+use crate::events::{EventSink, LogFailed};
+use crate::ids::{RunId, Seq};
+use crate::llm::{
+    LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts, Usage,
+};
+use crate::secrets::Redactor;
+use crate::spec::{
+    ModelChoice, Network, Presence, SandboxChoice, SandboxStart, SystemPrompt, ThinkingLevel,
+};
+
+type Deltas = Vec<Result<LlmDelta, LlmError>>;
+
+/// An LLM that answers by a script and remembers what it was sent.
+#[derive(Default)]
+struct Scripted {
+    replies: Mutex<VecDeque<Deltas>>,
+    requests: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl LlmProvider for Scripted {
+    async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
+        let sent = format!(
+            "{:?} {:?} {:?}",
+            request.messages, request.tool_choice, request.cache_key
+        );
+        self.requests.lock().push(sent);
+        let reply = self.replies.lock().pop_front().expect("one more request");
+        Ok(futures::stream::iter(reply).boxed())
+    }
+
+    fn model(&self, _model: &str) -> Option<ModelFacts> {
+        None
+    }
+}
+
+#[derive(Default)]
+struct Events(Mutex<Vec<Value>>);
+
+#[async_trait]
+impl EventSink for Events {
+    async fn emit(&self, event: RunEvent) -> Result<Seq, LogFailed> {
+        self.0.lock().push(serde_json::to_value(event).unwrap());
+        Ok(Seq(1))
+    }
+
+    async fn sync(&self) -> Result<Seq, LogFailed> {
+        Ok(Seq(1))
+    }
+}
+
+/// No sandbox: no tool of these runs acts.
+struct Nowhere;
+
+#[async_trait]
+impl WorkspaceSource for Nowhere {
+    async fn workspace(&self) -> Result<Arc<Workspace>, Problem> {
+        Err(Problem::new(ErrorCode::SandboxError, "there is none"))
+    }
+
+    fn ready(&self) -> Option<Arc<Workspace>> {
+        None
+    }
+}
+
+fn spec() -> RunSpec {
+    RunSpec {
+        prompt: "hi".to_owned(),
+        model: ModelChoice {
+            provider: "anthropic",
+            id: "claude-sonnet-4-6".to_owned(),
+        },
+        thinking: ThinkingLevel::Unset,
+        tools: vec!["bash"],
+        unavailable_tools: Vec::new(),
+        max_turns: 100,
+        timeout: Duration::from_mins(5),
+        max_budget: None,
+        files: Vec::new(),
+        sandbox: SandboxChoice {
+            backend: "local",
+            template: None,
+            network: Network::None,
+            start: SandboxStart::Eager,
+        },
+        system_prompt: SystemPrompt::default(),
+        presence: Presence::Background,
+    }
+}
+
+/// What came of a run: its end, its events, the requests that it sent, its costs.
+struct Ran {
+    end: Result<Answer, Halt>,
+    events: Vec<Value>,
+    requests: Vec<String>,
+    tally: Arc<Tally>,
+}
+
+impl Ran {
+    fn code(&self) -> Option<ErrorCode> {
+        match &self.end {
+            Err(Halt::Problem(problem)) => Some(problem.code),
+            Err(Halt::Llm(error)) => Some(error.code()),
+            _ => None,
+        }
+    }
+
+    fn warnings(&self) -> Vec<&str> {
+        let codes = self
+            .events
+            .iter()
+            .filter_map(|event| event["code"].as_str());
+        codes.collect()
+    }
+}
+
+async fn run(replies: impl IntoIterator<Item = Deltas>) -> Ran {
+    let provider = Arc::new(Scripted::default());
+    provider.replies.lock().extend(replies);
+    let sink = Arc::new(Events::default());
+    let spec = spec();
+    let tally = Arc::new(Tally::new(&spec.model));
+    let context = RunContext {
+        id: RunId::new(),
+        deadline: Deadline::after(spec.timeout),
+        spec: Arc::new(spec),
+        provider: provider.clone(),
+        sink: sink.clone(),
+        workspace: Arc::new(Nowhere),
+        token: CancellationToken::new(),
+        tally: Arc::clone(&tally),
+        redactor: Redactor::default(),
+        working_dir: "/home/user",
+        today: "2026-11-25".to_owned(),
+    };
+    let end = run_agent(&context).await;
+    assert!(provider.replies.lock().is_empty(), "not all was asked for");
+    let requests = provider.requests.lock().clone();
+    assert!(
+        requests
+            .iter()
+            .all(|request| request.contains(context.id.as_str()))
+    );
+    Ran {
+        end,
+        events: sink.0.lock().clone(),
+        requests,
+        tally,
+    }
+}
+
+fn says(text: &str) -> Deltas {
+    stops(text, LlmStop::End)
+}
+
+fn stops(text: &str, stop: LlmStop) -> Deltas {
+    vec![
+        Ok(LlmDelta::Text(text.to_owned())),
+        Ok(LlmDelta::Block(Block::text(text))),
+        Ok(LlmDelta::Stop(stop)),
+    ]
+}
+
+fn unreadable_call() -> Deltas {
+    let attempt = "call:bash{command:".to_owned();
+    stops("Looking. ", LlmStop::MalformedCall { attempt })
+}
+
+fn used(input: u64) -> LlmDelta {
+    LlmDelta::Usage(Usage {
+        input,
+        ..Usage::default()
+    })
+}
+
+#[tokio::test]
+async fn a_call_that_its_provider_cannot_read_is_asked_for_twice_more_by_the_same_request() {
+    let ran = run([unreadable_call(), unreadable_call(), says("Done.")]).await;
+    assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+    assert_eq!(ran.warnings(), ["TURN_RESTARTED"; 2]);
+    assert!(
+        ran.requests
+            .iter()
+            .all(|request| *request == ran.requests[0])
+    );
+
+    let ran = run([unreadable_call(), unreadable_call(), unreadable_call()]).await;
+    assert_eq!(ran.code(), Some(ErrorCode::LlmBadResponse));
+    assert_eq!(ran.requests.len(), 3);
+}
+
+#[tokio::test]
+async fn what_a_provider_warns_of_reaches_the_client() {
+    let warning = LlmDelta::Warning {
+        code: WarningCode::ContextCleared,
+        message: "thinking can't be turned off".to_owned(),
+    };
+    let mut reply = vec![Ok(warning)];
+    reply.extend(says("Done."));
+    let ran = run([reply]).await;
+    assert_eq!(ran.events[0]["type"], "warning");
+    assert_eq!(ran.events[0]["message"], "thinking can't be turned off");
+}
+
+#[tokio::test]
+async fn an_answer_that_begins_anew_is_paid_for_twice_and_shown_once() {
+    let mut reply = vec![Ok(used(1000)), Ok(LlmDelta::Restarted), Ok(used(10))];
+    reply.extend(says("Done."));
+    let ran = run([reply]).await;
+    assert_eq!(ran.end.unwrap().content, "Done.");
+    let totals = ran.tally.totals(Duration::ZERO);
+    assert_eq!((totals.input_tokens, totals.usage_complete), (1010, false));
+
+    let mut reply = says("Half");
+    reply.insert(2, Ok(LlmDelta::Restarted));
+    let ran = run([reply]).await;
+    assert_eq!(ran.code(), Some(ErrorCode::LlmStreamCut));
+}
+
+#[tokio::test]
+async fn a_refusal_of_content_without_any_ends_the_run() {
+    let refused = LlmError::new(LlmErrorKind::ContentRefused, "could not process image");
+    let ran = run([vec![Err(refused)]]).await;
+    assert_eq!(ran.code(), Some(ErrorCode::LlmBadRequest));
+    assert_eq!(ran.requests.len(), 1);
+}
+
+#[tokio::test]
+async fn calls_that_were_refused_are_answered_in_the_history() {
+    let ids = CallIds::default();
+    let call = |name: &str, args: ToolArgs| {
+        Ok(LlmDelta::Block(Block::Call(ToolCall {
+            id: ids.issue("call_0"),
+            name: name.to_owned(),
+            args,
+            echo: None,
+        })))
+    };
+    let malformed = ToolArgs::Malformed {
+        raw: "{".to_owned(),
+        error: "it ends too soon".to_owned(),
+    };
+    let reply = vec![
+        call("fly", ToolArgs::Json(json!({}))),
+        call("bash", malformed),
+        Ok(LlmDelta::Stop(LlmStop::ToolUse)),
+    ];
+    let ran = run([reply, says("Done.")]).await;
+    assert_eq!(ran.end.unwrap().content, "Done.");
+    let of = |kind: &str| -> Vec<&Value> {
+        let events = ran.events.iter().filter(|event| event["type"] == kind);
+        events.map(|event| &event["toolCallId"]).collect()
+    };
+    assert_eq!(of("tool_use"), of("tool_result"));
+    assert_ne!(
+        of("tool_use")[0],
+        of("tool_use")[1],
+        "ids are ours, and unique"
+    );
+    for words in ["There is no tool", "it ends too soon"] {
+        assert!(ran.requests[1].contains(words), "{}", ran.requests[1]);
+    }
+}
