@@ -29,10 +29,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use sandcaster::chat::{
-    AssistantBlock, Message, ToolArgs, ToolCall, ToolContent, ToolResult, ToolSpec,
+    Block, CallIds, Message, Part, Reply, ToolArgs, ToolCall, ToolResult, ToolSpec,
 };
 use sandcaster::clock::Deadline;
-use sandcaster::llm::{self, Build, LlmProvider, LlmRequest, ToolChoice};
+use sandcaster::llm::{self, AnswerSize, Build, LlmProvider, LlmRequest, ToolChoice};
 use sandcaster::net;
 use sandcaster::net::sse::{self, SseLimits};
 use sandcaster::secrets::Secret;
@@ -74,24 +74,39 @@ fn provider(address: SocketAddr) -> Arc<dyn LlmProvider> {
     build(def.config(net::build().expect("a client"), key, Some(&address)))
 }
 
+/// What a request borrows.
+struct Conversation {
+    system: Vec<String>,
+    tools: Vec<&'static ToolSpec>,
+    messages: Vec<Message>,
+    call_ids: CallIds,
+}
+
 /// A conversation in which each turn reads a file of about 2,000 characters.
-fn conversation() -> LlmRequest {
-    let mut messages = vec![Message::User("Look through the project. ".repeat(20))];
-    for turn in 0..TURNS {
-        let id = format!("toolu_{turn:04}");
-        messages.push(Message::Assistant(vec![
-            AssistantBlock::Text(format!("Now file {turn}, which the last one names.")),
-            AssistantBlock::ToolCall(ToolCall {
-                id: id.clone(),
-                name: "file_read".to_owned(),
-                args: ToolArgs::Json(json!({"path": format!("src/part_{turn}.rs"), "limit": 40})),
-            }),
-        ]));
+fn conversation(turns: usize) -> Conversation {
+    let call_ids = CallIds::default();
+    let mut messages = vec![Message::user("Look through the project. ".repeat(20))];
+    for turn in 0..turns {
+        let id = call_ids.issue(&format!("toolu_{turn:04}"));
+        messages.push(Message::Assistant(Reply {
+            provider: "anthropic",
+            blocks: vec![
+                Block::text(format!("Now file {turn}, which the last one names.")),
+                Block::Call(ToolCall {
+                    id: id.clone(),
+                    name: "file_read".to_owned(),
+                    args: ToolArgs::Json(
+                        json!({"path": format!("src/part_{turn}.rs"), "limit": 40}),
+                    ),
+                    echo: None,
+                }),
+            ],
+        }));
         messages.push(Message::ToolResults {
             results: vec![ToolResult {
                 id,
                 name: "file_read".to_owned(),
-                content: vec![ToolContent::Text(
+                content: vec![Part::Text(
                     "     1\tlet \"quoted\" = some(words);\n".repeat(60),
                 )],
                 is_error: false,
@@ -99,36 +114,53 @@ fn conversation() -> LlmRequest {
             notice: None,
         });
     }
-    let tool = |name| ToolSpec {
-        name,
-        description: "What it does, when to use it, what comes back. ".repeat(12),
-        input_schema: json!({"type": "object", "required": ["path"], "properties": {
-            "path": {"type": "string", "description": "Relative to the working directory."},
-            "limit": {"type": "integer", "minimum": 1, "maximum": 2000},
-        }}),
+    let tool = |name| -> &'static ToolSpec {
+        Box::leak(Box::new(ToolSpec {
+            name,
+            description: "What it does, when to use it, what comes back. ".repeat(12),
+            input_schema: json!({"type": "object", "required": ["path"], "properties": {
+                "path": {"type": "string", "description": "Relative to the working directory."},
+                "limit": {"type": "integer", "minimum": 1, "maximum": 2000},
+            }}),
+        }))
     };
-    LlmRequest {
-        model: "claude-sonnet-4-6".to_owned(),
+    let names = [
+        "bash",
+        "file_read",
+        "file_write",
+        "file_edit",
+        "glob",
+        "grep",
+    ];
+    Conversation {
         system: vec!["You work on tasks with a shell and files. ".repeat(80)],
-        tools: [
-            "bash",
-            "file_read",
-            "file_write",
-            "file_edit",
-            "glob",
-            "grep",
-        ]
-        .map(tool)
-        .to_vec(),
-        tool_choice: ToolChoice::Auto,
+        tools: names.map(tool).to_vec(),
         messages,
-        max_tokens: None,
-        thinking: ThinkingLevel::Unset,
-        deadline: Deadline::after(Duration::from_mins(10)),
+        call_ids,
     }
 }
 
-async fn exchange(provider: &dyn LlmProvider, request: &LlmRequest) -> usize {
+impl Conversation {
+    fn request(&self) -> LlmRequest<'_> {
+        LlmRequest {
+            model: "claude-sonnet-4-6",
+            system: &self.system,
+            tools: &self.tools,
+            server_tools: &[],
+            tool_choice: ToolChoice::Auto,
+            messages: &self.messages,
+            output_schema: None,
+            answer: AnswerSize::Usual,
+            affordable: None,
+            thinking: ThinkingLevel::Unset,
+            cache_key: "bench",
+            call_ids: &self.call_ids,
+            deadline: Deadline::after(Duration::from_mins(10)),
+        }
+    }
+}
+
+async fn exchange(provider: &dyn LlmProvider, request: &LlmRequest<'_>) -> usize {
     let mut stream = provider.open(request).await.expect("an answer");
     let mut deltas = 0;
     while let Some(delta) = stream.next().await {
@@ -144,7 +176,8 @@ async fn request() {
     println!("a request with a history of {TURNS} turns");
     let service = Service::start(response(1));
     let provider = provider(service.address);
-    let request = conversation();
+    let conversation = conversation(TURNS);
+    let request = conversation.request();
     exchange(&*provider, &request).await;
     let body = service.received();
     let mut times = Times::default();
@@ -182,8 +215,8 @@ async fn answer() {
     let size = bytes.len();
     let service = Service::start(bytes);
     let provider = provider(service.address);
-    let mut request = conversation();
-    request.messages.truncate(1);
+    let conversation = conversation(0);
+    let request = conversation.request();
     exchange(&*provider, &request).await;
     let mut best = Duration::MAX;
     let region = Region::new(ALLOCATOR);
