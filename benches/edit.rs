@@ -51,7 +51,7 @@ fn main() {
         .build()
         .expect("a runtime");
     runtime.block_on(async {
-        let sandbox = HostSandbox::new(Shell::Dash).expect("dash");
+        let sandbox = HostSandbox::new(Shell::Dash);
         let file = sandbox.home().join("file.rs");
         let text: String = (1..=LINES).map(line).collect();
         std::fs::write(&file, &text).expect("a file");
