@@ -5,7 +5,8 @@ pub fn png(width: u32, height: u32) -> Vec<u8> {
     let mut noise = 0x9e37_79b9_7f4a_7c15_u64;
     let mut rows = Vec::new();
     for _ in 0..height {
-        rows.push(0);
+        // The filter of the row: none.
+        rows.extend([0]);
         for _ in 0..width * 3 {
             noise ^= noise << 13;
             noise ^= noise >> 7;

@@ -112,7 +112,9 @@ mod tests {
 
     use super::*;
 
-    fn values(text: &str) -> Vec<(usize, Result<(String, String), &'static str>)> {
+    type Entry = Result<(String, String), &'static str>;
+
+    fn values(text: &str) -> Vec<(usize, Entry)> {
         let mut found = Vec::new();
         read(text, |line, entry| {
             let entry = entry.map(|(name, value)| (name.to_owned(), value));

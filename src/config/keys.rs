@@ -53,7 +53,9 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
                         "{API_KEY} has fewer than {LONG_ENOUGH} characters: it can be guessed"
                     ));
                 }
-                keys.iter().for_each(|key| unsearched(config, API_KEY, key));
+                for key in &keys {
+                    unsearched(config, API_KEY, key);
+                }
                 config.server.api_keys = keys;
                 config.key_sources.insert(API_KEY, source);
             }

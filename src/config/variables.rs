@@ -45,7 +45,7 @@ pub(super) fn read_dotenv(cwd: &Path, errors: &mut Vec<String>) -> DotEnv {
         Err(Unreadable { text, why }) => {
             match names.iter().find(|name| text.contains(name.as_str())) {
                 Some(name) => {
-                    errors.push(format!(".env, line {line}: {name} can't be read: {why}"))
+                    errors.push(format!(".env, line {line}: {name} can't be read: {why}"));
                 }
                 None => read.warnings.push(format!(
                     ".env, line {line} can't be read and is ignored: {why}"

@@ -33,6 +33,12 @@ impl RunEvent {
                 sandbox_id: _,
                 run_id: _,
                 facts,
+            })
+            | Self::Warning(WarningEvent {
+                code: _,
+                message,
+                content,
+                facts,
             }) => {
                 text(message);
                 text(content);
@@ -84,16 +90,6 @@ impl RunEvent {
                     .for_each(text);
             }
             Self::File(_) => {}
-            Self::Warning(WarningEvent {
-                code: _,
-                message,
-                content,
-                facts,
-            }) => {
-                text(message);
-                text(content);
-                clean_facts(redactor, facts);
-            }
             Self::Result(ResultEvent {
                 subtype: _,
                 content,
@@ -148,9 +144,9 @@ fn clean_totals(redactor: &Redactor, totals: &mut Totals) {
         tool_calls: _,
     } = totals;
     // The provider's word, unlike the rest.
-    served_model.iter_mut().for_each(|model| {
+    if let Some(model) = served_model {
         redactor.clean_text(model);
-    });
+    }
 }
 
 #[cfg(test)]
