@@ -1,6 +1,6 @@
 //! What the tools of one sandbox remember between calls.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -25,7 +25,24 @@ pub struct ShellSession {
     /// Bounded by [`MAX_DRAINS`]; a set, so that all of them end with the session.
     drains: Mutex<JoinSet<()>>,
     prefix: String,
-    outputs: AtomicU64,
+    outputs: Mutex<Outputs>,
+}
+
+/// Output files of commands, by number, from 1.
+#[derive(Debug, Default)]
+struct Outputs {
+    made: u64,
+    /// Files that nobody was told of and nobody writes to: the next commands use them again.
+    free: Vec<u64>,
+    /// The others, oldest first.
+    kept: Vec<Output>,
+}
+
+#[derive(Debug)]
+struct Output {
+    number: u64,
+    /// A program in the background may still write to it.
+    growing: bool,
 }
 
 impl ShellSession {
@@ -38,7 +55,7 @@ impl ShellSession {
             told: AtomicBool::new(false),
             drains: Mutex::new(JoinSet::new()),
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
-            outputs: AtomicU64::new(0),
+            outputs: Mutex::default(),
         }
     }
 
@@ -69,10 +86,58 @@ impl ShellSession {
         (first && !notice.is_empty()).then_some(notice)
     }
 
-    /// A name for the next output file, unique in the sandbox.
+    /// The number of a file for the next output, which nobody uses. It counts as one that grows until
+    /// [`Self::settle_output`] says otherwise.
+    pub(super) fn take_output(&self) -> u64 {
+        let mut outputs = self.outputs.lock();
+        let number = outputs.free.pop().unwrap_or_else(|| {
+            outputs.made += 1;
+            outputs.made
+        });
+        outputs.kept.push(Output {
+            number,
+            growing: true,
+        });
+        number
+    }
+
+    /// Nobody writes to that file any more; if nobody was `told` of it either, it can be used again.
+    pub(super) fn settle_output(&self, number: u64, told: bool) {
+        let mut outputs = self.outputs.lock();
+        if told {
+            for output in outputs.kept.iter_mut().filter(|o| o.number == number) {
+                output.growing = false;
+            }
+        } else {
+            outputs.kept.retain(|output| output.number != number);
+            outputs.free.push(number);
+        }
+    }
+
+    /// Takes note of files that were emptied.
+    pub(super) fn emptied_outputs(&self, numbers: &[u64]) {
+        let mut outputs = self.outputs.lock();
+        outputs
+            .kept
+            .retain(|output| output.growing || !numbers.contains(&output.number));
+    }
+
+    /// The numbers of the output files that are kept, newest first.
+    pub(super) fn kept_outputs(&self) -> Vec<u64> {
+        let outputs = self.outputs.lock();
+        outputs.kept.iter().rev().map(|o| o.number).collect()
+    }
+
+    /// An output file's name, unique in the sandbox.
+    pub(super) fn output_file(&self, number: u64) -> String {
+        format!("{}-{number}.txt", self.prefix)
+    }
+
+    /// A name for a file that nobody is told of, unique in the sandbox.
     pub(super) fn output_name(&self) -> String {
-        let n = self.outputs.fetch_add(1, Ordering::Relaxed) + 1;
-        format!("{}-{n}.txt", self.prefix)
+        let mut outputs = self.outputs.lock();
+        outputs.made += 1;
+        self.output_file(outputs.made)
     }
 
     /// Reads `stream` into nothing until it ends, so that the program behind it is neither slowed nor
