@@ -149,10 +149,8 @@ impl Call<'_> {
         let truncated = ended.excerpt.is_cut();
         let told = truncated || ended.gap;
         let kept = if told { self.kept(&ended).await } else { None };
-        if !ended.goes_on {
-            let session = &self.context.session;
-            session.settle_output(self.output, kept.is_some());
-        }
+        let session = &self.context.session;
+        session.tell_output(self.output, kept.is_some());
         notes.extend(self.stopped(&ended));
         notes.extend(self.broken(code, &ended, kept));
         notes.extend(self.status(code, &ended, new_cwd.as_deref()));

@@ -69,8 +69,6 @@ pub(super) struct Ended {
     pub(super) stopped: Option<Stop>,
     /// What is left of what was stopped.
     pub(super) left: Left,
-    /// A program that it started goes on, or may.
-    pub(super) goes_on: bool,
     /// Of programs that were killed, by the sandbox itself.
     pub(super) killed: Vec<String>,
     pub(super) took: Duration,
@@ -111,7 +109,7 @@ impl Call<'_> {
         let mut keeper = TextKeeper::new(&self.context.redactor);
         let mut scanner = RecordScanner::new(&nonce);
         let (mut record, mut shell_exit, mut bytes) = (None, None, 0);
-        let (mut stopped, mut left, mut goes_on) = (None, None, false);
+        let (mut stopped, mut left) = (None, None);
         let mut outer_said = Vec::new();
         // The stream lost output, or ended before the command's end was told.
         let (mut gap, mut broken) = (false, None);
@@ -207,11 +205,12 @@ impl Call<'_> {
             bytes = u64::try_from(whole.len()).unwrap_or(u64::MAX);
             record = Some(end);
             gap = false;
-            goes_on = true;
         } else if let Some(error) = broken {
             return Err(error);
         } else if record.is_none() {
-            goes_on = stopped.is_none() || left.as_ref().is_none_or(|left| !left.is_empty());
+            if stopped.is_some() && left.as_ref().is_some_and(Vec::is_empty) {
+                self.context.session.settle_output(self.output);
+            }
             keeper.push(&scanner.finish());
             // That of the outer shell says nothing about a command whose record was lost.
             shell_exit = shell_exit.filter(|_| !gap);
@@ -219,11 +218,10 @@ impl Call<'_> {
         if let Some(stream) = stream
             && record.is_some()
         {
-            match leave(stream, self.context).await {
-                Leaving::Ended => {}
-                Leaving::Drained => goes_on = true,
+            match self.leave(stream).await {
+                Leaving::Ended => self.context.session.settle_output(self.output),
+                Leaving::Drained => {}
                 Leaving::Crowded(crowded) => {
-                    goes_on = true;
                     stopped.get_or_insert(Stop::Crowd);
                     let sandbox = self.context.sandbox.as_ref();
                     left = sweep(sandbox, &marker, begun.as_ref(), Duration::ZERO).await;
@@ -238,7 +236,6 @@ impl Call<'_> {
             gap,
             stopped,
             left,
-            goes_on,
             killed: killed(&outer_said),
             took: started.elapsed(),
             excerpt: keeper.finish().excerpt(&SHOWN),
@@ -302,6 +299,27 @@ impl Call<'_> {
         format!("{}/out/{name}", self.facts.state_dir)
     }
 
+    /// Waits a moment for the end of a stream whose record has come; one that goes on, because a program in
+    /// the background holds it, is drained.
+    async fn leave(&self, mut stream: ExecStream) -> Leaving {
+        let ending =
+            async { while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {} };
+        if tokio::time::timeout(Duration::from_millis(30), ending)
+            .await
+            .is_ok()
+        {
+            return if self.background {
+                Leaving::Drained
+            } else {
+                Leaving::Ended
+            };
+        }
+        match self.context.session.drain(stream, self.output) {
+            Ok(()) => Leaving::Drained,
+            Err(crowded) => Leaving::Crowded(crowded),
+        }
+    }
+
     /// Ends every process of the command, in a few seconds at most.
     fn stop(
         &self,
@@ -341,21 +359,4 @@ enum Leaving {
     Drained,
     /// There is no place for it.
     Crowded(ExecStream),
-}
-
-/// Waits a moment for the end of a stream whose record has come; one that goes on, because a program in
-/// the background holds it, is drained.
-async fn leave(mut stream: ExecStream, context: &ToolContext) -> Leaving {
-    let ending =
-        async { while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {} };
-    if tokio::time::timeout(Duration::from_millis(30), ending)
-        .await
-        .is_ok()
-    {
-        return Leaving::Ended;
-    }
-    match context.session.drain(stream) {
-        Ok(()) => Leaving::Drained,
-        Err(crowded) => Leaving::Crowded(crowded),
-    }
 }

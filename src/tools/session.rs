@@ -1,5 +1,6 @@
 //! What the tools of one sandbox remember between calls.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
@@ -25,7 +26,7 @@ pub struct ShellSession {
     /// Bounded by [`MAX_DRAINS`]; a set, so that all of them end with the session.
     drains: Mutex<JoinSet<()>>,
     prefix: String,
-    outputs: Mutex<Outputs>,
+    outputs: Arc<Mutex<Outputs>>,
 }
 
 /// Output files of commands, by number, from 1.
@@ -43,6 +44,23 @@ struct Output {
     number: u64,
     /// A program in the background may still write to it.
     growing: bool,
+    /// Somebody was told of it; `None` before the call's answer.
+    told: Option<bool>,
+}
+
+impl Outputs {
+    fn change(&mut self, number: u64, change: impl FnOnce(&mut Output)) {
+        let Some(at) = self.kept.iter().position(|o| o.number == number) else {
+            return;
+        };
+        if let Some(output) = self.kept.get_mut(at) {
+            change(output);
+            if !output.growing && output.told == Some(false) {
+                self.kept.remove(at);
+                self.free.push(number);
+            }
+        }
+    }
 }
 
 impl ShellSession {
@@ -55,7 +73,7 @@ impl ShellSession {
             told: AtomicBool::new(false),
             drains: Mutex::new(JoinSet::new()),
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
-            outputs: Mutex::default(),
+            outputs: Arc::default(),
         }
     }
 
@@ -86,8 +104,8 @@ impl ShellSession {
         (first && !notice.is_empty()).then_some(notice)
     }
 
-    /// The number of a file for the next output, which nobody uses. It counts as one that grows until
-    /// [`Self::settle_output`] says otherwise.
+    /// The number of a file for the next output, which nobody uses. It grows until
+    /// [`Self::settle_output`].
     pub(super) fn take_output(&self) -> u64 {
         let mut outputs = self.outputs.lock();
         let number = outputs.free.pop().unwrap_or_else(|| {
@@ -97,21 +115,21 @@ impl ShellSession {
         outputs.kept.push(Output {
             number,
             growing: true,
+            told: None,
         });
         number
     }
 
-    /// Nobody writes to that file any more; if nobody was `told` of it either, it can be used again.
-    pub(super) fn settle_output(&self, number: u64, told: bool) {
+    /// Whether anybody was told of that file.
+    pub(super) fn tell_output(&self, number: u64, told: bool) {
         let mut outputs = self.outputs.lock();
-        if told {
-            for output in outputs.kept.iter_mut().filter(|o| o.number == number) {
-                output.growing = false;
-            }
-        } else {
-            outputs.kept.retain(|output| output.number != number);
-            outputs.free.push(number);
-        }
+        outputs.change(number, |output| output.told = Some(told));
+    }
+
+    /// Nobody writes to that file any more.
+    pub(super) fn settle_output(&self, number: u64) {
+        let mut outputs = self.outputs.lock();
+        outputs.change(number, |output| output.growing = false);
     }
 
     /// Takes note of files that were emptied.
@@ -141,16 +159,21 @@ impl ShellSession {
     }
 
     /// Reads `stream` into nothing until it ends, so that the program behind it is neither slowed nor
-    /// killed by a broken pipe. Gives it back when too many are read already.
-    pub(super) fn drain(&self, stream: ExecStream) -> Result<(), ExecStream> {
+    /// killed by a broken pipe; then the output file `number` is settled. Gives it back when too many are read
+    /// already.
+    pub(super) fn drain(&self, stream: ExecStream, number: u64) -> Result<(), ExecStream> {
         let mut drains = self.drains.lock();
         while drains.try_join_next().is_some() {}
         if drains.len() >= MAX_DRAINS {
             return Err(stream);
         }
+        let outputs = Arc::clone(&self.outputs);
         drains.spawn(async move {
             let mut stream = stream;
             while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {}
+            outputs
+                .lock()
+                .change(number, |output| output.growing = false);
         });
         Ok(())
     }
