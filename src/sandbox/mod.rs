@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::spec::Network;
 
 pub use def::{BackendConfig, BackendDef, Build, LocalLimits};
-pub(crate) use script::{Script, require_shell};
+pub(crate) use script::{Script, exec_sh, require_shell};
 pub use types::{
     ExecCollected, ExecControl, ExecOutput, ExecSpec, ExecStream, FileErrorKind, FoundSandbox,
     Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,

@@ -46,7 +46,7 @@ impl Script<'_> {
         let allowed = limit.remaining();
         let mut control = None;
         let work = async {
-            let stream = start(sandbox, self.spec()).await?;
+            let stream = exec_sh(sandbox, self.spec()).await?;
             control = Some(Arc::clone(&stream.control));
             stream.collect(self.keep).await
         };
@@ -112,7 +112,7 @@ impl Script<'_> {
 ///
 /// # Errors
 /// `TemplateIncompatible` without a shell; `NotStarted` with the true cause; otherwise as [`Sandbox::exec`].
-pub(crate) async fn start(
+pub(crate) async fn exec_sh(
     sandbox: &dyn Sandbox,
     spec: ExecSpec,
 ) -> Result<ExecStream, SandboxError> {

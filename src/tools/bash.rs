@@ -12,15 +12,19 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
-use crate::show::one_line;
+use crate::show::{first_chars, one_line, size};
 
 use super::command::{Call, Ended, OUTPUT_FILE, Stop};
 use super::schema::typed;
+use super::text::Excerpt;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, fingerprint};
-use super::wrapper::{EndRecord, trim};
+use super::wrapper::{EndRecord, Moved, kept};
 
 const DEFAULT_SECS: i64 = 120;
 const MOST_SECS: i64 = 600;
+/// Characters of a background program's first output.
+const STARTED: usize = 4096;
+
 /// The tool.
 #[derive(Debug)]
 pub(super) struct Bash;
@@ -71,14 +75,17 @@ impl Tool for Bash {
         }
         let timeout = timeout(args.timeout_seconds).map_err(Failure::Complaint)?;
         let facts = context.session.probe(context.sandbox.as_ref()).await;
-        let call = Call {
+        let output = context.session.take_output();
+        let mut call = Call {
             context,
             facts,
-            output_path: format!("{}/out/{}", facts.state_dir, context.session.output_name()),
+            output,
+            output_path: String::new(),
             cwd: context.session.cwd(),
             timeout,
             background: args.background,
         };
+        call.output_path = call.path_of(output);
         let ended = call.run(&args.command).await?;
         Ok(call.answer(ended).await)
     }
@@ -127,46 +134,28 @@ fn timeout(asked: Option<i64>) -> Result<Duration, String> {
 
 impl Call<'_> {
     async fn answer(&self, ended: Ended) -> ToolAnswer {
+        let mut notes = self.before(&ended);
         if self.background
             && ended.stopped.is_none()
             && let Some(record) = &ended.record
         {
-            return self.started(record, &ended);
+            return self.started(record, &ended, &notes);
         }
-        let mut notes: Vec<String> = Vec::new();
-        let mut new_cwd = None;
-        if let Some(record) = &ended.record {
-            let start_dir = self.context.session.start_dir();
-            let ran_in = if record.moved { start_dir } else { &self.cwd };
-            if record.moved {
-                notes.push(format!(
-                    "the working directory {} no longer exists; ran in {}",
-                    one_line(&self.cwd),
-                    one_line(start_dir)
-                ));
-            }
-            let now = if record.rest.starts_with('/') {
-                &record.rest
-            } else {
-                ran_in
-            };
-            if now != self.cwd {
-                self.context.session.set_cwd(now);
-                new_cwd = Some(now.to_owned());
-            }
-        }
+        let new_cwd = self.note_cwd(&ended, &mut notes);
         let code = ended
             .record
             .as_ref()
             .map_or(ended.shell_exit, |record| record.code);
-        let status = self.status(code, &ended, new_cwd.as_deref());
         let truncated = ended.excerpt.is_cut();
-        if truncated && ended.record.is_some() && ended.bytes < OUTPUT_FILE {
-            let sandbox = self.context.sandbox.as_ref();
-            trim(sandbox, &self.output_path, ended.bytes).await;
-        }
-        let mut text = self.output_text(&ended);
-        for note in notes.iter().chain(&status) {
+        let told = truncated || ended.gap;
+        let kept = if told { self.kept(&ended).await } else { None };
+        let session = &self.context.session;
+        session.tell_output(self.output, kept.is_some());
+        notes.extend(self.stopped(&ended));
+        notes.extend(self.broken(code, &ended, kept));
+        notes.extend(self.status(code, &ended, new_cwd.as_deref()));
+        let mut text = self.output_text(&ended, kept);
+        for note in &notes {
             if !text.is_empty() && !text.ends_with('\n') {
                 text.push('\n');
             }
@@ -176,12 +165,12 @@ impl Call<'_> {
             "(no output)".clone_into(&mut text);
         }
         ToolAnswer {
-            text: self.context.redactor.clean(&text).into_owned(),
+            text,
             is_error: ended.stopped.is_some() || code != Some(0),
             exit_code: code,
             truncated,
             total_chars: truncated.then_some(ended.excerpt.total_chars),
-            output_path: truncated.then(|| self.output_path.clone()),
+            output_path: kept.map(|_| self.output_path.clone()),
             cwd: new_cwd,
             outcome: Some(fingerprint((
                 code,
@@ -192,11 +181,78 @@ impl Call<'_> {
         }
     }
 
-    fn output_text(&self, ended: &Ended) -> String {
-        let whole = if ended.bytes < OUTPUT_FILE {
-            "Whole output"
+    /// What is to be said of the time before the command.
+    fn before(&self, ended: &Ended) -> Vec<String> {
+        let session = &self.context.session;
+        let mut notes = Vec::new();
+        if let Some(begun) = &ended.begun
+            && !begun.emptied.is_empty()
+        {
+            session.emptied_outputs(&begun.emptied);
+            let files: Vec<String> = begun.emptied.iter().map(|n| self.path_of(*n)).collect();
+            notes.push(format!(
+                "these older output files were emptied, for all together had more than 64 MiB: {}",
+                files.join(", ")
+            ));
+        }
+        if let Some(Moved { closed, to_root }) = ended.record.as_ref().and_then(|end| end.moved) {
+            let why = if closed {
+                "can't be entered"
+            } else {
+                "no longer exists"
+            };
+            let ran_in = if to_root { "/" } else { session.start_dir() };
+            notes.push(format!(
+                "the working directory {} {why}; ran in {}",
+                one_line(&self.cwd),
+                one_line(ran_in)
+            ));
+        }
+        notes
+    }
+
+    /// Remembers the directory that the command ended in; gives it if it is another one than before, and a
+    /// note if nobody knows it.
+    fn note_cwd(&self, ended: &Ended, notes: &mut Vec<String>) -> Option<String> {
+        let record = ended.record.as_ref()?;
+        let session = &self.context.session;
+        let now = if record.rest.starts_with('/') {
+            &record.rest
         } else {
-            "The beginning of the output"
+            let stays = match record.moved {
+                None => &self.cwd,
+                Some(Moved { to_root: true, .. }) => "/",
+                Some(_) => session.start_dir(),
+            };
+            notes.push(format!(
+                "the directory that the command ended in is not known; the next one starts in {}",
+                one_line(stays)
+            ));
+            stays
+        };
+        (now != self.cwd).then(|| {
+            session.set_cwd(now);
+            now.to_owned()
+        })
+    }
+
+    /// How much of the output is in its file, if it is any.
+    async fn kept(&self, ended: &Ended) -> Option<u64> {
+        let whole = ended.record.is_some() && ended.bytes < OUTPUT_FILE;
+        let sandbox = self.context.sandbox.as_ref();
+        let kept = kept(sandbox, &self.output_path, ended.bytes, whole).await;
+        kept.filter(|bytes| *bytes > 0)
+    }
+
+    fn output_text(&self, ended: &Ended, kept: Option<u64>) -> String {
+        let Some(kept) = kept else {
+            let lost = "It could not be kept in a file: write it to one, or filter it.";
+            return ended.excerpt.with_notice(lost);
+        };
+        let whole = if kept >= ended.bytes {
+            "Whole output".to_owned()
+        } else {
+            format!("The first {} of the output", size(kept))
         };
         ended.excerpt.with_notice(&format!(
             "{whole}: {}. See more with file_read offset={}, or grep in it.",
@@ -205,55 +261,103 @@ impl Call<'_> {
         ))
     }
 
-    /// The lines after the output: why it was stopped, how it ended, where it is now.
-    fn status(&self, code: Option<i32>, ended: &Ended, cwd: Option<&str>) -> Vec<String> {
-        let secs = ended.took.as_secs_f64();
-        let mut lines = Vec::new();
-        lines.extend(ended.stopped.map(|stop| match stop {
-            Stop::Cancelled => "cancelled".to_owned(),
-            Stop::TimedOut => format!(
-                "timed out after {} s and was stopped. For longer work: timeout_seconds up to {MOST_SECS}, \
-                 or background: true.",
-                self.timeout.as_secs()
+    /// Why the command was stopped, and what is left of it.
+    fn stopped(&self, ended: &Ended) -> Vec<String> {
+        let Some(stop) = ended.stopped else {
+            return Vec::new();
+        };
+        let (was, sweeping) = match stop {
+            Stop::Cancelled => return vec!["cancelled".to_owned()],
+            Stop::TimedOut => (
+                format!("timed out after {} s", self.timeout.as_secs()),
+                true,
             ),
-            Stop::Deadline => format!("stopped after {secs:.0} s: the run's time is nearly over"),
-            Stop::Flood => "stopped after 32 MiB of output; write it to a file, or filter it".to_owned(),
-            Stop::Crowd => "stopped what it left in the background: too many programs of earlier calls \
-                            still run; end some of them"
-                .to_owned(),
-        }));
+            Stop::Deadline => (
+                format!(
+                    "the run's time is nearly over: stopped after {:.0} s",
+                    ended.took.as_secs_f64()
+                ),
+                false,
+            ),
+            Stop::Flood => (
+                "stopped after 32 MiB of output; write it to a file, or filter it".to_owned(),
+                false,
+            ),
+            Stop::Crowd => (
+                "too many programs of earlier calls still run: what this one left in the background was \
+                 stopped; end some of them"
+                    .to_owned(),
+                false,
+            ),
+        };
+        let mut line = was;
+        match &ended.left {
+            None => line.push_str("; whether all of it has ended is not known"),
+            Some(left) => {
+                if sweeping {
+                    line.push_str(" and was stopped");
+                }
+                if !left.is_empty() {
+                    let shown: Vec<&str> = left.iter().take(20).map(String::as_str).collect();
+                    write!(
+                        line,
+                        ". Still running, and begun since it was: {}",
+                        shown.join(", ")
+                    )
+                    .ok();
+                }
+            }
+        }
+        let mut lines = vec![line];
+        if stop == Stop::TimedOut {
+            lines.push(format!(
+                "for longer work: timeout_seconds up to {MOST_SECS}, or background: true"
+            ));
+        }
+        lines
+    }
+
+    /// What is to be said when the command's end was not told.
+    fn broken(&self, code: Option<i32>, ended: &Ended, kept: Option<u64>) -> Option<String> {
         if ended.gap {
             let lost = if code.is_none() {
                 ", and so is how the command ended"
             } else {
                 ""
             };
-            lines.push(format!(
-                "the connection to the sandbox broke: some output is missing{lost}. What was kept: {}",
-                self.output_path
-            ));
+            let file = kept.map_or_else(String::new, |_| {
+                format!(". What was kept: {}", self.output_path)
+            });
+            Some(format!(
+                "the connection to the sandbox broke: some output is missing{lost}{file}"
+            ))
         } else if ended.record.is_none() && ended.stopped.is_none() {
-            lines.push(
+            Some(
                 "the command ended the shell that ran it; the working directory is unchanged"
                     .to_owned(),
-            );
+            )
+        } else {
+            None
         }
+    }
+
+    /// The lines after the output: what was killed, how it ended, where it is now.
+    fn status(&self, code: Option<i32>, ended: &Ended, cwd: Option<&str>) -> Vec<String> {
+        let mut lines = ended.killed.clone();
+        let secs = ended.took.as_secs_f64();
         let mut parts = Vec::new();
         if let Some(code) = code.filter(|code| *code != 0) {
-            parts.push(match code {
-                126 => "exit 126: found, but it can't be executed".to_owned(),
-                127 if self.facts.known => {
-                    format!(
-                        "exit 127: command not found. {}",
-                        self.facts.programs_in_words()
-                    )
-                }
-                127 => "exit 127: command not found".to_owned(),
-                137 if ended.stopped.is_none() => {
-                    "exit 137: killed, perhaps out of memory".to_owned()
-                }
-                code => format!("exit {code}"),
-            });
+            parts.push(format!("exit {code}"));
+            // Only what is so for certain: a program may have its own reasons for any code, and the shell's
+            // words are in the output.
+            let Excerpt { head, tail, .. } = &ended.excerpt;
+            if code == 127 && not_found(if tail.is_empty() { head } else { tail }) {
+                parts.extend(self.facts.programs_in_words());
+            }
+            if code == 137 && ended.stopped.is_none() && ended.killed.is_empty() {
+                parts
+                    .push("as after SIGKILL, with which running out of memory ends too".to_owned());
+            }
         }
         if secs > 10.0 || code.is_some_and(|code| code != 0) {
             parts.push(format!("{secs:.1} s"));
@@ -266,32 +370,49 @@ impl Call<'_> {
     }
 
     /// The answer for a program that was started in the background.
-    fn started(&self, record: &EndRecord, ended: &Ended) -> ToolAnswer {
-        let output = ended.excerpt.head.trim_end();
-        let state = match record.code {
-            None => format!(
-                "[running in the background: pid {}, output in {}. Stop it with kill {}.]",
-                record.rest, self.output_path, record.rest
-            ),
-            Some(code) => format!(
-                "[ended already: exit {code}; whole output in {}]",
-                self.output_path
-            ),
-        };
-        let text = if output.is_empty() {
-            state
+    fn started(&self, record: &EndRecord, ended: &Ended, notes: &[String]) -> ToolAnswer {
+        let kept = ended.begun.as_ref().is_none_or(|begun| begun.kept);
+        // Cut after it was cleaned, and shorter than what was read: half a key is not recognised.
+        let output = first_chars(&ended.excerpt.head, STARTED).trim_end();
+        let mut text = output.to_owned();
+        let file = if kept {
+            format!("output in {}", self.output_path)
         } else {
-            format!("{output}\n{state}")
+            "its output could not be kept in a file".to_owned()
         };
+        let state = match record.code {
+            None => {
+                let pid = record.rest.trim_start_matches('-');
+                let target = &record.rest;
+                format!(
+                    "running in the background: pid {pid}, {file}. Stop it with kill -TERM {target}."
+                )
+            }
+            Some(code) => format!("ended already: exit {code}; {file}"),
+        };
+        for note in notes.iter().chain([&state]) {
+            if !text.is_empty() {
+                text.push('\n');
+            }
+            write!(text, "[{note}]").ok();
+        }
         ToolAnswer {
-            text: self.context.redactor.clean(&text).into_owned(),
+            text,
             is_error: record.code.is_some_and(|code| code != 0),
             exit_code: record.code,
-            output_path: Some(self.output_path.clone()),
+            output_path: kept.then(|| self.output_path.clone()),
             outcome: Some(fingerprint((record.code, output))),
             ..ToolAnswer::default()
         }
     }
+}
+
+/// Whether a shell's last words are that it didn't find a program.
+fn not_found(output: &str) -> bool {
+    output.lines().rev().take(3).any(|line| {
+        let line = line.trim_end();
+        line.ends_with(": not found") || line.ends_with(": command not found")
+    })
 }
 
 #[cfg(test)]

@@ -8,12 +8,13 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::ids;
-use crate::sandbox::{ExecOutput, ExecStream, SandboxError};
+use crate::sandbox::{ExecOutput, ExecStream, SandboxError, exec_sh};
+use crate::show::one_line;
 
 use super::facts::Facts;
 use super::text::{Excerpt, Limits, TextKeeper};
 use super::types::ToolContext;
-use super::wrapper::{EndRecord, RecordScanner, Wrapped, sweep};
+use super::wrapper::{Begun, EndRecord, Left, RecordScanner, Wrapped, sweep};
 
 /// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
 const LONGEST_ARGUMENT: usize = 100_000;
@@ -21,6 +22,8 @@ const LONGEST_ARGUMENT: usize = 100_000;
 const FLOOD: u64 = 32 * 1024 * 1024;
 /// What `ulimit -f 20480` lets into the output file at least.
 pub(super) const OUTPUT_FILE: u64 = 10 * 1024 * 1024;
+/// Of what the outer shell and the sandbox say beside the output.
+const OUTER_SAID: usize = 4096;
 /// Between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
 /// For the end record, once all processes of the command are dead.
@@ -35,6 +38,8 @@ const SHOWN: Limits = Limits {
 pub(super) struct Call<'a> {
     pub(super) context: &'a ToolContext,
     pub(super) facts: &'a Facts,
+    /// The number of its output file.
+    pub(super) output: u64,
     pub(super) output_path: String,
     pub(super) cwd: String,
     pub(super) timeout: Duration,
@@ -55,22 +60,27 @@ pub(super) enum Stop {
 
 /// How a command came to its end.
 pub(super) struct Ended {
+    pub(super) begun: Option<Begun>,
     pub(super) record: Option<EndRecord>,
     /// The outer shell's own exit code, when there is no record.
     pub(super) shell_exit: Option<i32>,
     /// Some of the output is missing, for the connection to the sandbox broke.
     pub(super) gap: bool,
     pub(super) stopped: Option<Stop>,
+    /// What is left of what was stopped.
+    pub(super) left: Left,
+    /// Of programs that were killed, by the sandbox itself.
+    pub(super) killed: Vec<String>,
     pub(super) took: Duration,
     pub(super) excerpt: Excerpt,
     /// Bytes of output before the record.
     pub(super) bytes: u64,
 }
 
-type Sweeping = Pin<Box<dyn Future<Output = ()> + Send>>;
+type Sweeping = Pin<Box<dyn Future<Output = Left> + Send>>;
 
 /// Waits for a sweep, for ever if there is none.
-async fn finished(sweeping: &mut Option<Sweeping>) {
+async fn finished(sweeping: &mut Option<Sweeping>) -> Left {
     match sweeping {
         Some(sweeping) => sweeping.await,
         None => std::future::pending().await,
@@ -99,7 +109,8 @@ impl Call<'_> {
         let mut keeper = TextKeeper::new(&self.context.redactor);
         let mut scanner = RecordScanner::new(&nonce);
         let (mut record, mut shell_exit, mut bytes) = (None, None, 0);
-        let mut stopped = None;
+        let (mut stopped, mut left) = (None, None);
+        let mut outer_said = Vec::new();
         // The stream lost output, or ended before the command's end was told.
         let (mut gap, mut broken) = (false, None);
 
@@ -127,8 +138,9 @@ impl Call<'_> {
                 biased;
                 () = self.context.cancel.cancelled(), if stopped != Some(Stop::Cancelled) => Err(Stop::Cancelled),
                 () = tokio::time::sleep_until(limit.instant()), if stopped.is_none() => Err(out_of_time),
-                () = finished(&mut sweeping) => {
+                swept = finished(&mut sweeping) => {
                     sweeping = None;
+                    left = swept;
                     give_up = Some(Instant::now() + RECORD_WAIT);
                     continue;
                 }
@@ -153,8 +165,12 @@ impl Call<'_> {
                     gap = true;
                     None
                 }
-                // The outer shell's own words ("Killed"), which are no output of the command.
-                Ok(Ok(ExecOutput::Stderr(_))) => None,
+                // No output of the command: the outer shell's own words ("Killed"), and the sandbox's.
+                Ok(Ok(ExecOutput::Stderr(piece))) => {
+                    let room = OUTER_SAID.saturating_sub(outer_said.len()).min(piece.len());
+                    outer_said.extend_from_slice(piece.get(..room).unwrap_or_default());
+                    None
+                }
                 Ok(Ok(ExecOutput::Exit(code))) => {
                     shell_exit = Some(code);
                     stream = None;
@@ -170,13 +186,14 @@ impl Call<'_> {
             };
             if let Some(stop) = stop {
                 stopped = Some(stop);
-                sweeping = Some(self.stop(stop, &marker, reading));
+                sweeping = Some(self.stop(stop, &marker, scanner.begun(), reading));
             }
         }
         // The record comes when the command's shell is dead; its children may have the worst yet to come.
         if let Some(sweeping) = sweeping {
-            sweeping.await;
+            left = sweeping.await;
         }
+        let begun = scanner.begun().cloned();
         let reread = if stopped.is_none() && (gap || broken.is_some()) {
             self.reread(&nonce).await
         } else {
@@ -191,23 +208,35 @@ impl Call<'_> {
         } else if let Some(error) = broken {
             return Err(error);
         } else if record.is_none() {
+            if stopped.is_some() && left.as_ref().is_some_and(Vec::is_empty) {
+                self.context.session.settle_output(self.output);
+            }
             keeper.push(&scanner.finish());
             // That of the outer shell says nothing about a command whose record was lost.
             shell_exit = shell_exit.filter(|_| !gap);
         }
         if let Some(stream) = stream
             && record.is_some()
-            && let Err(crowded) = leave(stream, self.context).await
         {
-            stopped.get_or_insert(Stop::Crowd);
-            sweep(self.context.sandbox.as_ref(), &marker, Duration::ZERO).await;
-            crowded.control.kill().await;
+            match self.leave(stream).await {
+                Leaving::Ended => self.context.session.settle_output(self.output),
+                Leaving::Drained => {}
+                Leaving::Crowded(crowded) => {
+                    stopped.get_or_insert(Stop::Crowd);
+                    let sandbox = self.context.sandbox.as_ref();
+                    left = sweep(sandbox, &marker, begun.as_ref(), Duration::ZERO).await;
+                    crowded.control.kill().await;
+                }
+            }
         }
         Ok(Ended {
+            begun,
             record,
             shell_exit,
             gap,
             stopped,
+            left,
+            killed: killed(&outer_said),
             took: started.elapsed(),
             excerpt: keeper.finish().excerpt(&SHOWN),
             bytes,
@@ -234,57 +263,100 @@ impl Call<'_> {
         marker: &str,
     ) -> Result<ExecStream, SandboxError> {
         let sandbox = self.context.sandbox.as_ref();
-        let from_file;
-        let mut short = command;
-        if command.len() > LONGEST_ARGUMENT {
-            let file = format!("{}.sh", self.output_path);
-            let word = shlex::try_quote(&file).unwrap_or_default();
-            from_file = format!("eval \"$(cat {word})\"");
-            short = &from_file;
-            sandbox
-                .write(&file, Bytes::copy_from_slice(command.as_bytes()))
-                .await?;
+        let session = &self.context.session;
+        let long = command.len() > LONGEST_ARGUMENT;
+        let script = if long {
+            format!("{}.sh", self.output_path)
+        } else {
+            String::new()
+        };
+        if long {
+            let text = Bytes::copy_from_slice(command.as_bytes());
+            sandbox.write(&script, text).await?;
         }
+        let earlier = session.kept_outputs().into_iter();
         let wrapped = Wrapped {
-            command: short,
+            command: if long { "" } else { command },
+            script: &script,
             cwd: &self.cwd,
-            start_dir: self.context.session.start_dir(),
+            start_dir: session.start_dir(),
             output: &self.output_path,
+            earlier: earlier
+                .filter(|number| *number != self.output)
+                .map(|number| self.path_of(number))
+                .collect(),
             facts: self.facts,
             marker,
             nonce,
             background: self.background,
         };
-        sandbox.exec(wrapped.spec()).await
+        exec_sh(sandbox, wrapped.spec()).await
+    }
+
+    /// The path of an output file.
+    pub(super) fn path_of(&self, number: u64) -> String {
+        let name = self.context.session.output_file(number);
+        format!("{}/out/{name}", self.facts.state_dir)
+    }
+
+    /// Waits a moment for the end of a stream whose record has come; one that goes on, because a program in
+    /// the background holds it, is drained.
+    async fn leave(&self, mut stream: ExecStream) -> Leaving {
+        let ending =
+            async { while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {} };
+        if tokio::time::timeout(Duration::from_millis(30), ending)
+            .await
+            .is_ok()
+        {
+            return if self.background {
+                Leaving::Drained
+            } else {
+                Leaving::Ended
+            };
+        }
+        match self.context.session.drain(stream, self.output) {
+            Ok(()) => Leaving::Drained,
+            Err(crowded) => Leaving::Crowded(crowded),
+        }
     }
 
     /// Ends every process of the command, in a few seconds at most.
-    fn stop(&self, stop: Stop, marker: &str, stream: &ExecStream) -> Sweeping {
+    fn stop(
+        &self,
+        stop: Stop,
+        marker: &str,
+        begun: Option<&Begun>,
+        stream: &ExecStream,
+    ) -> Sweeping {
         let sandbox = Arc::clone(&self.context.sandbox);
         let control = Arc::clone(&stream.control);
-        let marker = marker.to_owned();
+        let (marker, begun) = (marker.to_owned(), begun.cloned());
         Box::pin(async move {
+            let mut grace = GRACE;
             if stop == Stop::Cancelled {
                 // The run is over: nobody waits for a directory or an exit code.
                 control.kill().await;
-                sweep(sandbox.as_ref(), &marker, Duration::ZERO).await;
-            } else {
-                sweep(sandbox.as_ref(), &marker, GRACE).await;
+                grace = Duration::ZERO;
             }
+            sweep(sandbox.as_ref(), &marker, begun.as_ref(), grace).await
         })
     }
 }
 
-/// Waits a moment for the end of a stream whose record has come; one that goes on, because a program in
-/// the background holds it, is drained. Gives it back where there is no place for that.
-async fn leave(mut stream: ExecStream, context: &ToolContext) -> Result<(), ExecStream> {
-    let ending =
-        async { while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {} };
-    if tokio::time::timeout(Duration::from_millis(30), ending)
-        .await
-        .is_ok()
-    {
-        return Ok(());
-    }
-    context.session.drain(stream)
+/// What the sandbox says of processes that it killed itself, among the outer shell's words.
+fn killed(outer_said: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(outer_said)
+        .lines()
+        .filter_map(|line| line.strip_prefix("sandcaster: "))
+        .filter(|said| said.starts_with("killed process "))
+        .map(one_line)
+        .collect()
+}
+
+/// What became of a stream whose record has come.
+enum Leaving {
+    Ended,
+    Drained,
+    /// There is no place for it.
+    Crowded(ExecStream),
 }

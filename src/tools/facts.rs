@@ -21,10 +21,12 @@ if command -v bash >/dev/null 2>&1; then b=bash; else b=sh; fi
 echo "shell=$b"
 echo "home=$HOME"
 for p in "$@"; do command -v "$p" >/dev/null 2>&1 && echo "has=$p"; done
+echo "looked=1"
 echo "uid=$(id -u 2>/dev/null)"
 echo "arch=$(uname -m 2>/dev/null)"
 if [ -r /etc/os-release ]; then echo "os=$(. /etc/os-release 2>/dev/null; echo "$PRETTY_NAME")"; fi
 df -kP . 2>/dev/null | { read -r _; read -r _ _ _ free _; echo "free=$free"; }
+echo "own=$PATH"
 "$b" -lc 'echo "path=$PATH"' </dev/null 2>/dev/null | grep '^path=/'
 "#;
 
@@ -33,7 +35,7 @@ df -kP . 2>/dev/null | { read -r _; read -r _ _ _ free _; echo "free=$free"; }
 pub struct Facts {
     /// The shell that commands run in: `bash` or `sh`.
     pub shell: String,
-    /// The PATH of a login shell.
+    /// The PATH of a login shell, with the sandbox's own in it.
     pub path: Option<String>,
     /// The operating system's name for itself.
     pub os: Option<String>,
@@ -41,6 +43,8 @@ pub struct Facts {
     pub arch: Option<String>,
     /// Which of the usual programs there are.
     pub programs: Vec<&'static str>,
+    /// All of them were looked for.
+    pub looked: bool,
     /// Free space in the working directory, in bytes.
     pub disk_free: Option<u64>,
     /// The user that commands run as.
@@ -55,6 +59,27 @@ pub struct Facts {
     pub known: bool,
 }
 
+/// Directories that a system's profile names when it sets PATH anew.
+const STANDARD: &[&str] = &[
+    "/usr/local/sbin",
+    "/usr/local/bin",
+    "/usr/sbin",
+    "/usr/bin",
+    "/sbin",
+    "/bin",
+];
+
+/// The login shell's PATH, in which nothing of the sandbox's own is lost: what a profile adds, what the image
+/// was made for, what every system has.
+fn merged(own: &str, login: &str) -> String {
+    let own: Vec<&str> = own.split(':').filter(|dir| !dir.is_empty()).collect();
+    let (added, standard): (Vec<&str>, Vec<&str>) = login
+        .split(':')
+        .filter(|dir| !own.contains(dir))
+        .partition(|dir| !STANDARD.contains(dir));
+    [added, own, standard].concat().join(":")
+}
+
 impl Facts {
     pub(super) fn unknown(working_dir: &str) -> Self {
         Self {
@@ -63,6 +88,7 @@ impl Facts {
             os: None,
             arch: None,
             programs: Vec::new(),
+            looked: false,
             disk_free: None,
             uid: None,
             home: working_dir.to_owned(),
@@ -104,11 +130,13 @@ impl Facts {
             "has" => self
                 .programs
                 .extend(PROGRAMS.iter().filter(|program| **program == value)),
+            "looked" => self.looked = true,
             "uid" => self.uid = value.parse().ok(),
             "arch" => self.arch = Some(value_owned()),
             "os" => self.os = Some(value_owned().chars().take(100).collect()),
             "free" => self.disk_free = value.parse::<u64>().ok().map(|kib| kib * 1024),
-            "path" => self.path = Some(value.to_owned()),
+            "own" => self.path = Some(value.to_owned()),
+            "path" => self.path = Some(merged(self.path.as_deref().unwrap_or_default(), value)),
             _ => return,
         }
         self.known = true;
@@ -131,20 +159,47 @@ impl Facts {
         if let Some(free) = self.disk_free {
             write!(out, " ({} free)", size(free)).ok();
         }
-        write!(out, ". {}.", self.programs_in_words()).ok();
+        out.push('.');
+        if let Some(programs) = self.programs_in_words() {
+            write!(out, " {programs}.").ok();
+        }
         out
     }
 
-    /// Which of the usual programs there are and which not.
-    pub(super) fn programs_in_words(&self) -> String {
+    /// Which of the usual programs there are and which not, if they were looked for.
+    pub(super) fn programs_in_words(&self) -> Option<String> {
+        if !self.looked {
+            return None;
+        }
         let (there, missing): (Vec<_>, Vec<_>) = PROGRAMS
             .iter()
             .partition(|program| self.programs.contains(program));
         let list = |names: Vec<&&str>| names.into_iter().copied().collect::<Vec<_>>().join(" ");
-        match (there.is_empty(), missing.is_empty()) {
+        Some(match (there.is_empty(), missing.is_empty()) {
             (true, _) => format!("Not installed: {}", list(missing)),
             (_, true) => format!("Installed: {}", list(there)),
             _ => format!("Installed: {}; not: {}", list(there), list(missing)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_adds_to_the_path_and_hides_nothing() {
+        for (own, login, both) in [
+            ("/bin", "/opt/x:/bin", "/opt/x:/bin"),
+            ("/venv:/usr/bin", "/usr/bin:/bin", "/venv:/usr/bin:/bin"),
+            (
+                "/venv:/bin",
+                "/conda:/usr/bin:/bin",
+                "/conda:/venv:/bin:/usr/bin",
+            ),
+            ("", "/usr/bin", "/usr/bin"),
+        ] {
+            assert_eq!(merged(own, login), both);
         }
     }
 }

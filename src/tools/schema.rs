@@ -7,11 +7,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::chat::{ToolArgs, ToolSpec};
-use crate::show::{first_chars, one_line};
+use crate::show::{did_you_mean, first_chars, one_line, short};
 
 use super::types::Failure;
 
-/// Names that models use for ours.
+/// Names that models use for ours, besides ours in another style (`oldString`).
 const SYNONYMS: &[(&str, &str)] = &[
     ("file_path", "path"),
     ("filepath", "path"),
@@ -20,14 +20,9 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("directory", "path"),
     ("dir", "path"),
     ("old_str", "old_string"),
-    ("oldText", "old_string"),
     ("old_text", "old_string"),
-    ("oldString", "old_string"),
     ("new_str", "new_string"),
-    ("newText", "new_string"),
     ("new_text", "new_string"),
-    ("newString", "new_string"),
-    ("replaceAll", "replace_all"),
     ("cmd", "command"),
     ("script", "command"),
     ("run_in_background", "background"),
@@ -42,37 +37,41 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("contents", "content"),
     ("file_text", "content"),
     ("timeout_secs", "timeout_seconds"),
-];
-
-/// In milliseconds, as other harnesses have it.
-const MILLISECONDS: &[(&str, &str)] = &[
     ("timeout", "timeout_seconds"),
     ("timeout_ms", "timeout_seconds"),
 ];
+
+/// Those of the names that are in milliseconds, as other harnesses have it.
+const MILLISECONDS: &[&str] = &["timeout", "timeoutms"];
+/// Longer names mean nothing.
+const LONGEST_NAME: usize = 64;
+
+/// Values that models use for ours, where a field has a few to choose from.
+const OTHER_VALUES: &[(&str, &str)] = &[("files_with_matches", "files")];
+
+/// Unknown fields that are named in a note.
+const NAMED: usize = 10;
 
 /// Arguments that fit the schema.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
     /// Only fields of the schema, with values of its types.
     pub args: Map<String, Value>,
-    /// Fields that the schema doesn't know.
+    /// Fields that the schema doesn't know, on one line each, with what may have been meant.
     pub ignored_fields: Vec<String>,
 }
 
 impl Prepared {
     /// The last line of the result, if something was ignored.
     pub fn note(&self) -> Option<String> {
-        (!self.ignored_fields.is_empty()).then(|| {
-            format!(
-                "[ignored unknown argument{}: {}]",
-                if self.ignored_fields.len() == 1 {
-                    ""
-                } else {
-                    "s"
-                },
-                one_line(&self.ignored_fields.join(", "))
-            )
-        })
+        let first = self.ignored_fields.get(..NAMED);
+        let fields = first.unwrap_or(&self.ignored_fields).join(", ");
+        match self.ignored_fields.len() {
+            0 => None,
+            1 => Some(format!("[ignored unknown argument: {fields}]")),
+            2..=NAMED => Some(format!("[ignored unknown arguments: {fields}]")),
+            many => Some(format!("[ignored {many} unknown arguments: {fields}, …]")),
+        }
     }
 }
 
@@ -106,44 +105,49 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs) -> Result<Prepared, String> {
         args: Map::new(),
         ignored_fields: Vec::new(),
     };
+    let is_required = |name: &str| required(spec).any(|required| required == name);
     // Right names first, so that a synonym never replaces what was also given by its right name.
-    for (name, value) in &object {
-        if let Some(schema) = properties.get(name)
-            && !value.is_null()
-        {
-            let value = fitted(schema, value)
-                .map_err(|what| complain(&format!("{name} {what}"), &value.to_string()))?;
-            prepared.args.insert(name.clone(), value);
-        }
-    }
-    for (name, value) in &object {
-        if properties.contains_key(name) || value.is_null() {
+    let (right, others): (Vec<_>, Vec<_>) = object
+        .iter()
+        .filter(|(_, value)| !value.is_null())
+        .partition(|(name, _)| properties.contains_key(*name));
+    for (name, value) in right.into_iter().chain(others) {
+        let meant =
+            meaning(name, properties).filter(|(meant, _)| !prepared.args.contains_key(*meant));
+        let Some((meant, schema)) = meant else {
+            prepared.ignored_fields.push(unknown(name, properties));
+            continue;
+        };
+        if !is_required(meant) && value.as_str().is_some_and(|text| text.trim().is_empty()) {
             continue;
         }
-        let meant = meaning(name, value).filter(|(meant, _)| {
-            properties.contains_key(*meant) && !prepared.args.contains_key(*meant)
-        });
-        let fitting = meant.and_then(|(meant, value)| {
-            let value = fitted(properties.get(meant)?, &value).ok()?;
-            Some((meant, value))
-        });
-        match fitting {
-            Some((meant, value)) => {
-                prepared.args.insert(meant.to_owned(), value);
-            }
-            None => prepared.ignored_fields.push(name.clone()),
-        }
+        let fitting = in_seconds(name, value)
+            .map_or_else(|| fitted(schema, value), |seconds| Ok(Value::from(seconds)));
+        let value = fitting
+            .map_err(|what| complain(&format!("{} {what}", one_line(name)), &value.to_string()))?;
+        prepared.args.insert(meant.to_owned(), value);
     }
     let missing: Vec<&str> = required(spec)
         .filter(|name| !prepared.args.contains_key(*name))
         .collect();
     if !missing.is_empty() {
-        return Err(complain(
-            &format!("{} is missing", missing.join(" and ")),
-            &value.to_string(),
-        ));
+        let mut what = format!("{} is missing", missing.join(" and "));
+        if let Some(note) = prepared.note() {
+            what.push(' ');
+            what.push_str(&note);
+        }
+        return Err(complain(&what, &value.to_string()));
     }
     Ok(prepared)
+}
+
+/// An unknown field as a note names it.
+fn unknown(name: &str, properties: &Map<String, Value>) -> String {
+    let shown = short(name, 60);
+    match did_you_mean(&shown, properties.keys().map(String::as_str)) {
+        Some(hint) => format!("{shown} ({hint})"),
+        None => shown,
+    }
 }
 
 /// The smallest call that fits, for a model that gets it wrong again and again.
@@ -219,25 +223,38 @@ fn as_object(value: &Value) -> Option<Map<String, Value>> {
     }
 }
 
-/// Our name for a field that isn't one, and its value in our unit.
-fn meaning(name: &str, value: &Value) -> Option<(&'static str, Value)> {
-    let of = |table: &'static [(&str, &'static str)]| {
-        table
-            .iter()
-            .find(|(theirs, _)| *theirs == name)
-            .map(|(_, ours)| *ours)
-    };
-    if let Some(ours) = of(SYNONYMS) {
-        return Some((ours, value.clone()));
+/// The field that `name` means, and its schema.
+fn meaning<'p>(name: &str, properties: &'p Map<String, Value>) -> Option<(&'p str, &'p Value)> {
+    if name.len() > LONGEST_NAME {
+        return None;
     }
-    let ours = of(MILLISECONDS)?;
-    let millis = integer(value)?;
-    let secs = if millis < 1 {
+    let of = |ours: &str| properties.get_key_value(ours);
+    let synonym = |(theirs, ours): &(&str, &'static str)| {
+        (*theirs == name || (name.len() > 3 && letters(theirs) == letters(name))).then_some(*ours)
+    };
+    of(name)
+        .or_else(|| {
+            properties
+                .iter()
+                .find(|(ours, _)| letters(ours) == letters(name))
+        })
+        .or_else(|| SYNONYMS.iter().filter_map(synonym).find_map(of))
+        .map(|(name, schema)| (name.as_str(), schema))
+}
+
+/// A name without its style.
+fn letters(name: &str) -> String {
+    name.replace(['_', '-'], "").to_lowercase()
+}
+
+/// Seconds, where the name is one for milliseconds.
+fn in_seconds(name: &str, value: &Value) -> Option<i64> {
+    let millis = integer(value).filter(|_| MILLISECONDS.contains(&letters(name).as_str()))?;
+    Some(if millis < 1 {
         millis
     } else {
-        millis.saturating_add(999) / 1000
-    };
-    Some((ours, Value::from(secs.min(999))))
+        (millis.saturating_add(999) / 1000).min(999)
+    })
 }
 
 /// `value` as the schema wants it, or what is wrong with it.
@@ -264,8 +281,11 @@ fn fitted(schema: &Value, value: &Value) -> Result<Value, String> {
                 return Ok(Value::from(text));
             }
             let all = options.collect::<Vec<_>>();
+            let text = text.trim();
+            let ours = OTHER_VALUES.iter().find(|(theirs, _)| *theirs == text);
+            let meant = ours.map_or(text, |(_, ours)| ours);
             all.iter()
-                .find(|option| option.eq_ignore_ascii_case(text.trim()))
+                .find(|option| option.eq_ignore_ascii_case(meant))
                 .map(|option| Value::from(*option))
                 .ok_or_else(|| format!("must be one of {}", all.join(", ")))
         }
@@ -283,7 +303,14 @@ fn integer(value: &Value) -> Option<i64> {
             )]
             (float.fract() == 0.0 && float.abs() < 9e15).then_some(float as i64)
         }),
-        Value::String(text) => text.trim().parse().ok(),
+        Value::String(text) => {
+            let text = text.trim();
+            let whole = text
+                .split_once('.')
+                .filter(|(_, zeros)| zeros.bytes().all(|b| b == b'0'))
+                .map_or(text, |(whole, _)| whole);
+            whole.parse().ok()
+        }
         _ => None,
     }
 }

@@ -57,6 +57,26 @@ fn what_can_only_mean_one_thing_is_accepted() {
             json!({"path": "a", "mode": "Files"}),
             json!({"path": "a", "mode": "files"}),
         ),
+        (
+            json!({"path": "a", "output_mode": "files_with_matches"}),
+            json!({"path": "a", "mode": "files"}),
+        ),
+        (
+            json!({"path": "a", "timeout_seconds": "", "background": " ", "mode": ""}),
+            json!({"path": "a"}),
+        ),
+        (
+            json!({"path": "a", "timeout_seconds": "30.0"}),
+            json!({"path": "a", "timeout_seconds": 30}),
+        ),
+        (
+            json!({"Path": "a", "timeoutSeconds": 30, "timeoutMs": 5}),
+            json!({"path": "a", "timeout_seconds": 30}),
+        ),
+        (
+            json!({"path": "a", "timeoutMs": 5_000}),
+            json!({"path": "a", "timeout_seconds": 5}),
+        ),
     ] {
         assert_eq!(accepted(given.clone()), taken, "{given}");
     }
@@ -70,6 +90,47 @@ fn unknown_fields_are_ignored_and_named() {
         prepared.note().as_deref(),
         Some("[ignored unknown arguments: reason, description]")
     );
+}
+
+#[test]
+fn near_names_are_hinted_at_and_many_are_counted() {
+    let args = ToolArgs::Json(json!({"path": "a", "tiemout_seconds": 5, "a\nb": 1}));
+    let note = prepare(&spec(), &args).unwrap().note().unwrap();
+    assert!(
+        note.contains("tiemout_seconds (did you mean `timeout_seconds`?)"),
+        "{note}"
+    );
+    assert!(note.contains("a\\nb"), "{note}");
+    let args = ToolArgs::Json(json!({"pathh": "a"}));
+    let complaint = prepare(&spec(), &args).unwrap_err();
+    assert!(complaint.contains("did you mean `path`?"), "{complaint}");
+    let mut many: Map<String, Value> = (0..5_000)
+        .map(|n| (format!("field{n}"), Value::from(n)))
+        .collect();
+    many.insert("path".to_owned(), Value::from("a"));
+    let note = prepare(&spec(), &ToolArgs::Json(Value::Object(many)))
+        .unwrap()
+        .note()
+        .unwrap();
+    assert!(note.contains("5000 unknown") && note.len() < 1000, "{note}");
+}
+
+#[test]
+fn what_a_synonym_was_given_is_never_ignored() {
+    for (given, words) in [
+        (
+            json!({"path": "a", "output_mode": "lines"}),
+            "output_mode must be one of content, files",
+        ),
+        (
+            json!({"path": "a", "timeout": "soon"}),
+            "timeout must be an integer",
+        ),
+        (json!({"file_path": ["a"]}), "file_path must be a string"),
+    ] {
+        let complaint = prepare(&spec(), &ToolArgs::Json(given)).unwrap_err();
+        assert!(complaint.contains(words), "{complaint}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the tools of one sandbox remember between calls.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -25,9 +26,43 @@ pub struct ShellSession {
     /// Bounded by [`MAX_DRAINS`]; a set, so that all of them end with the session.
     drains: Mutex<JoinSet<()>>,
     prefix: String,
-    outputs: AtomicU64,
+    outputs: Arc<Mutex<Outputs>>,
     /// Held from the reading of a file to its writing: no edit is lost to another one.
     pub(super) edits: tokio::sync::Mutex<()>,
+}
+
+/// Output files of commands, by number, from 1.
+#[derive(Debug, Default)]
+struct Outputs {
+    made: u64,
+    /// Files that nobody was told of and nobody writes to: the next commands use them again.
+    free: Vec<u64>,
+    /// The others, oldest first.
+    kept: Vec<Output>,
+}
+
+#[derive(Debug)]
+struct Output {
+    number: u64,
+    /// A program in the background may still write to it.
+    growing: bool,
+    /// Somebody was told of it; `None` before the call's answer.
+    told: Option<bool>,
+}
+
+impl Outputs {
+    fn change(&mut self, number: u64, change: impl FnOnce(&mut Output)) {
+        let Some(at) = self.kept.iter().position(|o| o.number == number) else {
+            return;
+        };
+        if let Some(output) = self.kept.get_mut(at) {
+            change(output);
+            if !output.growing && output.told == Some(false) {
+                self.kept.remove(at);
+                self.free.push(number);
+            }
+        }
+    }
 }
 
 impl ShellSession {
@@ -40,7 +75,7 @@ impl ShellSession {
             told: AtomicBool::new(false),
             drains: Mutex::new(JoinSet::new()),
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
-            outputs: AtomicU64::new(0),
+            outputs: Arc::default(),
             edits: tokio::sync::Mutex::new(()),
         }
     }
@@ -72,23 +107,76 @@ impl ShellSession {
         (first && !notice.is_empty()).then_some(notice)
     }
 
-    /// A name for the next output file, unique in the sandbox.
+    /// The number of a file for the next output, which nobody uses. It grows until
+    /// [`Self::settle_output`].
+    pub(super) fn take_output(&self) -> u64 {
+        let mut outputs = self.outputs.lock();
+        let number = outputs.free.pop().unwrap_or_else(|| {
+            outputs.made += 1;
+            outputs.made
+        });
+        outputs.kept.push(Output {
+            number,
+            growing: true,
+            told: None,
+        });
+        number
+    }
+
+    /// Whether anybody was told of that file.
+    pub(super) fn tell_output(&self, number: u64, told: bool) {
+        let mut outputs = self.outputs.lock();
+        outputs.change(number, |output| output.told = Some(told));
+    }
+
+    /// Nobody writes to that file any more.
+    pub(super) fn settle_output(&self, number: u64) {
+        let mut outputs = self.outputs.lock();
+        outputs.change(number, |output| output.growing = false);
+    }
+
+    /// Takes note of files that were emptied.
+    pub(super) fn emptied_outputs(&self, numbers: &[u64]) {
+        let mut outputs = self.outputs.lock();
+        outputs
+            .kept
+            .retain(|output| output.growing || !numbers.contains(&output.number));
+    }
+
+    /// The numbers of the output files that are kept, newest first.
+    pub(super) fn kept_outputs(&self) -> Vec<u64> {
+        let outputs = self.outputs.lock();
+        outputs.kept.iter().rev().map(|o| o.number).collect()
+    }
+
+    /// An output file's name, unique in the sandbox.
+    pub(super) fn output_file(&self, number: u64) -> String {
+        format!("{}-{number}.txt", self.prefix)
+    }
+
+    /// A name for a file that nobody is told of, unique in the sandbox.
     pub(super) fn output_name(&self) -> String {
-        let n = self.outputs.fetch_add(1, Ordering::Relaxed) + 1;
-        format!("{}-{n}.txt", self.prefix)
+        let mut outputs = self.outputs.lock();
+        outputs.made += 1;
+        self.output_file(outputs.made)
     }
 
     /// Reads `stream` into nothing until it ends, so that the program behind it is neither slowed nor
-    /// killed by a broken pipe. Gives it back when too many are read already.
-    pub(super) fn drain(&self, stream: ExecStream) -> Result<(), ExecStream> {
+    /// killed by a broken pipe; then the output file `number` is settled. Gives it back when too many are read
+    /// already.
+    pub(super) fn drain(&self, stream: ExecStream, number: u64) -> Result<(), ExecStream> {
         let mut drains = self.drains.lock();
         while drains.try_join_next().is_some() {}
         if drains.len() >= MAX_DRAINS {
             return Err(stream);
         }
+        let outputs = Arc::clone(&self.outputs);
         drains.spawn(async move {
             let mut stream = stream;
             while !matches!(stream.next().await, Ok(ExecOutput::Exit(_)) | Err(_)) {}
+            outputs
+                .lock()
+                .change(number, |output| output.growing = false);
         });
         Ok(())
     }

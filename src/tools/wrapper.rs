@@ -1,101 +1,224 @@
 //! The text around a command, and how its end is told from its output.
 //!
 //! A command's end is a fact, never a guess: the outer shell prints an end record with a nonce that only
-//! it knows. End of file won't do, since a program left in the background holds the pipe open.
+//! it knows. End of file won't do, since a program left in the background holds the pipe open. What goes on
+//! around the command is nothing that the command or its messages should show.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock::Deadline;
 use crate::sandbox::{ExecSpec, Sandbox, Script};
+use crate::show::one_line;
 
 use super::facts::Facts;
 
 /// `$1` nonce, `$2` output file, `$3` marker, `$4` directory, `$5` side file, `$6` start directory,
-/// `$7` shell, `$8` command, `$9` inner text.
+/// `$7` shell, `$8` command, `$9` inner text, `${10}` a file with the command if it is long, `${11}` a line
+/// end; then the output files of earlier calls, newest first.
 ///
+/// Empties the oldest of those if all of them together are too large (a program that still writes to one
+/// goes on at its beginning). Goes to the directory. Prints the begin record to standard output alone, not
+/// to the file: the outer shell's process id, whether the output can be kept, the numbers of the files that
+/// were emptied, the shell's line in `/proc`.
+macro_rules! prologue {
+    () => {
+        r#"
+mkdir -p "${2%/*}" 2>/dev/null
+sc_kept=0
+{ true >"$2" && sc_kept=1; } 2>/dev/null
+sc_emptied=
+[ $# -le 11 ] || sc_emptied=$(
+shift 11
+wc -c "$@" 2>/dev/null | {
+sum=0
+while read -r size path; do
+case $path in /*) ;; *) continue;; esac
+sum=$((sum+size))
+if [ "$size" -gt 0 ] && [ "$sum" -gt 67108864 ]; then
+path_end=${path##*-}
+{ true >"$path" && printf '%s,' "${path_end%.txt}"; } 2>/dev/null
+fi
+done
+}
+)
+sc_moved=-
+cd "$4" 2>/dev/null || {
+sc_moved=gone
+[ ! -d "$4" ] || sc_moved=closed
+cd "$6" 2>/dev/null || { cd /; sc_moved=$sc_moved,root; }
+}
+unset OLDPWD
+sc_self=
+{ read -r sc_self </proc/self/stat; } 2>/dev/null
+printf '\036%s %s %s %s %s\036' "$1" "$$" "$sc_kept" "$sc_emptied" "${sc_self##*) }"
+"#
+    };
+}
+
 /// The outer shell has no marker, so that a sweep leaves it alive to print the record. The bound on the
 /// output file holds for `tee` alone, which goes on to the pipe when the file is full, and to the file
 /// when nobody reads the pipe any more. What the outer shell itself says ("Killed") goes to its standard
 /// error: for that the redirection stands within the parentheses, since dash redirects itself otherwise.
-const FOREGROUND: &str = r#"
-mkdir -p "${2%/*}" 2>/dev/null
-{ true >"$2"; } 2>/dev/null
-moved=0
-cd "$4" 2>/dev/null || { moved=1; cd "$6" 2>/dev/null || cd /; }
+/// The side file is read without another program, which a sweep could end.
+const FOREGROUND: &str = concat!(
+    prologue!(),
+    r#"
 {
-( SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$5" "$8" </dev/null 2>&1 )
-code=$?
-dir=$(cat "$5" 2>/dev/null)
+( SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$5" "$8" "${10}" "${11}" </dev/null 2>&1 )
+sc_code=$?
+sc_dir=
+{ IFS= read -r sc_dir && ! IFS= read -r sc_more || sc_dir=; } <"$5"
 rm -f "$5"
-printf '\n\036%s %s %s %s\036' "$1" "$code" "$moved" "$dir"
-} | { trap '' PIPE XFSZ; ulimit -f 20480; exec tee -a "$2"; } 2>/dev/null
-"#;
+printf '\n\036%s %s %s %s\036' "$1" "$sc_code" "$sc_moved" "$sc_dir"
+} | {
+trap '' PIPE XFSZ
+ulimit -f 20480
+command -v tee >/dev/null && exec tee -a "$2"
+exec cat
+} 2>/dev/null
+"#
+);
 
-/// Arguments as above. The program's output goes to the file alone, so it holds no pipe. The record has
-/// `running` in place of the exit code if it still runs after a second, and the process id at its end.
-const BACKGROUND: &str = r#"
-mkdir -p "${2%/*}" 2>/dev/null
-moved=0
-cd "$4" 2>/dev/null || { moved=1; cd "$6" 2>/dev/null || cd /; }
-( trap '' HUP; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" /dev/null "$8" ) </dev/null >"$2" 2>&1 &
-pid=$!
-n=0
-while [ "$n" -lt 10 ] && kill -0 "$pid" 2>/dev/null; do
-sleep 0.1 2>/dev/null || { sleep 1; n=10; }
-n=$((n+1))
+/// The program's output goes to the file alone, so it holds no pipe; appended, so that emptying the file
+/// works. The record has `running` in place of the exit code if it still runs after a second, and the process
+/// id at its end: with a minus, where the program leads a group, so that all of it can be ended.
+const BACKGROUND: &str = concat!(
+    prologue!(),
+    r#"
+sc_out=$2
+[ "$sc_kept" = 1 ] || sc_out=/dev/null
+sc_own=
+command -v setsid >/dev/null 2>&1 && sc_own=setsid
+( trap '' HUP; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec $sc_own "$7" -c "$9" "$7" /dev/null "$8" "${10}" "${11}" ) </dev/null >>"$sc_out" 2>&1 &
+sc_pid=$!
+sc_n=0
+while [ "$sc_n" -lt 10 ] && kill -0 "$sc_pid" 2>/dev/null; do
+sleep 0.1 2>/dev/null || { sleep 1; sc_n=10; }
+sc_n=$((sc_n+1))
 done
-if kill -0 "$pid" 2>/dev/null; then code=running; else wait "$pid"; code=$?; fi
-head -c 4096 "$2" 2>/dev/null
-printf '\n\036%s %s %s %s\036' "$1" "$code" "$moved" "$pid"
-"#;
+if kill -0 "$sc_pid" 2>/dev/null; then sc_code=running; else wait "$sc_pid"; sc_code=$?; fi
+head -c 8192 "$2" 2>/dev/null
+printf '\n\036%s %s %s %s\036' "$1" "$sc_code" "$sc_moved" "${sc_own:+-}$sc_pid"
+"#
+);
 
-/// `$1` side file, `$2` command. The command sees no positional parameters and no text of ours.
-const INNER: &str = r#"trap "pwd -P >'$1' 2>/dev/null" EXIT
-sandcaster_command=$2
-shift 2
-eval "$sandcaster_command""#;
+/// `$1` side file, `$2` command, or `$3` a file with it, `$4` a line end. On one line, for the shell counts the
+/// command's lines from here; `BusyBox` counts from zero. The command sees no positional parameters. The
+/// directory is written at the end by itself and once more by the trap: a command may have a trap of its own,
+/// or end by `exit`.
+const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; [ -z "$3" ] || { sandcaster_command=$(cat "$3"); rm -f "$3"; }; case $LINENO in 0) sandcaster_command=$4$sandcaster_command;; esac; shift 4; trap '{ command pwd -P >|"$sandcaster_side" || :; } 2>/dev/null' EXIT; eval "$sandcaster_command"; { sandcaster_code=$?; set +exv; command pwd -P >|"$sandcaster_side"; } 2>/dev/null; exit "$sandcaster_code""#;
 
-/// `$1` marker, `$2` tenths of a second between TERM and KILL. One `grep` looks at all processes, however
-/// many there are: the marker is random enough to be found anywhere in an environment. (Not with `-F`, which
-/// in `BusyBox` looks no further than the first NUL.) The kill is repeated, since what is being killed may be
-/// starting others.
+/// `$1` marker, `$2` tenths of a second between TERM and KILL, `$3` the outer shell, `$4` its start in ticks.
+///
+/// What is ended: every process with the marker in its environment (random enough to be found anywhere in
+/// it; not with `-F`, which in `BusyBox` looks no further than the first NUL); what is in the session or the
+/// group that the outer shell leads; what descends from its children, which themselves live to print the
+/// record; and what descends from all of these, also when they are gone. One `grep` each looks at all
+/// processes, however many there are. The kill is repeated, since what is being killed may be starting
+/// others.
+///
+/// Prints what is left then, a process a line: also orphans that are younger than the call and could have
+/// been its, which nobody can tell.
 const SWEEP: &str = r#"
-marked() { grep -l "SANDCASTER_CALL=$1" /proc/[0-9]*/environ 2>/dev/null | tr -cd '0-9\n'; }
+[ -r /proc/self/stat ] || exit 1
+m=$1 t=$2 outer=${3:--} begun=${4:-9223372036854775807} known=
+look() {
+queue="$known $(grep -l "SANDCASTER_CALL=$m" /proc/[0-9]*/environ 2>/dev/null | tr -c '0-9\n' ' ')"
+all=$(grep -s ') ' /proc/[0-9]*/stat)
+top= orphans= found= left=
+set -f
+while IFS= read -r line; do
+pid=${line#/proc/}
+pid=${pid%%/*}
+set -- ${line##*) }
+[ $# -ge 20 ] || continue
+case $1 in Z|X) continue;; esac
+eval "alive_$pid=1 kin_$2=\"\${kin_$2-} $pid\""
+if [ "$2" = "$outer" ]; then top="$top $pid"; continue; fi
+if [ "$pid" = "$outer" ] || [ "$pid" = "$$" ]; then continue; fi
+if [ "$3" = "$outer" ] || [ "$4" = "$outer" ]; then queue="$queue $pid"; fi
+if [ "$2" = 1 ] && [ "${20}" -ge "$begun" ]; then orphans="$orphans $pid"; fi
+done <<END
+$all
+END
+for pid in $top; do eval "queue=\"\$queue \${kin_$pid-}\""; done
+while set -- $queue && [ $# -gt 0 ]; do
+queue=
+for pid; do
+eval "seen=\${seen_$pid-}; [ -n \"\$seen\" ] || queue=\"\$queue \${kin_$pid-}\"; alive=\${alive_$pid-}"
+[ -n "$seen" ] || [ -z "$alive" ] || found="$found $pid"
+eval "seen_$pid=1"
+done
+done
+for pid in $orphans; do
+eval "seen=\${seen_$pid-}"
+[ -n "$seen" ] || ! kill -0 "$pid" 2>/dev/null || left="$left $pid"
+done
+echo "$found"
+echo "$left"
+}
+again() {
+out=$(look)
+left=${out#*
+}
+found=${out%%
+*}
+known="$known $found"
+[ -n "$found" ]
+}
+alive() {
+for pid in $found; do ! kill -0 "$pid" 2>/dev/null || return 0; done
+return 1
+}
 n=0
-if [ "$2" -gt 0 ]; then
-p=$(marked "$1")
-[ -n "$p" ] || exit 0
-kill -TERM $p 2>/dev/null
-while [ "$n" -lt "$2" ] && kill -0 $p 2>/dev/null; do
+if [ "$t" -gt 0 ] && again; then
+kill -TERM $found 2>/dev/null
+while [ "$n" -lt "$t" ] && alive; do
 sleep 0.1 2>/dev/null || { sleep 1; n=$((n+9)); }
 n=$((n+1))
 done
 fi
 n=0
-while [ "$n" -lt 10 ]; do
-p=$(marked "$1")
-[ -n "$p" ] || exit 0
-kill -KILL $p 2>/dev/null
+while [ "$n" -lt 10 ] && again; do
+kill -KILL $found 2>/dev/null
 n=$((n+1))
 done
+for pid in $found $left; do
+{ read -r name </proc/"$pid"/comm && echo "$pid ($name)"; } 2>/dev/null
+done
+exit 0
 "#;
 
-/// Cuts the end record off an output file; `$1` file, `$2` bytes that stay. `tee` appends, so what a program
-/// in the background prints later follows without a gap.
-const TRIM: &str = r#"dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null"#;
+/// `$1` output file, `$2` bytes of output. Prints the file's size, which must not be believed too soon: `tee`
+/// writes to the pipe first. Then cuts the end record off; `tee` appends, so what a program in the background
+/// prints later follows without a gap.
+const KEPT: &str = r#"
+n=0
+while size=$(wc -c <"$1" 2>/dev/null) && [ "$size" -lt "$2" ] && [ "$n" -lt "$3" ]; do
+n=$((n+1))
+sleep 0.1 2>/dev/null || n=$3
+done
+echo $size
+[ "${size:-0}" -le "$2" ] || dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null
+exit 0
+"#;
 
 /// Where a command runs and what is kept of it.
 #[derive(Debug)]
 pub(super) struct Wrapped<'a> {
     pub(super) command: &'a str,
+    /// A file with the command, if it is too long for an argument.
+    pub(super) script: &'a str,
     pub(super) cwd: &'a str,
     pub(super) start_dir: &'a str,
     pub(super) output: &'a str,
+    /// Output files of earlier calls, newest first.
+    pub(super) earlier: Vec<String>,
     pub(super) facts: &'a Facts,
     /// In the environment of every process of the call: 128 random bits.
     pub(super) marker: &'a str,
-    /// In the end record: 128 random bits, known to the outer shell only.
+    /// In the records: 128 random bits, known to the outer shell only.
     pub(super) nonce: &'a str,
     pub(super) background: bool,
 }
@@ -122,9 +245,16 @@ impl Wrapped<'_> {
             &self.facts.shell,
             self.command,
             INNER,
+            self.script,
+            "\n",
         ];
         ExecSpec {
-            argv: argv.iter().map(|arg| (*arg).to_owned()).collect(),
+            argv: argv
+                .iter()
+                .copied()
+                .chain(self.earlier.iter().map(String::as_str))
+                .map(str::to_owned)
+                .collect(),
             env: environment(self.facts),
             cwd: "/".to_owned(),
             ..ExecSpec::default()
@@ -155,36 +285,97 @@ fn environment(facts: &Facts) -> BTreeMap<String, String> {
     env
 }
 
-/// Ends every process that carries `marker`: TERM, `grace` for them to end, KILL. Bounded by `grace` and
-/// three seconds more.
-pub(super) async fn sweep(sandbox: &dyn Sandbox, marker: &str, grace: Duration) {
+/// What a sweep left: processes as `pid (name)`; `None` if nobody knows.
+pub(super) type Left = Option<Vec<String>>;
+
+/// Ends every process of the call that carries `marker` and whose outer shell is `begun`: TERM, `grace` for
+/// them to end, KILL. Bounded by `grace` and three seconds more.
+pub(super) async fn sweep(
+    sandbox: &dyn Sandbox,
+    marker: &str,
+    begun: Option<&Begun>,
+    grace: Duration,
+) -> Left {
     let tenths = (grace.as_millis() / 100).to_string();
-    let limit = Deadline::after(grace + Duration::from_secs(3));
-    // A sweep that fails is followed by the kill of the process group, whatever the reason.
-    drop(
-        Script {
-            text: SWEEP,
-            args: vec![marker, &tenths],
-            ..Script::default()
-        }
-        .run(sandbox, limit)
-        .await,
-    );
+    let (outer, start) = begun.map_or(("", ""), |begun| (&begun.outer, &begun.start));
+    let swept = Script {
+        text: SWEEP,
+        args: vec![marker, &tenths, outer, start],
+        keep: 16 * 1024,
+        ..Script::default()
+    }
+    .run(sandbox, Deadline::after(grace + Duration::from_secs(3)))
+    .await
+    .ok()
+    .filter(|swept| swept.exit_code == 0)?;
+    let left = String::from_utf8_lossy(&swept.stdout);
+    Some(left.lines().map(one_line).collect())
 }
 
-/// Cuts the end record off `output`, of which `bytes` came before it. For at most a second.
-pub(super) async fn trim(sandbox: &dyn Sandbox, output: &str, bytes: u64) {
+/// How much of `bytes` of output is in its file, and what is surely no more than that is cut off behind.
+/// `None`: nothing, or nobody knows. For at most two seconds.
+pub(super) async fn kept(
+    sandbox: &dyn Sandbox,
+    output: &str,
+    bytes: u64,
+    whole: bool,
+) -> Option<u64> {
     let bytes = bytes.to_string();
-    // A record that stays in the file is unsightly, not wrong.
-    drop(
-        Script {
-            text: TRIM,
-            args: vec![output, &bytes],
-            ..Script::default()
+    let kept = Script {
+        text: KEPT,
+        args: vec![output, &bytes, if whole { "5" } else { "0" }],
+        keep: 64,
+        ..Script::default()
+    }
+    .run(sandbox, Deadline::after(Duration::from_secs(2)))
+    .await
+    .ok()?;
+    String::from_utf8_lossy(&kept.stdout).trim().parse().ok()
+}
+
+/// What the outer shell says before it starts the command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Begun {
+    /// Its process id: digits, or nothing.
+    outer: String,
+    /// When it started, in ticks: digits, or nothing.
+    start: String,
+    /// The output file could be made.
+    pub(super) kept: bool,
+    /// The numbers of earlier output files that were emptied.
+    pub(super) emptied: Vec<u64>,
+}
+
+impl Begun {
+    fn parse(text: &str) -> Self {
+        let mut parts = text.split(' ');
+        let digits = |part: Option<&str>| {
+            let part = part.unwrap_or_default();
+            let digits = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+            if digits { part } else { "" }.to_owned()
+        };
+        Self {
+            outer: digits(parts.next()),
+            kept: parts.next() == Some("1"),
+            emptied: parts
+                .next()
+                .unwrap_or_default()
+                .split(',')
+                .filter_map(|n| n.parse().ok())
+                .collect(),
+            // The 22nd field of the line, of which the first two were left out.
+            start: digits(parts.nth(19)),
         }
-        .run(sandbox, Deadline::after(Duration::from_secs(1)))
-        .await,
-    );
+    }
+}
+
+/// How it went with the directory that a command was to start in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// It is there, but can't be entered.
+    pub(super) closed: bool,
+    /// Nor could the directory that the session started in: it ran in `/`.
+    pub(super) to_root: bool,
 }
 
 /// What the outer shell says at the end of a call.
@@ -192,18 +383,28 @@ pub(super) async fn trim(sandbox: &dyn Sandbox, output: &str, bytes: u64) {
 pub(super) struct EndRecord {
     /// The exit code; `None` for a background program that still runs.
     pub(super) code: Option<i32>,
-    /// The directory to start in was gone.
-    pub(super) moved: bool,
-    /// The directory at the end, if it is known; of a background program the process id.
+    /// The directory to start in could not be used.
+    pub(super) moved: Option<Moved>,
+    /// The directory at the end, if it is known; of a background program the process id, with a minus if it
+    /// leads a group.
     pub(super) rest: String,
 }
 
-/// Finds the end record in output that comes in pieces.
+/// Finds the records in output that comes in pieces.
 #[derive(Debug)]
 pub(super) struct RecordScanner {
     pattern: Vec<u8>,
     held: Vec<u8>,
-    in_record: bool,
+    at: At,
+    begun: Option<Begun>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// The begin record comes first, if it comes.
+    Start,
+    Output,
+    Record,
 }
 
 /// A record longer than this is cut: its directory is lost then, not its code.
@@ -214,8 +415,14 @@ impl RecordScanner {
         Self {
             pattern: format!("\n\u{1e}{nonce} ").into_bytes(),
             held: Vec::new(),
-            in_record: false,
+            at: At::Start,
+            begun: None,
         }
+    }
+
+    /// What the begin record said, once it has come.
+    pub(super) const fn begun(&self) -> Option<&Begun> {
+        self.begun.as_ref()
     }
 
     /// Takes the next bytes; gives those that are output for certain, and the record once it is whole.
@@ -223,12 +430,15 @@ impl RecordScanner {
     pub(super) fn push(&mut self, bytes: &[u8]) -> (Vec<u8>, Option<EndRecord>) {
         self.held.extend_from_slice(bytes);
         let mut output = Vec::new();
-        if !self.in_record {
+        if self.at == At::Start && !self.start() {
+            return (output, None);
+        }
+        if self.at == At::Output {
             let pattern = &self.pattern;
             if let Some(at) = find(&self.held, pattern) {
                 output.extend(self.held.drain(..at));
                 self.held.drain(..pattern.len());
-                self.in_record = true;
+                self.at = At::Record;
             } else {
                 let keep = (1..pattern.len().min(self.held.len() + 1))
                     .rev()
@@ -237,13 +447,33 @@ impl RecordScanner {
                 output.extend(self.held.drain(..self.held.len() - keep));
             }
         }
-        let record = self.in_record.then(|| self.record()).flatten();
+        let record = (self.at == At::Record).then(|| self.record()).flatten();
         (output, record)
+    }
+
+    /// Takes the begin record, if it stands there; whether that is decided.
+    fn start(&mut self) -> bool {
+        let pattern = self.pattern.get(1..).unwrap_or_default();
+        if let Some(rest) = self.held.strip_prefix(pattern) {
+            match rest.iter().position(|b| *b == 0x1e) {
+                Some(end) => {
+                    let text = String::from_utf8_lossy(rest.get(..end).unwrap_or_default());
+                    self.begun = Some(Begun::parse(&text));
+                    self.held.drain(..=pattern.len() + end);
+                }
+                None if rest.len() < LONGEST_RECORD => return false,
+                None => {}
+            }
+        } else if pattern.starts_with(&self.held) {
+            return false;
+        }
+        self.at = At::Output;
+        true
     }
 
     /// The end of the stream without a record: what was held back is output.
     pub(super) fn finish(self) -> Vec<u8> {
-        if self.in_record {
+        if self.at == At::Record {
             Vec::new()
         } else {
             self.held
@@ -262,7 +492,10 @@ impl RecordScanner {
         };
         Some(EndRecord {
             code,
-            moved: parts.next() == Some("1"),
+            moved: parts.next().filter(|how| *how != "-").map(|how| Moved {
+                closed: how.starts_with("closed"),
+                to_root: how.ends_with("root"),
+            }),
             rest: parts.next().filter(|_| !cut).unwrap_or_default().to_owned(),
         })
     }
@@ -286,8 +519,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_record_is_found_however_it_is_cut() {
-        let stream = b"out\n\x1e\nput\n\x1en0nce 3 1 /home/a b\x1e late".as_slice();
+    fn the_records_are_found_however_they_are_cut() {
+        let stat = "S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 123456 99";
+        let begin = format!("\x1en0nce 42 1 3,12, {stat}\x1e");
+        let stream = [
+            begin.as_bytes(),
+            b"out\n\x1e\nput\n\x1en0nce 3 closed,root /home/a b\x1e late",
+        ]
+        .concat();
         for cut in 0..stream.len() {
             let mut scanner = RecordScanner::new("n0nce");
             let (a, b) = stream.split_at(cut);
@@ -295,18 +534,31 @@ mod tests {
             let (more, second) = scanner.push(b);
             output.extend(more);
             assert_eq!(output, b"out\n\x1e\nput", "cut at {cut}");
+            let begun = scanner.begun().unwrap();
+            assert_eq!(
+                (begun.outer.as_str(), begun.start.as_str()),
+                ("42", "123456")
+            );
+            assert!(begun.kept);
+            assert_eq!(begun.emptied, [3, 12]);
             let record = first.or(second).unwrap();
-            assert_eq!((record.code, record.moved), (Some(3), true));
+            assert_eq!(record.code, Some(3));
+            let moved = record.moved.unwrap();
+            assert!(moved.closed && moved.to_root);
             assert_eq!(record.rest, "/home/a b");
         }
     }
 
     #[test]
     fn a_forged_record_is_output() {
-        let mut scanner = RecordScanner::new("right");
-        let (mut output, record) = scanner.push(b"x\n\x1ewrong 0 0 /\x1e\n\x1eri");
-        assert_eq!(record, None);
-        output.extend(scanner.finish());
-        assert_eq!(output, b"x\n\x1ewrong 0 0 /\x1e\n\x1eri");
+        for forged in ["\x1ewrong 1 1  S\x1e", "x"] {
+            let mut scanner = RecordScanner::new("right");
+            let text = format!("{forged}\n\x1ewrong 0 0 /\x1e\n\x1eri");
+            let (mut output, record) = scanner.push(text.as_bytes());
+            assert_eq!(record, None);
+            assert_eq!(scanner.begun(), None);
+            output.extend(scanner.finish());
+            assert_eq!(output, text.as_bytes());
+        }
     }
 }

@@ -33,6 +33,8 @@ const SIDE_BY_SIDE: usize = 8;
 const LISTING: usize = 8 * 1024 * 1024;
 /// Omissions that are named one by one; the others are counted.
 const NAMED: usize = 100;
+/// Files that are compared before others get their turn: well below a millisecond.
+const COMPARED: usize = 1024;
 
 /// Directories that are full of what nobody asked for. Left out unless they are named.
 pub(crate) const SKIPPED: &[&str] = &[
@@ -94,6 +96,12 @@ pub struct CollectedFile {
     pub path: String,
     /// Guessed from name and bytes.
     pub mime_type: &'static str,
+    /// In lower-case hex.
+    pub sha256: String,
+    /// How its content travels in an event.
+    pub encoding: FileEncoding,
+    /// The content, if it is small enough for an event.
+    pub content: Option<String>,
     /// What is in it, exactly.
     pub bytes: Bytes,
 }
@@ -173,18 +181,18 @@ impl Baseline {
         deadline: Deadline,
     ) -> Result<Self, SandboxError> {
         let listing = snapshot(sandbox, deadline).await?;
-        Ok(Self {
-            seen: listing.files.into_iter().collect(),
-            inputs: inputs
-                .iter()
-                .map(|file| {
-                    (
-                        file.path.as_str().into(),
-                        Sha256::digest(&file.bytes).into(),
-                    )
-                })
-                .collect(),
+        let inputs = inputs.to_vec();
+        apart(move || {
+            let digested = |file: InputFile| {
+                let digest = Sha256::digest(&file.bytes).into();
+                (file.path.as_str().into(), digest)
+            };
+            Self {
+                seen: listing.files.into_iter().collect(),
+                inputs: inputs.into_iter().map(digested).collect(),
+            }
         })
+        .await
     }
 }
 
@@ -209,7 +217,17 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Snapshot,
     }
     .run(sandbox, deadline)
     .await?;
-    Ok(parse(&found.stdout))
+    apart(move || parse(&found.stdout)).await
+}
+
+/// Does work away from the runtime's threads, which it would hold up: a listing may have 200,000 names, a file
+/// 25 MiB.
+async fn apart<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, SandboxError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| SandboxError::Backend(format!("looking at files failed: {error}")))
 }
 
 fn parse(output: &[u8]) -> Snapshot {
@@ -309,7 +327,10 @@ pub async fn collect(
         omitted: Vec::new(),
         further: 0,
     };
-    for (path, print) in &now.files {
+    for (nth, (path, print)) in now.files.iter().enumerate() {
+        if nth.is_multiple_of(COMPARED) {
+            tokio::task::yield_now().await;
+        }
         let seen = before.seen.get(path);
         let input = before.inputs.get(path);
         if seen == Some(print) && (input.is_none() || print.is_fine()) {
@@ -380,17 +401,18 @@ impl Collecting<'_> {
             .await
             .map_err(|_| "the time for collecting files was over".to_owned())?
             .map_err(|error| self.unreadable(print.size, &error))?;
-        if let Some(input) = input {
-            if <[u8; 32]>::from(Sha256::digest(&bytes)) == *input {
-                return Ok(None);
-            }
-            self.fits(length(&bytes))?;
+        let size = length(&bytes);
+        let (path, unchanged) = (path.to_owned(), input.map(|digest| hex(digest)));
+        let file = apart(move || CollectedFile::new(path, bytes))
+            .await
+            .map_err(|error| error.to_string())?;
+        if unchanged.is_some_and(|digest| digest == file.sha256) {
+            return Ok(None);
         }
-        Ok(Some(CollectedFile {
-            mime_type: mime_type(path, &bytes),
-            path: path.to_owned(),
-            bytes,
-        }))
+        if input.is_some() {
+            self.fits(size)?;
+        }
+        Ok(Some(file))
     }
 
     fn fits(&self, bytes: u64) -> Result<(), String> {
@@ -479,15 +501,29 @@ fn mebibytes(bytes: u64) -> String {
 
 /// The event for a collected file, which can be downloaded at `url`.
 pub fn file_event(file: &CollectedFile, url: String) -> FileEvent {
-    let (encoding, content) = inline(&file.bytes);
     FileEvent {
         path: file.path.clone(),
         mime_type: file.mime_type.to_owned(),
         size: length(&file.bytes),
-        sha256: sha256_hex(&file.bytes),
-        encoding,
-        content,
+        sha256: file.sha256.clone(),
+        encoding: file.encoding,
+        content: file.content.clone(),
         url,
+    }
+}
+
+impl CollectedFile {
+    /// Looks at all of `bytes`.
+    fn new(path: String, bytes: Bytes) -> Self {
+        let (encoding, content) = inline(&bytes);
+        Self {
+            mime_type: mime_type(&path, &bytes),
+            path,
+            sha256: sha256_hex(&bytes),
+            encoding,
+            content,
+            bytes,
+        }
     }
 }
 
@@ -502,8 +538,12 @@ pub fn inline(bytes: &[u8]) -> (FileEncoding, Option<String>) {
 
 /// SHA-256 in lower-case hex.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    let mut out = String::with_capacity(64);
-    for byte in Sha256::digest(bytes) {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
         write!(out, "{byte:02x}").ok();
     }
     out
