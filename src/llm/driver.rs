@@ -5,6 +5,7 @@
 //! and then the stream ends, says `[DONE]`, breaks off, or says nothing of value for some seconds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,16 +13,15 @@ use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::def::{ProviderConfig, StreamLimits};
 use super::prices;
-use super::protocol::{Decoder, Deltas, Heard, Protocol, Wire, bad, cut};
+use super::protocol::{Decoder, Deltas, Heard, Protocol, Wire, bad, cut, media};
 use super::types::{
     LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts, Usage,
 };
-use crate::chat::{Block, Message, Part};
+use crate::chat::{Block, Message};
 use crate::clock::Deadline;
 use crate::net::HttpClient;
 use crate::net::sse::{self, SseError, SseEvent};
@@ -40,7 +40,7 @@ const TAIL_TIME: Duration = Duration::from_millis(20);
 const DONE: &str = "[DONE]";
 /// Bytes of text that make a token, and tokens of a picture or a page, where the provider doesn't tell.
 const TOKEN_BYTES: usize = 4;
-const MEDIA_TOKENS: usize = 1500;
+const MEDIA_TOKENS: u64 = 1500;
 
 /// A provider over HTTP.
 pub(super) struct Client<P> {
@@ -380,23 +380,9 @@ where
 
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
-    let parts = messages.iter().flat_map(|message| match message {
-        Message::User(parts) => vec![parts.as_slice()],
-        Message::Assistant(_) => Vec::new(),
-        Message::ToolResults { results, .. } => {
-            results.iter().map(|result| &*result.content).collect()
-        }
-    });
-    let media: Vec<usize> = parts
-        .flatten()
-        .filter_map(|part| match part {
-            Part::Text(_) => None,
-            Part::Image(image) => Some(image.base64.len()),
-            Part::Document(document) => Some(document.base64.len()),
-        })
-        .collect();
-    let text = wire.body.len().saturating_sub(media.iter().sum());
-    tokens(text + media.len() * MEDIA_TOKENS * TOKEN_BYTES)
+    let media = media(messages).fold((0, 0), |(count, sum), size| (count + 1, sum + size));
+    let text = wire.body.len().saturating_sub(media.1);
+    tokens(text) + media.0 * MEDIA_TOKENS
 }
 
 fn tokens(bytes: usize) -> u64 {

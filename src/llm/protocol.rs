@@ -7,7 +7,7 @@ use reqwest::header::HeaderMap;
 
 use super::def::ProviderConfig;
 use super::types::{LlmDelta, LlmError, LlmErrorKind, LlmRequest};
-use crate::chat::CallIds;
+use crate::chat::{CallIds, Message, Part};
 use crate::error::WarningCode;
 use crate::net::sse::SseEvent;
 
@@ -82,6 +82,28 @@ pub enum Heard {
     Ping,
     /// A piece of the answer.
     Content,
+}
+
+/// The sizes of the pictures and documents in `messages`, as they go onto the wire.
+pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = usize> {
+    fn parts(message: &Message) -> Vec<&[Part]> {
+        match message {
+            Message::User(parts) => vec![parts],
+            Message::Assistant(_) => Vec::new(),
+            Message::ToolResults { results, .. } => {
+                results.iter().map(|result| &*result.content).collect()
+            }
+        }
+    }
+    messages
+        .iter()
+        .flat_map(parts)
+        .flatten()
+        .filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Image(image) => Some(image.base64.len()),
+            Part::Document(document) => Some(document.base64.len()),
+        })
 }
 
 /// The answer of `provider` ended too early.
