@@ -1,8 +1,5 @@
-//! The part that all providers share: sends a request, watches the clock, and turns the answer's bytes
-//! into deltas through the provider's decoder.
-//!
-//! When is an answer over? When its decoder says so; or when all of it is there but for the mark of its end,
-//! and then the stream ends, says `[DONE]`, breaks off, or says nothing of value for some seconds.
+//! The part that all providers share: sends a request, and tells by the answer's head and first byte how it
+//! is to be read.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,30 +13,24 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::def::{ProviderConfig, StreamLimits};
+use super::fault::{bad, broken, cleaned, cut, empty, out_of_time};
 use super::prices;
-use super::protocol::{Decoder, Deltas, Heard, Protocol, Wire, bad, cut, media};
+use super::protocol::{Decoder as _, Deltas, Protocol, Wire, media};
+use super::reading::{Reader, tokens};
 use super::types::{
-    LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts, Usage,
+    LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
 };
-use crate::chat::{Block, Message};
+use crate::chat::Message;
 use crate::clock::Deadline;
 use crate::net::HttpClient;
-use crate::net::sse::{self, SseError, SseEvent};
+use crate::net::sse::{self, SseError};
 use crate::secrets::Redactor;
 
 /// How much of an error's body is read.
 const ERROR_BODY: usize = 64 << 10;
 /// How long an error's body may take.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
-/// How much of a provider's message is shown.
-const SHOWN_CHARS: usize = 500;
-/// How long the end of the body, which is at hand, is waited for after the answer is complete, so that the
-/// connection can be used again.
-const TAIL_TIME: Duration = Duration::from_millis(20);
-/// What ends a stream, with several providers and gateways.
-const DONE: &str = "[DONE]";
-/// Bytes of text that make a token, and tokens of a picture or a page, where the provider doesn't tell.
-const TOKEN_BYTES: usize = 4;
+/// Tokens of a picture or a page, where the provider doesn't tell.
 const MEDIA_TOKENS: u64 = 1500;
 
 /// A provider over HTTP.
@@ -66,18 +57,8 @@ impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let wire = self.protocol.request(request)?;
         let input = estimated_input(&wire, request.messages);
-        let reader = Reader {
-            provider: P::NAME,
-            decoder: P::decoder(request.call_ids),
-            redactor: self.redactor.clone(),
-            limits: self.limits,
-            ready: Deltas::new(),
-            estimate: Usage {
-                input,
-                estimated: true,
-                ..Usage::default()
-            },
-        };
+        let decoder = P::decoder(request.call_ids);
+        let reader = Reader::new(P::NAME, decoder, self.redactor.clone(), self.limits, input);
         self.ask(wire, request.deadline, reader)
             .await
             .map_err(|error| cleaned(error, &self.redactor))
@@ -236,157 +217,11 @@ fn is_error(document: &str) -> bool {
         .is_ok_and(|failed| failed.error.is_some_and(|error| error.get() != "null"))
 }
 
-/// What is kept of an answer between two deltas.
-struct Reader<D> {
-    provider: &'static str,
-    decoder: D,
-    redactor: Redactor,
-    limits: StreamLimits,
-    ready: Deltas,
-    /// The usage, should the provider not tell it.
-    estimate: Usage,
-}
-
-struct Reading<D, S> {
-    reader: Reader<D>,
-    events: S,
-    /// When the last piece of the answer came.
-    content_at: Instant,
-    failed: Option<LlmError>,
-    ended: bool,
-    /// Whether the stream may still have something.
-    open: bool,
-}
-
-impl<D: Decoder> Reader<D> {
-    /// The deltas of a stream of events.
-    fn stream<S>(self, events: S) -> LlmStream
-    where
-        S: Stream<Item = Result<SseEvent, SseError>> + Send + 'static,
-    {
-        let reading = Reading {
-            reader: self,
-            events: Box::pin(events),
-            content_at: Instant::now(),
-            failed: None,
-            ended: false,
-            open: true,
-        };
-        Box::pin(stream::unfold(reading, |mut reading| async move {
-            let item = reading.next().await?;
-            Some((item, reading))
-        }))
-    }
-
-    /// The next delta that is ready. A stop without any usage before it is preceded by an estimate.
-    fn pop(&mut self) -> Option<LlmDelta> {
-        let delta = self.ready.pop_front()?;
-        match &delta {
-            LlmDelta::Usage(_) => self.estimate.estimated = false,
-            LlmDelta::Block(block) => {
-                let bytes = match block {
-                    Block::Text { text, .. } => text.len(),
-                    Block::Opaque(echo) => echo.json().len(),
-                    Block::Call(call) => call.name.len() + call.wire_args().to_string().len(),
-                };
-                self.estimate.output += tokens(bytes);
-            }
-            LlmDelta::Restarted => self.estimate.output = 0,
-            LlmDelta::Stop(_) if self.estimate.estimated => {
-                self.ready.push_front(delta);
-                self.estimate.estimated = false;
-                return Some(LlmDelta::Usage(Usage {
-                    estimated: true,
-                    ..self.estimate
-                }));
-            }
-            _ => {}
-        }
-        Some(delta)
-    }
-}
-
-impl<D: Decoder, S> Reading<D, S>
-where
-    S: Stream<Item = Result<SseEvent, SseError>> + Unpin,
-{
-    async fn next(&mut self) -> Option<Result<LlmDelta, LlmError>> {
-        loop {
-            if let Some(delta) = self.reader.pop() {
-                if matches!(delta, LlmDelta::Stop(_)) {
-                    self.ended = true;
-                    self.reader.ready.clear();
-                }
-                return Some(Ok(delta));
-            }
-            if self.ended {
-                self.read_tail().await;
-                return None;
-            }
-            if let Some(error) = self.failed.take() {
-                self.ended = true;
-                self.open = false;
-                return Some(Err(cleaned(error, &self.reader.redactor)));
-            }
-            if let Err(error) = self.step().await {
-                self.failed = Some(error);
-            }
-        }
-    }
-
-    /// Takes one event, or what there is instead of it.
-    async fn step(&mut self) -> Result<(), LlmError> {
-        let Reader {
-            provider,
-            decoder,
-            limits,
-            ready,
-            ..
-        } = &mut self.reader;
-        let complete = decoder.is_complete();
-        let patience = if complete { limits.end } else { limits.content };
-        // Dropping the wait loses nothing: what arrived stays in the stream.
-        let next = timeout_at(self.content_at + patience, self.events.next()).await;
-        match next {
-            Ok(Some(Ok(event))) if event.data.trim() == DONE => decoder.on_end(ready),
-            Ok(Some(Ok(event))) => {
-                if decoder.on_event(&event, ready)? == Heard::Content {
-                    self.content_at = Instant::now();
-                }
-                Ok(())
-            }
-            Ok(None) => {
-                self.open = false;
-                decoder.on_end(ready)
-            }
-            Ok(Some(Err(_))) | Err(_) if complete => {
-                self.open = false;
-                decoder.on_end(ready)
-            }
-            Ok(Some(Err(error))) => Err(broken(provider, &error)),
-            Err(_) => Err(empty(provider, limits.content)),
-        }
-    }
-
-    /// Reads what follows the end of the answer, normally nothing.
-    async fn read_tail(&mut self) {
-        if self.open {
-            let tail = async { while let Some(Ok(_)) = self.events.next().await {} };
-            // Not reaching the end costs a connection, nothing else.
-            drop(timeout(TAIL_TIME, tail).await);
-        }
-    }
-}
-
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
     let media = media(messages).fold((0, 0), |(count, sum), size| (count + 1, sum + size));
     let text = wire.body.len().saturating_sub(media.1);
     tokens(text) + media.0 * MEDIA_TOKENS
-}
-
-fn tokens(bytes: usize) -> u64 {
-    bytes.div_ceil(TOKEN_BYTES) as u64
 }
 
 /// Reads a whole body of text.
@@ -451,70 +286,6 @@ fn unreachable(provider: &'static str, error: reqwest::Error) -> LlmError {
     };
     let message = format!("{provider} {what}: {}", sse::innermost(&error));
     LlmError::new(LlmErrorKind::Unreachable, message)
-}
-
-/// The run's own deadline: sending again can't help.
-fn out_of_time(provider: &'static str) -> LlmError {
-    let mut error = LlmError::new(
-        LlmErrorKind::Timeout,
-        format!("{provider} was still answering when the time was over"),
-    );
-    error.should_retry = Some(false);
-    error
-}
-
-/// Nothing of the answer came, though the connection lives.
-fn empty(provider: &'static str, limit: Duration) -> LlmError {
-    LlmError::new(
-        LlmErrorKind::Timeout,
-        format!(
-            "{provider} sent signs of life, but nothing of its answer for {} s",
-            limit.as_secs()
-        ),
-    )
-}
-
-fn broken(provider: &'static str, error: &SseError) -> LlmError {
-    match error {
-        SseError::DeadlinePassed => out_of_time(provider),
-        SseError::Silent(limit) => LlmError::new(
-            LlmErrorKind::Timeout,
-            format!("{provider} was silent for {} s", limit.as_secs()),
-        ),
-        SseError::Broken(_) => LlmError::new(
-            LlmErrorKind::Cut,
-            format!("{provider} broke off the answer"),
-        ),
-        SseError::EventTooLong(_) | SseError::ResponseTooLong(_) => {
-            bad(provider, &error.to_string())
-        }
-    }
-}
-
-/// `error` as it may be shown, with the request's id.
-fn cleaned(mut error: LlmError, redactor: &Redactor) -> LlmError {
-    error.message = shown(redactor, &error.message);
-    if let Some(id) = &mut error.request_id {
-        *id = shown(redactor, id);
-        error.message.push_str(" (request ");
-        error.message.push_str(id);
-        error.message.push(')');
-    }
-    error
-}
-
-/// `message` without secrets and control characters, at a length that fits an event.
-fn shown(redactor: &Redactor, message: &str) -> String {
-    let clean = redactor.clean(message);
-    let mut shown: String = clean
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(SHOWN_CHARS)
-        .collect();
-    if clean.chars().nth(SHOWN_CHARS).is_some() {
-        shown.push('…');
-    }
-    shown
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! What the headers of a refusal say, in the forms that several providers share.
+//! Faults that providers share: what the headers of a refusal say, how streams break, and what of a message
+//! may be shown.
 
 use std::time::Duration;
 
@@ -7,9 +8,13 @@ use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 
 use super::types::{LlmError, LlmErrorKind};
 use crate::clock::Clock;
+use crate::net::sse::SseError;
+use crate::secrets::Redactor;
 
 /// The longest wish for a pause that is told apart from "much too long".
 const LONGEST_PAUSE: Duration = Duration::from_hours(7 * 24);
+/// How much of a provider's message is shown.
+const SHOWN_CHARS: usize = 500;
 /// The longest id of a request that is shown.
 const LONGEST_ID: usize = 100;
 
@@ -61,6 +66,83 @@ fn http_date(text: &str) -> Option<Timestamp> {
     jiff::fmt::rfc2822::DateTimeParser::new()
         .parse_timestamp(text)
         .ok()
+}
+
+/// The answer of `provider` ended too early.
+pub(super) fn cut(provider: &str) -> LlmError {
+    LlmError::new(
+        LlmErrorKind::Cut,
+        format!("{provider} ended the stream before the answer was complete"),
+    )
+}
+
+/// The answer of `provider` is not what its protocol says.
+pub(super) fn bad(provider: &str, what: &str) -> LlmError {
+    LlmError::new(LlmErrorKind::BadResponse, format!("{provider}: {what}"))
+}
+
+/// The run's own deadline: sending again can't help.
+pub(super) fn out_of_time(provider: &'static str) -> LlmError {
+    let mut error = LlmError::new(
+        LlmErrorKind::Timeout,
+        format!("{provider} was still answering when the time was over"),
+    );
+    error.should_retry = Some(false);
+    error
+}
+
+/// Nothing of the answer came, though the connection lives.
+pub(super) fn empty(provider: &'static str, limit: Duration) -> LlmError {
+    LlmError::new(
+        LlmErrorKind::Timeout,
+        format!(
+            "{provider} sent signs of life, but nothing of its answer for {} s",
+            limit.as_secs()
+        ),
+    )
+}
+
+pub(super) fn broken(provider: &'static str, error: &SseError) -> LlmError {
+    match error {
+        SseError::DeadlinePassed => out_of_time(provider),
+        SseError::Silent(limit) => LlmError::new(
+            LlmErrorKind::Timeout,
+            format!("{provider} was silent for {} s", limit.as_secs()),
+        ),
+        SseError::Broken(_) => LlmError::new(
+            LlmErrorKind::Cut,
+            format!("{provider} broke off the answer"),
+        ),
+        SseError::EventTooLong(_) | SseError::ResponseTooLong(_) => {
+            bad(provider, &error.to_string())
+        }
+    }
+}
+
+/// `error` as it may be shown, with the request's id.
+pub(super) fn cleaned(mut error: LlmError, redactor: &Redactor) -> LlmError {
+    error.message = shown(redactor, &error.message);
+    if let Some(id) = &mut error.request_id {
+        *id = shown(redactor, id);
+        error.message.push_str(" (request ");
+        error.message.push_str(id);
+        error.message.push(')');
+    }
+    error
+}
+
+/// `message` without secrets and control characters, at a length that fits an event.
+fn shown(redactor: &Redactor, message: &str) -> String {
+    let clean = redactor.clean(message);
+    let mut shown: String = clean
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(SHOWN_CHARS)
+        .collect();
+    if clean.chars().nth(SHOWN_CHARS).is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod fault;
 pub mod models;
 pub mod prices;
 mod protocol;
+mod reading;
 mod text;
 mod types;
 

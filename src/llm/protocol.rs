@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use reqwest::header::HeaderMap;
 
 use super::def::ProviderConfig;
-use super::types::{LlmDelta, LlmError, LlmErrorKind, LlmRequest};
+use super::types::{LlmDelta, LlmError, LlmRequest};
 use crate::chat::{CallIds, Message, Part};
 use crate::error::WarningCode;
 use crate::net::sse::SseEvent;
@@ -62,7 +62,7 @@ pub trait Decoder: Send + 'static {
     /// The stream is over, by its end or by a mark that says so. What was complete becomes a stop.
     ///
     /// # Errors
-    /// [`LlmErrorKind::Cut`] when the answer was not complete.
+    /// `LLM_STREAM_CUT` when the answer was not complete.
     fn on_end(&mut self, out: &mut Deltas) -> Result<(), LlmError>;
 
     /// Takes a whole answer in one JSON document, as gateways send it.
@@ -104,17 +104,4 @@ pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = usize> {
             Part::Image(image) => Some(image.base64.len()),
             Part::Document(document) => Some(document.base64.len()),
         })
-}
-
-/// The answer of `provider` ended too early.
-pub(super) fn cut(provider: &str) -> LlmError {
-    LlmError::new(
-        LlmErrorKind::Cut,
-        format!("{provider} ended the stream before the answer was complete"),
-    )
-}
-
-/// The answer of `provider` is not what its protocol says.
-pub(super) fn bad(provider: &str, what: &str) -> LlmError {
-    LlmError::new(LlmErrorKind::BadResponse, format!("{provider}: {what}"))
 }

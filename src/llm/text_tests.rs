@@ -55,8 +55,8 @@ fn units() -> impl Strategy<Value = Vec<u16>> {
 }
 
 fn escaped(units: &[u16]) -> String {
-    let escapes: String = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();
-    format!("\"{escapes}\"")
+    let escapes: Vec<String> = units.iter().map(|unit| format!("\\u{unit:04x}")).collect();
+    format!("\"{}\"", escapes.concat())
 }
 
 proptest! {

@@ -1,9 +1,11 @@
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
+use crate::chat::{Echo, ToolArgs};
+use crate::llm::anthropic::block::NAME_CHARS;
 use crate::llm::anthropic::wire::MOST_TOKENS;
-use crate::llm::types::LlmErrorKind;
+use crate::llm::types::{Citation, LlmErrorKind, Usage};
 
 fn hear(decoder: &mut AnthropicDecoder, event: &SseEvent) -> Result<Vec<LlmDelta>, LlmError> {
     let mut out = Deltas::new();

@@ -6,9 +6,11 @@
 //! are echoed as they came; empty text arrives but must not be sent; results stand before any text of
 //! their message; at most four cache marks (`body.rs`).
 
+mod block;
 mod body;
 mod decoder;
 mod errors;
+mod usage;
 mod wire;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};

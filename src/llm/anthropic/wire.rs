@@ -254,8 +254,8 @@ pub(super) struct Cited<'a> {
     pub(super) title: Option<Piece<'a>>,
     #[serde(borrow)]
     pub(super) document_title: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) cited_text: Option<Piece<'a>>,
+    #[serde(rename = "cited_text", borrow)]
+    pub(super) quote: Option<Piece<'a>>,
 }
 
 /// What one of the provider's tools is asked.
