@@ -169,13 +169,13 @@ impl Speaking {
                 out.push(json!({"type": "message_start", "message": message}));
             }
             Piece::Text(text) => {
-                self.block("text", json!({"type": "text", "text": ""}), &mut out);
+                self.block("text", &json!({"type": "text", "text": ""}), &mut out);
                 out.push(self.delta(json!({"type": "text_delta", "text": text})));
             }
             Piece::Thinking { text, signature } => {
                 self.close(&mut out);
                 let start = json!({"type": "thinking", "thinking": "", "signature": ""});
-                self.block("thinking", start, &mut out);
+                self.block("thinking", &start, &mut out);
                 out.push(self.delta(json!({"type": "thinking_delta", "thinking": text})));
                 out.push(self.delta(json!({"type": "signature_delta", "signature": signature})));
             }
@@ -185,7 +185,7 @@ impl Speaking {
                 let made = || format!("toolu_fake_{}_{}", self.number, self.index);
                 let id = id.clone().unwrap_or_else(made);
                 let start = json!({"type": "tool_use", "id": id, "name": name, "input": {}});
-                self.block("tool_use", start, &mut out);
+                self.block("tool_use", &start, &mut out);
             }
             Piece::Args(json) => {
                 out.push(self.delta(json!({"type": "input_json_delta", "partial_json": json})));
@@ -193,7 +193,7 @@ impl Speaking {
             Piece::Called => self.close(&mut out),
             Piece::Block(block) => {
                 self.close(&mut out);
-                self.block("whole", block.clone(), &mut out);
+                self.block("whole", block, &mut out);
                 self.close(&mut out);
             }
             Piece::Event(data) => out.push(data.clone()),
@@ -230,7 +230,7 @@ impl Speaking {
         event
     }
 
-    fn block(&mut self, kind: &'static str, start: Value, out: &mut Vec<Value>) {
+    fn block(&mut self, kind: &'static str, start: &Value, out: &mut Vec<Value>) {
         if self.open != Some(kind) {
             self.close(out);
             out.push(json!({
