@@ -64,7 +64,7 @@ impl OpenBlock {
             }
             _ => (Kind::Other, None, LlmDelta::Text),
         };
-        let mut block = OpenBlock {
+        let mut block = Self {
             kind,
             is_tool_result,
             start: RawValue::from_string(raw.clone().into_owned()).unwrap_or_default(),
@@ -79,73 +79,37 @@ impl OpenBlock {
         for citation in start.citations.into_iter().flatten() {
             block.cite(citation, out);
         }
-        if let Some(text) = text {
-            block.add(&text, shown, out);
-        }
+        block.add(text.as_ref(), shown, out);
         block
     }
 
     /// Takes a piece of it.
     pub(super) fn delta(&mut self, delta: &Delta<'_>, out: &mut Deltas) {
         let kind = delta.kind.as_ref().map(Piece::text).unwrap_or_default();
-        match (&*kind, delta) {
-            (
-                "text_delta",
-                Delta {
-                    text: Some(text), ..
-                },
-            ) => self.add(text, LlmDelta::Text, out),
-            (
-                "thinking_delta",
-                Delta {
-                    thinking: Some(text),
-                    ..
-                },
-            ) => {
-                self.add(text, LlmDelta::Thinking, out);
+        match (&*kind, delta.citation) {
+            ("citations_delta", Some(citation)) => self.cite(citation, out),
+            ("text_delta", _) => self.add(delta.text.as_ref(), LlmDelta::Text, out),
+            ("thinking_delta", _) => self.add(delta.thinking.as_ref(), LlmDelta::Thinking, out),
+            ("signature_delta", _) => {
+                let signature = delta.signature.as_ref().map(Piece::text);
+                self.signature = signature.unwrap_or_default().into_owned();
             }
-            (
-                "signature_delta",
-                Delta {
-                    signature: Some(signature),
-                    ..
-                },
-            ) => {
-                self.signature = signature.text().into_owned();
+            ("input_json_delta", _) => {
+                let json = delta.partial_json.as_ref();
+                self.json.extend(json.map(|json| self.joiner.join(json)));
             }
-            (
-                "input_json_delta",
-                Delta {
-                    partial_json: Some(json),
-                    ..
-                },
-            ) => {
-                self.json.push_str(&self.joiner.join(json));
-            }
-            (
-                "compaction_delta",
-                Delta {
-                    content: Some(content),
-                    ..
-                },
-            ) => {
-                self.text.push_str(&self.joiner.join(content));
-            }
-            (
-                "citations_delta",
-                Delta {
-                    citation: Some(citation),
-                    ..
-                },
-            ) => {
-                self.cite(citation, out);
+            ("compaction_delta", _) => {
+                let content = delta.content.as_ref();
+                self.text
+                    .extend(content.map(|content| self.joiner.join(content)));
             }
             _ => {}
         }
     }
 
     /// Adds a piece of text, and shows it.
-    fn add(&mut self, piece: &Piece<'_>, shown: fn(String) -> LlmDelta, out: &mut Deltas) {
+    fn add(&mut self, piece: Option<&Piece<'_>>, shown: fn(String) -> LlmDelta, out: &mut Deltas) {
+        let Some(piece) = piece else { return };
         let text = self.joiner.join(piece);
         self.text.push_str(&text);
         if !text.is_empty() {
@@ -187,7 +151,6 @@ impl OpenBlock {
     /// What is kept of it.
     pub(super) fn complete(mut self, ids: &CallIds, out: &mut Deltas) -> Option<Block> {
         self.end_text(out);
-        let input = self.input();
         match self.kind {
             Kind::Text if self.citations.is_empty() => Some(Block::text(self.text)),
             Kind::Text => {
@@ -207,7 +170,7 @@ impl OpenBlock {
                 signature: &self.signature,
             })),
             Kind::Call { id, name } => {
-                let args = match input {
+                let args = match input(self.json, &self.start) {
                     None => ToolArgs::Json(Value::Object(Map::new())),
                     Some(json) => args(json),
                 };
@@ -218,23 +181,12 @@ impl OpenBlock {
                 with(self.start, "content", content)
             }
             Kind::Other => {
-                let input = input.and_then(|json| serde_json::from_str(&mended(&json)).ok());
-                out.extend(searched(&self.start, input.as_ref()));
+                let streamed = (!self.json.trim().is_empty()).then_some(self.json);
+                out.extend(searched(&self.start, streamed.as_deref()));
+                let input = streamed.and_then(|json| serde_json::from_str(&mended(&json)).ok());
                 with(self.start, "input", input)
             }
         }
-    }
-
-    /// What a call was given: its pieces or, if those are empty, what its start had already.
-    fn input(&self) -> Option<String> {
-        let Kind::Call { .. } = self.kind else {
-            return (!self.json.trim().is_empty()).then(|| self.json.clone());
-        };
-        if !self.json.trim().is_empty() {
-            return Some(self.json.clone());
-        }
-        let start: Start<'_> = serde_json::from_str(self.start.get()).unwrap_or_default();
-        start.input.map(|input| input.get().to_owned())
     }
 
     /// What is left of a block whose end never came. What has no end (and no signature) would be refused in
@@ -253,6 +205,15 @@ impl OpenBlock {
             Kind::Thinking | Kind::Compaction | Kind::Other => None,
         }
     }
+}
+
+/// What a call was given: its pieces or, if those are empty, what its start had already.
+fn input(pieces: String, start: &RawValue) -> Option<String> {
+    if !pieces.trim().is_empty() {
+        return Some(pieces);
+    }
+    let start: Start<'_> = serde_json::from_str(start.get()).unwrap_or_default();
+    start.input.map(|input| input.get().to_owned())
 }
 
 pub(super) fn name(piece: &Piece<'_>) -> String {
@@ -303,7 +264,7 @@ fn with(start: Box<RawValue>, field: &str, value: Option<Value>) -> Option<Block
 }
 
 /// What the client is told of a tool that the provider runs itself.
-fn searched(start: &RawValue, input: Option<&Value>) -> Option<LlmDelta> {
+fn searched(start: &RawValue, streamed: Option<&str>) -> Option<LlmDelta> {
     let start: Start<'_> = serde_json::from_str(start.get()).ok()?;
     let kind = start.kind.as_ref().map(Piece::text)?;
     let tool = match &*start.name.as_ref().map(Piece::text)? {
@@ -314,8 +275,7 @@ fn searched(start: &RawValue, input: Option<&Value>) -> Option<LlmDelta> {
     if kind != "server_tool_use" {
         return None;
     }
-    let streamed = input.map(Value::to_string);
-    let asked = streamed.as_deref().or(start.input.map(RawValue::get))?;
+    let asked = streamed.or(start.input.map(RawValue::get))?;
     let asked: Asked<'_> = serde_json::from_str(asked).unwrap_or_default();
     let query = asked.query.or(asked.url)?.bounded(SHOWN_CHARS);
     Some(LlmDelta::ServerToolUse { tool, query })

@@ -81,7 +81,7 @@ impl AnthropicDecoder {
             "content_block_stop" => self.block_stop(event.index, out),
             "message_delta" => {
                 if let Some(delta) = &event.delta {
-                    self.stopped(delta.stop_reason.as_ref(), delta.stop_details.as_ref());
+                    self.stopped(delta.stop_reason.as_ref(), delta.stop_details);
                 }
                 self.read_usage(event.usage, out);
             }
@@ -156,7 +156,7 @@ impl AnthropicDecoder {
         out.extend(block.map(LlmDelta::Block));
     }
 
-    fn stopped(&mut self, reason: Option<&Piece<'_>>, details: Option<&Details<'_>>) {
+    fn stopped(&mut self, reason: Option<&Piece<'_>>, details: Option<&RawValue>) {
         let Some(reason) = reason else { return };
         self.stop = Some(match &*reason.text() {
             "end_turn" | "stop_sequence" => LlmStop::End,
@@ -165,10 +165,12 @@ impl AnthropicDecoder {
             "pause_turn" => LlmStop::Pause,
             "model_context_window_exceeded" => LlmStop::ContextFull,
             "refusal" => {
-                let text = |piece: &Piece<'_>| piece.bounded(SHOWN_CHARS);
+                let details = details.and_then(|raw| serde_json::from_str(raw.get()).ok());
+                let details: Details<'_> = details.unwrap_or_default();
+                let text = |piece: Piece<'_>| piece.bounded(SHOWN_CHARS);
                 LlmStop::Refusal {
-                    category: details.and_then(|it| it.category.as_ref()).map(text),
-                    explanation: details.and_then(|it| it.explanation.as_ref()).map(text),
+                    category: details.category.map(text),
+                    explanation: details.explanation.map(text),
                 }
             }
             _ => LlmStop::Unknown(reason.bounded(100)),
@@ -247,7 +249,7 @@ impl Decoder for AnthropicDecoder {
             self.block_start(index, block, out);
             self.block_stop(index, out);
         }
-        self.stopped(message.stop_reason.as_ref(), message.stop_details.as_ref());
+        self.stopped(message.stop_reason.as_ref(), message.stop_details);
         self.read_usage(message.usage, out);
         self.finish(out);
         Ok(())

@@ -689,3 +689,20 @@ fn a_whole_message_says_what_its_stream_would() {
         assert_eq!(error.kind, LlmErrorKind::BadResponse);
     }
 }
+
+#[test]
+fn a_delta_with_all_fields_is_what_its_type_says() {
+    let filled = |kind: &str, field: &str| {
+        let mut delta = json!({"type": kind, "text": "", "thinking": null, "signature": "",
+            "partial_json": "", "content": "", "citation": null});
+        delta[field] = json!("x");
+        json!({"type": "content_block_delta", "index": 0, "delta": delta})
+    };
+    let mut decoder = AnthropicDecoder::default();
+    feed(&mut decoder, &text(0, "")[0]);
+    let shown = feed(&mut decoder, &filled("text_delta", "text"));
+    assert_eq!(shown, [LlmDelta::Text("x".to_owned())]);
+    assert_eq!(feed(&mut decoder, &filled("text_delta", "thinking")), []);
+    let block = feed(&mut decoder, &block_end(0));
+    assert_eq!(block, [LlmDelta::Block(Block::text("x"))]);
+}

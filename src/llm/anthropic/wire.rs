@@ -169,6 +169,7 @@ pub(super) struct Event<'a> {
     pub(super) usage: Option<&'a RawValue>,
 }
 
+/// A piece of a block, or the end of the message. Some gateways send all fields, most of them empty.
 #[derive(Deserialize)]
 pub(super) struct Delta<'a> {
     #[serde(rename = "type", borrow)]
@@ -188,10 +189,11 @@ pub(super) struct Delta<'a> {
     #[serde(borrow)]
     pub(super) stop_reason: Option<Piece<'a>>,
     #[serde(borrow)]
-    pub(super) stop_details: Option<Details<'a>>,
+    pub(super) stop_details: Option<&'a RawValue>,
 }
 
-#[derive(Deserialize)]
+/// Why the model refused.
+#[derive(Default, Deserialize)]
 pub(super) struct Details<'a> {
     #[serde(borrow)]
     pub(super) category: Option<Piece<'a>>,
@@ -211,7 +213,7 @@ pub(super) struct Whole<'a> {
     #[serde(borrow)]
     pub(super) stop_reason: Option<Piece<'a>>,
     #[serde(borrow)]
-    pub(super) stop_details: Option<Details<'a>>,
+    pub(super) stop_details: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(super) usage: Option<&'a RawValue>,
 }
