@@ -140,6 +140,7 @@ codes! {
         SandboxEvent = "SANDBOX_EVENT", "the sandbox backend reported something about the run's sandbox";
         ContentRefused = "CONTENT_REFUSED", "the LLM provider refused an image or document, and is asked again without it";
         ToolCallsLimit = "TOOL_CALLS_LIMIT", "the model made more calls in one response than are run";
+        ThinkingAdjusted = "THINKING_ADJUSTED", "the model can't think as little or as much as was asked";
         StopReasonUnknown = "STOP_REASON_UNKNOWN", "the LLM ended with a reason that is not known";
     }
 }

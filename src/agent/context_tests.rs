@@ -36,6 +36,7 @@ fn facts(window: u64, output: u32, step: Option<u64>) -> ModelFacts {
         context_window: Some(window),
         max_output_tokens: Some(output),
         price_step: step,
+        ..ModelFacts::default()
     }
 }
 

@@ -11,11 +11,12 @@ use async_trait::async_trait;
 use futures::stream;
 use serde_json::json;
 
+use super::def::{Build, ProviderConfig, ProviderDef};
+use super::prices;
 use super::types::{
     LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop, LlmStream, ModelFacts,
     ToolChoice, Usage,
 };
-use super::{Build, ProviderConfig, ProviderDef};
 use crate::chat::{Block, Message, Part, ToolArgs, ToolCall, ToolResult};
 
 /// The row of the table. It has no key variable, so it is never chosen unless named.
@@ -55,11 +56,7 @@ impl LlmProvider for Demo {
     }
 
     fn model(&self, model: &str) -> Option<ModelFacts> {
-        (model == DEF.default_model).then_some(ModelFacts {
-            context_window: None,
-            max_output_tokens: None,
-            price_step: None,
-        })
+        prices::listed(DEF.name, model)
     }
 }
 

@@ -49,10 +49,17 @@ pub fn resolve(
     })
 }
 
+/// The providers that can be used: only these are ever suggested.
+fn built() -> impl Iterator<Item = &'static ProviderDef> {
+    PROVIDERS
+        .iter()
+        .filter(|def| matches!(def.build, Build::With(_)))
+}
+
 /// The provider that the request names.
 fn named_provider(name: &str) -> Result<&'static ProviderDef, Problem> {
     provider(name).ok_or_else(|| {
-        let names: Vec<&str> = PROVIDERS.iter().map(|def| def.name).collect();
+        let names: Vec<&str> = built().map(|def| def.name).collect();
         let problem = Problem::field(
             ErrorCode::ProviderUnknown,
             "provider",
@@ -174,11 +181,7 @@ fn usable(
     key_present: &dyn Fn(&ProviderDef) -> bool,
 ) -> Result<(), Problem> {
     if matches!(def.build, Build::NotYet) {
-        let built: Vec<&str> = PROVIDERS
-            .iter()
-            .filter(|def| matches!(def.build, Build::With(_)))
-            .map(|def| def.name)
-            .collect();
+        let built: Vec<&str> = built().map(|def| def.name).collect();
         return Err(Problem::field(
             ErrorCode::NotImplemented,
             field,
@@ -228,15 +231,10 @@ fn unknown(model: &str, overrides: &BTreeMap<String, String>) -> Problem {
     let aliases: Vec<&str> = overrides
         .keys()
         .map(String::as_str)
-        .chain(
-            PROVIDERS
-                .iter()
-                .flat_map(|def| def.aliases)
-                .map(|(alias, _)| *alias),
-        )
+        .chain(built().flat_map(|def| def.aliases).map(|(alias, _)| *alias))
         .collect();
     let mut names = aliases.clone();
-    for def in PROVIDERS {
+    for def in built() {
         for known in prices::known_models(def.name) {
             names.push(known);
         }

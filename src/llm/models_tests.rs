@@ -172,6 +172,22 @@ fn unknown_names_get_the_nearest_known_one() {
 }
 
 #[test]
+fn what_is_not_built_is_never_suggested() {
+    for (model, provider) in [
+        (Some("gpt"), None),
+        (Some("gemin"), None),
+        (Some("zzzz"), None),
+        (None, Some("opena")),
+        (None, Some("gogle")),
+    ] {
+        let text = refused(model, provider).2;
+        for name in ["gpt5", "gemini", "openai", "google", "openrouter"] {
+            assert!(!text.contains(name), "{text}");
+        }
+    }
+}
+
+#[test]
 fn a_named_provider_without_its_key_is_refused_with_the_variable() {
     for (model, provider, field) in [
         (Some("sonnet"), None, "model"),

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Deserializer};
 
-use super::{ModelFacts, Usage};
+use super::types::{ModelFacts, Usage};
 use crate::spec::NanoUsd;
 
 /// Prices and facts of one model.
@@ -20,16 +20,9 @@ pub struct ModelEntry {
     /// Dearer (or cheaper) prices of requests with much input, ascending by threshold.
     #[serde(default)]
     pub above_input_tokens: Vec<Tier>,
-    /// Tokens that fit.
-    pub context_window: Option<u64>,
-    /// The most tokens of an answer.
-    pub max_output_tokens: Option<u32>,
-    /// The model decides how much to think; a budget is not (or no longer) its way.
-    #[serde(default)]
-    pub adaptive_thinking: bool,
-    /// Thinking can't be turned off.
-    #[serde(default)]
-    pub thinking_always_on: bool,
+    /// What it can do.
+    #[serde(flatten)]
+    facts: ModelFacts,
 }
 
 /// Prices per token.
@@ -100,89 +93,114 @@ impl Price {
 }
 
 impl ModelEntry {
-    /// What one request costs: dearer tiers count for the whole request.
-    pub fn cost(&self, usage: &Usage) -> NanoUsd {
-        let femto = self.price_of(usage).of(usage, &self.price);
-        NanoUsd(u64::try_from((femto + 500_000) / 1_000_000).unwrap_or(u64::MAX))
-    }
-
-    fn price_of(&self, usage: &Usage) -> &Price {
-        let tier = self
-            .above_input_tokens
+    /// The prices of a request with so much input: dearer tiers count for the whole request.
+    fn price(&self, total_input: u64) -> &Price {
+        self.above_input_tokens
             .iter()
-            .filter(|tier| usage.total_input() > tier.threshold)
-            .max_by_key(|tier| tier.threshold);
-        tier.map_or(&self.price, |tier| &tier.price)
+            .filter(|tier| total_input > tier.threshold)
+            .max_by_key(|tier| tier.threshold)
+            .map_or(&self.price, |tier| &tier.price)
     }
 
-    /// How many output tokens `rest` buys after `input` is paid for.
-    fn affordable_output(&self, input: &Usage, rest: NanoUsd) -> u32 {
-        let (price, base) = (self.price_of(input), &self.price);
-        let left = (u128::from(rest.0) * 1_000_000).saturating_sub(price.of(input, base));
-        let tokens = left.checked_div(price.output.0.into());
-        tokens.map_or(u32::MAX, |tokens| u32::try_from(tokens).unwrap_or(u32::MAX))
+    fn femto(&self, usage: &Usage) -> u128 {
+        self.price(usage.total_input()).of(usage, &self.price)
     }
 
-    /// Its limits.
-    pub fn facts(&self) -> ModelFacts {
-        let steps = self.above_input_tokens.iter();
-        let dearer = steps.filter(|tier| tier.price.input.0 > self.price.input.0);
+    /// What is known of it.
+    fn facts(&self) -> ModelFacts {
+        let dearer = |tier: &&Tier| tier.price.input.0 > self.price.input.0;
+        let steps = self.above_input_tokens.iter().filter(dearer);
         ModelFacts {
-            context_window: self.context_window,
-            max_output_tokens: self.max_output_tokens,
-            price_step: dearer.map(|tier| tier.threshold).min(),
+            price_step: steps.map(|tier| tier.threshold).min(),
+            ..self.facts
         }
     }
+}
+
+/// Femto-dollars in a nano-dollar.
+const FEMTO: u128 = 1_000_000;
+
+fn rounded(femto: u128) -> NanoUsd {
+    NanoUsd(u64::try_from((femto + FEMTO / 2) / FEMTO).unwrap_or(u64::MAX))
+}
+
+/// Facts of models that the table has no row for.
+#[derive(Deserialize)]
+struct Unlisted {
+    begins: String,
+    #[serde(flatten)]
+    facts: ModelFacts,
 }
 
 #[derive(Deserialize)]
 struct PriceTable {
     models: BTreeMap<String, BTreeMap<String, ModelEntry>>,
+    unlisted: BTreeMap<String, Vec<Unlisted>>,
 }
 
 static TABLE: LazyLock<PriceTable> = LazyLock::new(|| {
     // A table that doesn't parse is caught by the tests; at run time it would mean "no price known".
     serde_json::from_str(include_str!("model-prices.json")).unwrap_or(PriceTable {
         models: BTreeMap::new(),
+        unlisted: BTreeMap::new(),
     })
 });
 
-/// What is known of `model` at `provider`: by its exact id, or by its id without the date at its end.
-pub fn entry(provider: &str, model: &str) -> Option<&'static ModelEntry> {
-    let models = TABLE.models.get(table_name(provider))?;
+/// `model` at `provider`: by its exact id, or by its id without the date at its end.
+fn entry(provider: &str, model: &str) -> Option<&'static ModelEntry> {
+    let models = TABLE.models.get(provider)?;
     models
         .get(model)
         .or_else(|| models.get(without_date(model)?))
+}
+
+/// What is known of `model` at `provider`, if it is in the table.
+pub fn listed(provider: &str, model: &str) -> Option<ModelFacts> {
+    entry(provider, model).map(ModelEntry::facts)
+}
+
+/// What is known of `model` at `provider`, or what is likely by its name.
+pub fn facts(provider: &str, model: &str) -> ModelFacts {
+    listed(provider, model).unwrap_or_else(|| {
+        let mut rows = TABLE.unlisted.get(provider).into_iter().flatten();
+        rows.find(|row| model.starts_with(&row.begins))
+            .map_or_else(ModelFacts::default, |row| row.facts)
+    })
 }
 
 /// The known ids of `provider`, in order.
 pub fn known_models(provider: &str) -> impl Iterator<Item = &'static str> {
     TABLE
         .models
-        .get(table_name(provider))
+        .get(provider)
         .into_iter()
         .flat_map(|models| models.keys().map(String::as_str))
 }
 
-/// What one request costs, or `None` when no price is known. `demo` costs nothing.
+/// What one request costs: what the provider says, else by the table; `None` when no price is known. The
+/// table has no price for searches, so they are in the cost only where the provider says what it is.
 pub fn cost(provider: &str, model: &str, usage: &Usage) -> Option<NanoUsd> {
-    if provider == super::demo::DEF.name {
-        return Some(NanoUsd(0));
-    }
-    entry(provider, model).map(|entry| entry.cost(usage))
-}
-
-/// How many output tokens `rest` buys for a request with this `input`, or `None` when no price is known.
-pub fn affordable_output(provider: &str, model: &str, input: &Usage, rest: NanoUsd) -> Option<u32> {
-    if provider == super::demo::DEF.name {
-        return Some(u32::MAX);
-    }
-    entry(provider, model).map(|entry| entry.affordable_output(input, rest))
+    usage
+        .given_cost
+        .or_else(|| entry(provider, model).map(|entry| rounded(entry.femto(usage))))
 }
 
 /// Whether the price of a model is known.
 pub fn known(provider: &str, model: &str) -> bool {
-    cost(provider, model, &Usage::default()).is_some()
+    entry(provider, model).is_some()
+}
+
+/// The output tokens that `rest` buys in a request with the input of `input` (its output is not looked
+/// at); 0 if not even the input. `None` if no price is known, or output costs nothing.
+pub fn affordable_output(provider: &str, model: &str, input: &Usage, rest: NanoUsd) -> Option<u32> {
+    let entry = entry(provider, model)?;
+    let of_input = entry.femto(&Usage {
+        output: 0,
+        ..*input
+    });
+    let rest = (u128::from(rest.0) * FEMTO).saturating_sub(of_input);
+    let tokens = rest.checked_div(u128::from(entry.price(input.total_input()).output.0))?;
+    Some(u32::try_from(tokens).unwrap_or(u32::MAX))
 }
 
 /// What one request costs by the model that was asked for or, if that has no price, by the one that
@@ -194,15 +212,6 @@ pub fn cost_as_served(
     usage: &Usage,
 ) -> Option<NanoUsd> {
     cost(provider, requested, usage).or_else(|| cost(provider, served?, usage))
-}
-
-/// The table is keyed by the API's name, which differs from the provider's for Google alone.
-fn table_name(provider: &str) -> &str {
-    if provider == "google" {
-        "gemini"
-    } else {
-        provider
-    }
 }
 
 /// `claude-haiku-4-5-20251001` and `gpt-5.4-2026-03-05` without their dates.

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::llm::types::ThinkingStyle;
 
 fn usage(input: u64, cache_read: u64, write_5m: u64, write_1h: u64, output: u64) -> Usage {
     Usage {
@@ -145,4 +146,106 @@ proptest! {
         prop_assert!(of(sum).abs_diff(of(a) + of(b)) <= 1);
         prop_assert_eq!(of([0; 5]), 0);
     }
+}
+
+#[test]
+fn the_providers_own_figure_is_the_truth() {
+    let given = Usage {
+        input: 1_000_000,
+        given_cost: Some(NanoUsd(7)),
+        ..Usage::default()
+    };
+    assert_eq!(
+        cost("anthropic", "claude-sonnet-4-6", &given),
+        Some(NanoUsd(7))
+    );
+    assert_eq!(
+        cost("openrouter", "no/such-model", &given),
+        Some(NanoUsd(7))
+    );
+    assert!(!known("openrouter", "no/such-model"));
+}
+
+#[test]
+fn the_rest_of_a_budget_buys_so_much_output_and_no_more() {
+    let dollars = |dollars: f64| {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "small and positive"
+        )]
+        let nanos = (dollars * 1e9) as u64;
+        NanoUsd(nanos)
+    };
+    let input = |tokens| usage(tokens, 0, 0, 0, 999);
+    for (model, tokens, rest, buys) in [
+        ("claude-sonnet-4-6", 0, 0.15, Some(10_000)),
+        ("claude-sonnet-4-6", 10_000, 0.15, Some(8000)),
+        ("claude-sonnet-4-6", 50_000, 0.15, Some(0)),
+        ("claude-sonnet-4-6", 90_000, 0.15, Some(0)),
+        ("claude-sonnet-4-6", 0, 1e6, Some(u32::MAX)),
+        ("claude-haiku-5-5", 100_000, 0.06, Some(100_000)),
+        // Above the step, input and output are dearer.
+        ("claude-haiku-5-5", 100_001, 0.06, Some(3999)),
+        ("no-such-model", 0, 1.0, None),
+    ] {
+        let output = affordable_output("anthropic", model, &input(tokens), dollars(rest));
+        assert_eq!(output, buys, "{model} {tokens} {rest}");
+    }
+    assert_eq!(
+        affordable_output("demo", "demo", &input(1), dollars(1.0)),
+        None
+    );
+}
+
+#[test]
+fn facts_are_those_of_the_model_or_of_its_name() {
+    for (model, thinking, most) in [
+        ("claude-haiku-4-5", ThinkingStyle::Budget, Some(64_000)),
+        (
+            "claude-sonnet-4-5-20250929",
+            ThinkingStyle::Budget,
+            Some(64_000),
+        ),
+        ("claude-sonnet-4-6", ThinkingStyle::OptIn, Some(128_000)),
+        ("claude-opus-5", ThinkingStyle::OptOut, Some(128_000)),
+        (
+            "claude-sonnet-5-5",
+            ThinkingStyle::BetweenTools,
+            Some(128_000),
+        ),
+        ("claude-fable-5-2", ThinkingStyle::Always, Some(128_000)),
+        ("claude-fable-9", ThinkingStyle::Always, None),
+        ("claude-3-haiku-20240307", ThinkingStyle::Budget, None),
+        ("gateway-model", ThinkingStyle::OptIn, None),
+    ] {
+        let facts = facts("anthropic", model);
+        assert_eq!(
+            (facts.thinking, facts.max_output_tokens),
+            (thinking, most),
+            "{model}"
+        );
+        assert!(facts.vision, "{model}");
+    }
+    for model in known_models("anthropic") {
+        let facts = listed("anthropic", model).unwrap();
+        assert_ne!(facts.thinking, ThinkingStyle::Unknown, "{model}");
+        assert!(
+            facts.vision && facts.documents && facts.native_schema,
+            "{model}"
+        );
+        assert!(
+            facts.context_window.is_some() && facts.max_output_tokens.is_some(),
+            "{model}"
+        );
+    }
+    assert_eq!(
+        listed("anthropic", "claude-haiku-5-5").unwrap().price_step,
+        Some(100_000)
+    );
+    assert_eq!(
+        listed("anthropic", "claude-sonnet-4-6").unwrap().price_step,
+        None
+    );
+    assert_eq!(facts("acme", "x"), ModelFacts::default());
 }

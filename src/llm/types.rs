@@ -1,16 +1,17 @@
 //! The neutral form of an LLM request and its streamed answer, and the trait that providers implement.
 //!
 //! # Adding a provider
-//! One file with a `DEF`, a pure `request_body`, a pure decoder and an error mapping, and one line in
-//! [`super::PROVIDERS`]. What must hold: no delta after an error; every completed block of the answer
-//! is given as [`LlmDelta::Block`] in the order received, so that the next request can echo it; usage is
-//! cumulative for the request; a stream that ends without [`LlmDelta::Stop`] was cut.
+//! One file (or folder) with a `DEF` and a [`Protocol`](super::protocol::Protocol), and one line in
+//! [`super::PROVIDERS`]; facts and prices of its models are data, in `model-prices.json`. What must hold: no
+//! delta after an error; every completed block of the answer is given as [`LlmDelta::Block`] in the order
+//! received, so that the next request can echo it; usage is cumulative for the request.
 
 use std::pin::Pin;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::Stream;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::chat::{Block, CallIds, Message, ToolSpec};
@@ -215,15 +216,46 @@ pub trait LlmProvider: Send + Sync {
     fn model(&self, model: &str) -> Option<ModelFacts>;
 }
 
-/// What is known of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is known of a model. What is not known is `None` or `false`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub struct ModelFacts {
     /// Tokens that fit, input and output together.
     pub context_window: Option<u64>,
     /// The most tokens of an answer.
     pub max_output_tokens: Option<u32>,
-    /// Input tokens above which the whole request is dearer.
+    /// Input tokens, cached ones included, above which all tokens of a request cost more.
+    #[serde(skip)]
     pub price_step: Option<u64>,
+    /// It sees pictures.
+    pub vision: bool,
+    /// It reads PDFs.
+    pub documents: bool,
+    /// Its provider can hold its answer to a JSON Schema.
+    pub native_schema: bool,
+    /// That also while there are tools.
+    pub tools_with_schema: bool,
+    /// How it is told to think.
+    pub thinking: ThinkingStyle,
+}
+
+/// How a model is told how much to think.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ThinkingStyle {
+    /// It doesn't think, or nothing is known.
+    #[default]
+    Unknown,
+    /// By a number of tokens; off unless asked.
+    Budget,
+    /// By effort; off unless asked.
+    OptIn,
+    /// By effort; on unless told not to.
+    OptOut,
+    /// By effort; never quite off, but it can be kept to the time between calls.
+    BetweenTools,
+    /// By effort; never off.
+    Always,
 }
 
 /// How an LLM request failed, by what the caller can do.
@@ -238,6 +270,8 @@ pub struct LlmError {
     pub retry_after: Option<Duration>,
     /// The provider's own word on whether to try again; overrides the kind's.
     pub should_retry: Option<bool>,
+    /// The provider's name for the request, where it gave one.
+    pub request_id: Option<String>,
 }
 
 /// The kinds of failure.
@@ -267,8 +301,6 @@ pub enum LlmErrorKind {
     ModelNotFound,
     /// The conversation does not fit the model's window.
     ContextTooLong,
-    /// The provider can't take an image or document of the conversation, or not so much of them.
-    ContentRefused,
 }
 
 impl LlmError {
@@ -279,6 +311,7 @@ impl LlmError {
             message: message.into(),
             retry_after: None,
             should_retry: None,
+            request_id: None,
         }
     }
 
@@ -293,7 +326,7 @@ impl LlmError {
             LlmErrorKind::Timeout => ErrorCode::LlmTimeout,
             LlmErrorKind::Cut => ErrorCode::LlmStreamCut,
             LlmErrorKind::BadResponse => ErrorCode::LlmBadResponse,
-            LlmErrorKind::BadRequest | LlmErrorKind::ContentRefused => ErrorCode::LlmBadRequest,
+            LlmErrorKind::BadRequest => ErrorCode::LlmBadRequest,
             LlmErrorKind::ModelNotFound => ErrorCode::LlmModelNotFound,
             LlmErrorKind::ContextTooLong => ErrorCode::ContextTooLong,
         }
@@ -312,8 +345,7 @@ impl LlmError {
             | LlmErrorKind::BadResponse
             | LlmErrorKind::BadRequest
             | LlmErrorKind::ModelNotFound
-            | LlmErrorKind::ContextTooLong
-            | LlmErrorKind::ContentRefused => Backoff::Transport,
+            | LlmErrorKind::ContextTooLong => Backoff::Transport,
         }
     }
 
@@ -333,8 +365,7 @@ impl LlmError {
             | LlmErrorKind::BadResponse
             | LlmErrorKind::BadRequest
             | LlmErrorKind::ModelNotFound
-            | LlmErrorKind::ContextTooLong
-            | LlmErrorKind::ContentRefused => false,
+            | LlmErrorKind::ContextTooLong => false,
         })
     }
 }

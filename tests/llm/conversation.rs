@@ -2,22 +2,11 @@
 
 use proptest::prelude::*;
 use sandcaster::chat::{Block, CallIds, Echo, Message, Part, ToolArgs, ToolCall, ToolResult};
-use sandcaster::llm::anthropic::request_body;
 use sandcaster::llm::{LlmDelta, LlmStop};
 use serde_json::json;
 
-use super::{ask, prompt, provider, request, said};
-use crate::support::fake_llm::{FakeLlm, Reply, SentResult, body_faults};
-
-fn blocks(deltas: &[LlmDelta]) -> Vec<Block> {
-    deltas
-        .iter()
-        .filter_map(|delta| match delta {
-            LlmDelta::Block(block) => Some(block.clone()),
-            _ => None,
-        })
-        .collect()
-}
+use super::{ask, blocks_of, rows};
+use crate::support::fake_llm::{Reply, SentResult};
 
 fn results(blocks: &[Block]) -> Vec<ToolResult> {
     blocks
@@ -35,61 +24,53 @@ fn results(blocks: &[Block]) -> Vec<ToolResult> {
 }
 
 #[tokio::test]
-async fn thinking_parallel_calls_pauses_and_notices_go_back_as_the_service_wants_them() {
-    let search = json!({"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search",
-        "input": {"query": "x"}});
-    let llm = FakeLlm::start([
-        Reply::new()
-            .thinking("Two at once.", "signature")
-            .text("Looking.")
-            .call("bash", &json!({"command": "ls"}))
-            .call_so_far("bash", "{not json"),
-        Reply::new().whole_block(search.clone()).stops("pause_turn"),
-        Reply::new()
-            .text("")
-            .call("bash", &json!({"command": "pwd"})),
-        Reply::says("Done."),
-    ])
-    .await;
-    let provider = provider(&llm.base_url());
-    let mut request = prompt();
-    let mut stops = Vec::new();
-    loop {
-        let (deltas, error) = ask(&provider, &request).await;
-        assert!(error.is_none(), "{error:?}");
-        let Some(LlmDelta::Stop(stop)) = deltas.last() else {
-            panic!("{deltas:?}")
-        };
-        stops.push(stop.clone());
-        let blocks = blocks(&deltas);
-        let results = results(&blocks);
-        request.messages.push(said(blocks));
-        match stop {
-            LlmStop::ToolUse => request.messages.push(Message::ToolResults {
+async fn thinking_parallel_calls_and_notices_go_back_as_the_service_wants_them() {
+    for row in rows() {
+        let llm = row
+            .llm([
+                Reply::new()
+                    .thinking("Two at once.", "signature")
+                    .text("Looking.")
+                    .call("bash", &json!({"command": "ls"}))
+                    .call_so_far("bash", "{not json"),
+                Reply::new()
+                    .text("")
+                    .call("bash", &json!({"command": "pwd"})),
+                Reply::says("Done."),
+            ])
+            .await;
+        let provider = row.provider(&llm.base_url());
+        let mut request = row.prompt();
+        let mut stops = Vec::new();
+        loop {
+            let (deltas, error) = ask(&*provider, &request).await;
+            assert!(error.is_none(), "{error:?}");
+            let Some(LlmDelta::Stop(stop)) = deltas.last() else {
+                panic!("{deltas:?}")
+            };
+            stops.push(stop.clone());
+            let blocks = blocks_of(&deltas);
+            let results = results(&blocks);
+            request.messages.push(row.said(blocks));
+            if *stop != LlmStop::ToolUse {
+                break;
+            }
+            request.messages.push(Message::ToolResults {
                 results,
                 notice: (stops.len() == 1).then(|| "Half of the turns are used.".to_owned()),
-            }),
-            LlmStop::Pause => {}
-            _ => break,
+            });
         }
+        assert_eq!(stops, [LlmStop::ToolUse, LlmStop::ToolUse, LlmStop::End]);
+        let second = llm.request(1).await;
+        assert_eq!(second.last_text(), "Half of the turns are used.");
+        let sent: Vec<SentResult> = second.tool_results();
+        assert_eq!(sent.len(), 2);
+        for result in &sent {
+            assert_eq!(result.text, format!("result of {}", result.id));
+        }
+        let body = String::from_utf8(second.raw).unwrap();
+        assert!(body.contains("\"signature\""), "{body}");
     }
-    let (call, pause) = (LlmStop::ToolUse, LlmStop::Pause);
-    assert_eq!(stops, [call.clone(), pause, call, LlmStop::End]);
-    let second = llm.request(1).await;
-    assert_eq!(second.last_text(), "Half of the turns are used.");
-    let sent = |id: &str, is_error| SentResult {
-        id: id.to_owned(),
-        text: format!("result of {id}"),
-        is_error,
-    };
-    let (first_id, second_id) = ("toolu_fake_0_2", "toolu_fake_0_3");
-    assert_eq!(
-        second.tool_results(),
-        [sent(first_id, false), sent(second_id, true)]
-    );
-    assert_eq!(second.messages()[1]["content"][0]["signature"], "signature");
-    let third = llm.request(2).await;
-    assert_eq!(third.messages()[3]["content"], json!([search]));
 }
 
 fn block() -> impl Strategy<Value = Block> {
@@ -127,6 +108,8 @@ proptest! {
     fn any_history_of_an_agent_makes_a_request_that_the_service_takes(
         turns in prop::collection::vec(turn(), 0..6)
     ) {
+        for row in rows() {
+        let turns = turns.clone();
         let mut messages = vec![Message::user("go")];
         let ids = CallIds::default();
         for (mut blocks, notice) in turns {
@@ -136,14 +119,15 @@ proptest! {
                 }
             }
             let results = results(&blocks);
-            messages.push(said(blocks));
+            messages.push(row.said(blocks));
             if results.is_empty() {
                 messages.push(Message::user("go on"));
             } else {
                 messages.push(Message::ToolResults { results, notice });
             }
         }
-        let body = request_body(&request(messages).request());
-        prop_assert_eq!(body_faults(&body), Vec::<String>::new(), "{}", body);
+        let body = row.body(&row.request(messages).request());
+        prop_assert_eq!(row.dialect.body_faults(&body), Vec::<String>::new(), "{}", body);
+        }
     }
 }

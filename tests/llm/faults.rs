@@ -8,16 +8,16 @@ use sandcaster::llm::{LlmDelta, LlmError, LlmErrorKind, LlmStop, StreamLimits};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::{ask, prompt, provider, provider_with, short, text_of};
-use crate::support::fake_llm::{FakeLlm, Gate, KEY, Outcome, Reply};
+use super::{Row, ask, rows, short, text_of};
+use crate::support::fake_llm::{FakeLlm, Gate, KEY, Reply};
 
 /// What is shown to clients holds neither the key nor where the provider is.
-fn assert_clean(error: &LlmError) {
+fn assert_clean(row: &Row, error: &LlmError) {
     let shown = format!("{error} {error:?}");
     for secret in [KEY, "127.0.0.1", "localhost", "http://"] {
         assert!(!shown.contains(secret), "{shown}");
     }
-    assert!(error.message.contains("anthropic"), "{shown}");
+    assert!(error.message.contains(row.def.name), "{shown}");
 }
 
 /// The error that `reply` ends with, and what was shown before.
@@ -25,18 +25,27 @@ async fn fault(reply: Reply) -> (Vec<LlmDelta>, LlmError) {
     fault_within(reply, StreamLimits::default()).await
 }
 
+/// The same for all providers: what differs fails.
 async fn fault_within(reply: Reply, limits: StreamLimits) -> (Vec<LlmDelta>, LlmError) {
-    let llm = FakeLlm::start([reply]).await;
-    let provider = provider_with(&llm.base_url(), limits);
-    let (deltas, error) = ask(&provider, &prompt()).await;
-    let error = error.expect("the answer should have failed");
-    assert_clean(&error);
-    assert!(
-        !deltas
-            .iter()
-            .any(|delta| matches!(delta, LlmDelta::Stop(_)))
-    );
-    (deltas, error)
+    let mut first: Option<(Vec<LlmDelta>, LlmError)> = None;
+    for row in rows() {
+        let (deltas, error) = row.ask_once(reply.clone(), limits).await;
+        let error = error.expect("the answer should have failed");
+        assert_clean(row, &error);
+        assert!(
+            !deltas
+                .iter()
+                .any(|delta| matches!(delta, LlmDelta::Stop(_)))
+        );
+        if let Some((others, other)) = &first {
+            let facts = |error: &LlmError| (error.kind, error.retryable(), error.retry_after);
+            assert_eq!(facts(&error), facts(other), "{}", row.def.name);
+            assert_eq!(text_of(&deltas), text_of(others), "{}", row.def.name);
+        } else {
+            first = Some((deltas, error));
+        }
+    }
+    first.unwrap()
 }
 
 #[tokio::test]
@@ -142,11 +151,13 @@ async fn a_provider_that_is_not_there_is_unreachable_and_retryable() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         listener.local_addr().unwrap().port()
     };
-    let provider = provider(&format!("http://127.0.0.1:{port}"));
-    let error = ask(&provider, &prompt()).await.1.unwrap();
-    assert_eq!(error.kind, LlmErrorKind::Unreachable);
-    assert!(error.retryable());
-    assert_clean(&error);
+    for row in rows() {
+        let provider = row.provider(&format!("http://127.0.0.1:{port}"));
+        let error = ask(&*provider, &row.prompt()).await.1.unwrap();
+        assert_eq!(error.kind, LlmErrorKind::Unreachable);
+        assert!(error.retryable());
+        assert_clean(row, &error);
+    }
     let (_, error) = fault(Reply::hang_up()).await;
     assert_eq!(error.kind, LlmErrorKind::Unreachable);
 }
@@ -245,14 +256,16 @@ async fn silence_before_and_within_an_answer_times_out() {
 #[tokio::test]
 async fn without_its_limits_the_provider_would_wait_for_ever() {
     // The twin of the test above: if this one fails, that one can't.
-    for reply in [Reply::silence(), Reply::new().text("a").stall()] {
-        let llm = FakeLlm::start([reply]).await;
-        let provider = provider(&llm.base_url());
-        let waits = short().silence * 3;
-        let request = prompt();
-        let asked = tokio::time::timeout(waits, ask(&provider, &request)).await;
-        assert!(asked.is_err(), "{asked:?}");
-        llm.connection_closed(0).await;
+    for row in rows() {
+        for reply in [Reply::silence(), Reply::new().text("a").stall()] {
+            let llm = row.llm([reply]).await;
+            let provider = row.provider(&llm.base_url());
+            let waits = short().silence * 3;
+            let request = row.prompt();
+            let asked = tokio::time::timeout(waits, ask(&*provider, &request)).await;
+            assert!(asked.is_err(), "{asked:?}");
+            llm.connection_closed(0).await;
+        }
     }
 }
 
@@ -281,14 +294,15 @@ async fn comments_are_life_but_the_deadline_holds() {
         silence: Duration::from_secs(1),
         ..StreamLimits::default()
     };
+    let row = &rows()[0];
     for (time, survives) in [(30_000, true), (500, false)] {
         let (reply, gates) = trickle(12);
-        let llm = FakeLlm::start([reply]).await;
-        let provider = provider_with(&llm.base_url(), limits);
-        let mut request = prompt();
+        let llm = row.llm([reply]).await;
+        let provider = row.provider_with(&llm.base_url(), limits);
+        let mut request = row.prompt();
         request.deadline = Deadline::after(Duration::from_millis(time));
         let (deltas, error) = tokio::select! {
-            asked = ask(&provider, &request) => asked,
+            asked = ask(&*provider, &request) => asked,
             () = open_slowly(gates, Duration::from_millis(150)) => unreachable!(),
         };
         if survives {
@@ -298,7 +312,7 @@ async fn comments_are_life_but_the_deadline_holds() {
             let error = error.unwrap();
             assert_eq!(error.kind, LlmErrorKind::Timeout);
             assert!(!error.retryable(), "our own deadline is not retried");
-            assert_clean(&error);
+            assert_clean(row, &error);
         }
     }
 }
@@ -348,7 +362,8 @@ async fn a_failed_tls_handshake_is_unreachable() {
 
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let provider = provider(&format!("https://127.0.0.1:{port}"));
+    let row = &rows()[0];
+    let provider = row.provider(&format!("https://127.0.0.1:{port}"));
     let plain = async {
         loop {
             let (mut socket, _) = listener.accept().await.unwrap();
@@ -358,25 +373,26 @@ async fn a_failed_tls_handshake_is_unreachable() {
                 .unwrap();
         }
     };
-    let request = prompt();
+    let request = row.prompt();
     let (_, error) = tokio::select! {
-        asked = ask(&provider, &request) => asked,
+        asked = ask(&*provider, &request) => asked,
         () = plain => unreachable!(),
     };
     let error = error.unwrap();
     assert_eq!(error.kind, LlmErrorKind::Unreachable, "{error}");
-    assert_clean(&error);
+    assert_clean(row, &error);
 }
 
 #[tokio::test]
 async fn a_response_over_the_size_limit_is_refused() {
     let mut limits = StreamLimits::default();
     limits.sse.response_bytes = 2000;
-    let llm = FakeLlm::start([Reply::new().text("a").text(&"x".repeat(2000))]).await;
-    let provider = provider_with(&llm.base_url(), limits);
-    let (deltas, error) = ask(&provider, &prompt()).await;
-    assert_eq!(error.unwrap().kind, LlmErrorKind::BadResponse);
-    assert_eq!(text_of(&deltas), "a");
+    for row in rows() {
+        let reply = Reply::new().text("a").text(&"x".repeat(2000));
+        let (deltas, error) = row.ask_once(reply, limits).await;
+        assert_eq!(error.unwrap().kind, LlmErrorKind::BadResponse);
+        assert_eq!(text_of(&deltas), "a");
+    }
 }
 
 #[tokio::test]
@@ -403,7 +419,12 @@ async fn unknown_events_duplicates_and_comments_change_nothing() {
         .whole_block(json!({"type": "new_block", "data": 1}))
         .text("b")])
     .await;
-    let (deltas, error) = ask(&provider(&llm.base_url()), &prompt()).await;
+    let row = rows()
+        .iter()
+        .find(|row| row.def.name == "anthropic")
+        .unwrap();
+    let provider = row.provider(&llm.base_url());
+    let (deltas, error) = ask(&*provider, &row.prompt()).await;
     assert!(error.is_none(), "{error:?}");
     assert_eq!(text_of(&deltas), "ab");
     assert_eq!(deltas.last(), Some(&LlmDelta::Stop(LlmStop::End)));
@@ -424,29 +445,18 @@ async fn a_long_error_body_is_shortened() {
 #[tokio::test]
 async fn dropping_the_stream_closes_the_connection() {
     use futures::StreamExt as _;
-    use sandcaster::llm::LlmProvider as _;
 
-    let gate = Gate::new();
-    let llm = FakeLlm::start([Reply::new().text("a").wait(&gate)]).await;
-    let provider = provider(&llm.base_url());
-    let mut stream = provider.open(&prompt().request()).await.unwrap();
-    while let Some(delta) = stream.next().await {
-        if delta.unwrap() == LlmDelta::Text("a".to_owned()) {
-            break;
+    for row in rows() {
+        let gate = Gate::new();
+        let llm = row.llm([Reply::new().text("a").wait(&gate)]).await;
+        let provider = row.provider(&llm.base_url());
+        let mut stream = provider.open(&row.prompt().request()).await.unwrap();
+        while let Some(delta) = stream.next().await {
+            if delta.unwrap() == LlmDelta::Text("a".to_owned()) {
+                break;
+            }
         }
+        drop(stream);
+        llm.connection_closed(0).await;
     }
-    drop(stream);
-    llm.connection_closed(0).await;
-}
-
-#[tokio::test]
-async fn a_complete_answer_leaves_its_connection_for_the_next_request() {
-    let llm = FakeLlm::start([Reply::says("1"), Reply::says("2")]).await;
-    let provider = provider(&llm.base_url());
-    for number in 0..2 {
-        let (_, error) = ask(&provider, &prompt()).await;
-        assert!(error.is_none());
-        assert_eq!(llm.outcome(number).await, Outcome::Finished);
-    }
-    assert_eq!(llm.request(1).await.connection, 0);
 }

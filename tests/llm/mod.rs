@@ -1,11 +1,12 @@
-//! LLM providers: recorded traffic, faults on the wire, and the decoder's promises.
+//! LLM providers: what each must do, on the wire and with recorded traffic. Every test that is not about one
+//! provider's own ways runs for every row of the table.
 
 mod anthropic_wire;
+mod conformance;
 mod conversation;
 mod faults;
-mod recorded_answers;
-mod recorded_requests;
 mod recordings;
+mod rows;
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -13,33 +14,20 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use sandcaster::chat::{Block, CallIds, Message, Reply, ToolSpec};
 use sandcaster::clock::Deadline;
-use sandcaster::llm::anthropic::{self, Anthropic};
 use sandcaster::llm::{
-    AnswerSize, LlmDelta, LlmError, LlmProvider as _, LlmRequest, StreamLimits, ToolChoice,
+    AnswerSize, LlmDelta, LlmError, LlmProvider, LlmRequest, StreamLimits, ToolChoice,
 };
-use sandcaster::secrets::Secret;
 use sandcaster::spec::ThinkingLevel;
 
-use crate::support::fake_llm::KEY;
-use crate::support::http;
+use rows::{Row, rows};
 
-/// Limits short enough to run into, long enough for a busy machine.
+/// Limits short enough to run into, and more than ten times what an answer on loopback takes.
 fn short() -> StreamLimits {
     StreamLimits {
-        first_byte: Duration::from_millis(400),
-        silence: Duration::from_millis(400),
+        first_byte: Duration::from_secs(1),
+        silence: Duration::from_secs(1),
         ..StreamLimits::default()
     }
-}
-
-fn provider_with(base_url: &str, limits: StreamLimits) -> Anthropic {
-    let key = |name: &str| (name == "ANTHROPIC_API_KEY").then(|| Secret::new(KEY));
-    let config = anthropic::DEF.config(http(), key, Some(base_url));
-    Anthropic::new(config, limits)
-}
-
-fn provider(base_url: &str) -> Anthropic {
-    provider_with(base_url, StreamLimits::default())
 }
 
 /// A request that owns what [`LlmRequest`] borrows.
@@ -47,6 +35,7 @@ struct Asked {
     model: String,
     tools: Vec<&'static ToolSpec>,
     messages: Vec<Message>,
+    thinking: ThinkingLevel,
     deadline: Deadline,
     ids: CallIds,
 }
@@ -64,7 +53,7 @@ impl Asked {
             output_schema: None,
             answer: AnswerSize::Usual,
             affordable: None,
-            thinking: ThinkingLevel::Unset,
+            thinking: self.thinking,
             cache_key: "run",
             call_ids: &self.ids,
             deadline: self.deadline,
@@ -72,34 +61,48 @@ impl Asked {
     }
 }
 
-fn request(messages: Vec<Message>) -> Asked {
-    static BASH: LazyLock<ToolSpec> = LazyLock::new(|| ToolSpec {
-        name: "bash",
-        description: "Runs a command.".to_owned(),
-        input_schema: serde_json::json!({"type": "object"}),
-    });
-    Asked {
-        model: "claude-sonnet-4-6".to_owned(),
-        tools: vec![&BASH],
-        messages,
-        deadline: Deadline::after(Duration::from_secs(30)),
-        ids: CallIds::default(),
+impl Row {
+    fn request(&self, messages: Vec<Message>) -> Asked {
+        static BASH: LazyLock<ToolSpec> = LazyLock::new(|| ToolSpec {
+            name: "bash",
+            description: "Runs a command.".to_owned(),
+            input_schema: serde_json::json!({"type": "object"}),
+        });
+        Asked {
+            model: self.def.default_model.to_owned(),
+            tools: vec![&BASH],
+            messages,
+            thinking: ThinkingLevel::Unset,
+            deadline: Deadline::after(Duration::from_secs(30)),
+            ids: CallIds::default(),
+        }
+    }
+
+    fn prompt(&self) -> Asked {
+        self.request(vec![Message::user("go")])
+    }
+
+    fn said(&self, blocks: Vec<Block>) -> Message {
+        Message::Assistant(Reply {
+            provider: self.def.name,
+            blocks,
+        })
+    }
+
+    /// What comes of one reply.
+    async fn ask_once(
+        &self,
+        reply: crate::support::fake_llm::Reply,
+        limits: StreamLimits,
+    ) -> (Vec<LlmDelta>, Option<LlmError>) {
+        let llm = self.llm([reply]).await;
+        let provider = self.provider_with(&llm.base_url(), limits);
+        ask(&*provider, &self.prompt()).await
     }
 }
 
-fn prompt() -> Asked {
-    request(vec![Message::user("go")])
-}
-
-fn said(blocks: Vec<Block>) -> Message {
-    Message::Assistant(Reply {
-        provider: anthropic::DEF.name,
-        blocks,
-    })
-}
-
 /// The deltas of an answer and the error that ended it, if one did.
-async fn ask(provider: &Anthropic, request: &Asked) -> (Vec<LlmDelta>, Option<LlmError>) {
+async fn ask(provider: &dyn LlmProvider, request: &Asked) -> (Vec<LlmDelta>, Option<LlmError>) {
     let mut stream = match provider.open(&request.request()).await {
         Ok(stream) => stream,
         Err(error) => return (Vec::new(), Some(error)),
@@ -122,6 +125,16 @@ fn text_of(deltas: &[LlmDelta]) -> String {
         .iter()
         .filter_map(|delta| match delta {
             LlmDelta::Text(piece) => Some(piece.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn blocks_of(deltas: &[LlmDelta]) -> Vec<Block> {
+    deltas
+        .iter()
+        .filter_map(|delta| match delta {
+            LlmDelta::Block(block) => Some(block.clone()),
             _ => None,
         })
         .collect()

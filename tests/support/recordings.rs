@@ -32,6 +32,21 @@ pub struct Response {
     pub body_text: String,
 }
 
+impl Response {
+    pub fn is_stream(&self) -> bool {
+        !self.body_text.trim_start().starts_with(['{', '[', '<'])
+    }
+
+    /// The JSON of its events.
+    pub fn stream_data(&self) -> Vec<Value> {
+        let lines = self.body_text.lines();
+        lines
+            .filter_map(|line| line.strip_prefix("data:"))
+            .filter_map(|data| serde_json::from_str(data).ok())
+            .collect()
+    }
+}
+
 /// The folder with the shared evidence: `SANDCASTER_SHARED`, or `shared` beside the repository.
 #[expect(clippy::disallowed_methods, reason = "tests have no settings")]
 pub fn shared() -> PathBuf {

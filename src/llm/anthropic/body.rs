@@ -1,291 +1,301 @@
 //! A request's body: pure, and byte-stable, since the provider's cache compares bytes.
 //!
 //! Everything that the API would refuse for good is kept out here, because a conversation is sent again
-//! with every request: empty text, thinking without its signature, ids that repeat or have other
-//! characters, arguments that are no object.
+//! with every request: empty text, blocks of other providers, pictures that the model can't see.
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value, json};
-
 use super::DEF;
+use super::wire::{
+    Body, Content, Format, Mark, Message as WireMessage, OutputConfig, Own, Source, Thinking, Tool,
+    ToolChoice as WireChoice,
+};
 use crate::chat::{Block, Message, Part, ToolResult, ToolSpec};
-use crate::llm::prices::{self, ModelEntry};
-use crate::llm::types::{AnswerSize, LlmRequest, ToolChoice};
+use crate::error::WarningCode;
+use crate::llm::prices;
+use crate::llm::types::{
+    AnswerSize, LlmRequest, ModelFacts, ServerTool, ThinkingStyle, ToolChoice,
+};
 use crate::spec::ThinkingLevel;
 
 /// The most tokens of an answer that are asked for unless the request says otherwise.
 const USUAL_MAX_TOKENS: u32 = 32_000;
-/// The same for a model that is not in the table.
+/// The same for a model whose limit is not known.
 const UNKNOWN_MAX_TOKENS: u32 = 8_192;
+/// The least budget of thinking that is taken.
+const LEAST_BUDGET: u32 = 1024;
 /// Marks on messages: two of the four that a request may have are on the tools and the system prompt.
 const MESSAGE_MARKS: usize = 2;
+const WEB_SEARCH: &str = "web_search_20250305";
+
+/// What could not be followed to the letter.
+pub(super) type Warnings = Vec<(WarningCode, String)>;
 
 /// The body of `POST /v1/messages`.
-pub fn request_body(request: &LlmRequest<'_>) -> Value {
-    let entry = prices::entry(DEF.name, request.model);
-    let (thinking, effort, budget) = thinking(request.model, entry, request.thinking);
-    let mut body = Map::new();
-    let mut put = |name: &str, value: Value| {
-        body.insert(name.to_owned(), value);
+pub(super) fn body<'a>(request: &LlmRequest<'a>, warnings: &mut Warnings) -> Body<'a> {
+    let facts = prices::facts(DEF.name, request.model);
+    let plan = Plan::new(request, &facts);
+    let warned = plan
+        .warning
+        .map(|warning| (WarningCode::ThinkingAdjusted, warning));
+    warnings.extend(warned);
+    let tools = tools(request.tools, request.server_tools);
+    let format = request
+        .output_schema
+        .map(|schema| Format::JsonSchema { schema });
+    let config = OutputConfig {
+        effort: plan.effort,
+        format,
     };
-    put("model", json!(request.model));
-    put("max_tokens", json!(max_tokens(request, entry, budget)));
-    put("stream", json!(true));
-    let system = system(request.system);
-    if !system.is_empty() {
-        put("system", Value::Array(system));
-    }
-    if !request.tools.is_empty() {
-        put("tools", Value::Array(tools(request.tools)));
-        if request.tool_choice == ToolChoice::None {
-            put("tool_choice", json!({"type": "none"}));
-        }
-    }
-    if let Some(thinking) = thinking {
-        put("thinking", thinking);
-    }
-    if let Some(effort) = effort {
-        put("output_config", json!({"effort": effort}));
-    }
-    put("messages", Value::Array(messages(request.messages)));
-    Value::Object(body)
-}
-
-fn max_tokens(request: &LlmRequest<'_>, entry: Option<&ModelEntry>, budget: u32) -> u32 {
-    let limit = entry.and_then(|entry| entry.max_output_tokens);
-    let usual = limit.map_or(UNKNOWN_MAX_TOKENS, |limit| limit.min(USUAL_MAX_TOKENS));
-    let asked = match request.answer {
-        AnswerSize::Usual => usual,
-        AnswerSize::Full => limit.unwrap_or(usual),
-        AnswerSize::AtMost(tokens) => tokens,
-    };
-    // The budget counts towards the answer's limit, and must stay below it.
-    let asked = asked.max(1).saturating_add(budget);
-    let most = limit
-        .unwrap_or(u32::MAX)
-        .min(request.affordable.unwrap_or(u32::MAX));
-    asked.min(most)
-}
-
-/// How a model is told to think.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ThinkingStyle {
-    /// By a number of tokens; off unless asked.
-    Budget,
-    /// By effort; off unless asked.
-    OptIn,
-    /// By effort; on unless told not to.
-    OptOut,
-    /// By effort; never quite off, but it can be kept to the time between calls.
-    BetweenTools,
-    /// By effort; never off.
-    Always,
-}
-
-/// Ids of models from before adaptive thinking that the table no longer (or not yet) has.
-const BUDGET_ONLY: &[&str] = &[
-    "claude-2",
-    "claude-3",
-    "claude-sonnet-4-0",
-    "claude-sonnet-4-2",
-    "claude-opus-4-0",
-    "claude-opus-4-1",
-    "claude-opus-4-2",
-];
-
-fn style(model: &str, entry: Option<&ModelEntry>) -> ThinkingStyle {
-    let is = |prefixes: &[&str]| prefixes.iter().any(|prefix| model.starts_with(prefix));
-    if is(&["claude-fable-", "claude-mythos-"]) {
-        ThinkingStyle::Always
-    } else if is(&["claude-sonnet-5-5"]) {
-        ThinkingStyle::BetweenTools
-    } else if entry.is_some_and(|entry| entry.thinking_always_on) {
-        ThinkingStyle::Always
-    } else if is(&["claude-opus-5", "claude-sonnet-5", "claude-haiku-5"]) {
-        ThinkingStyle::OptOut
-    } else if entry.map_or(!is(BUDGET_ONLY), |entry| entry.adaptive_thinking) {
-        ThinkingStyle::OptIn
-    } else {
-        ThinkingStyle::Budget
+    Body {
+        model: request.model,
+        max_tokens: plan.max_tokens,
+        stream: true,
+        system: system(request.system),
+        tool_choice: (request.tool_choice == ToolChoice::None && !tools.is_empty())
+            .then_some(WireChoice::None),
+        tools,
+        thinking: plan.thinking,
+        output_config: (config.effort.is_some() || config.format.is_some()).then_some(config),
+        messages: messages(request.messages, &facts),
     }
 }
 
-/// The `thinking` field, the effort, and the budget that the answer's limit has to hold besides.
-fn thinking(
-    model: &str,
-    entry: Option<&ModelEntry>,
-    level: ThinkingLevel,
-) -> (Option<Value>, Option<&'static str>, u32) {
-    let style = style(model, entry);
-    let (budget, effort) = match level {
-        ThinkingLevel::Unset => return (None, None, 0),
-        ThinkingLevel::None => {
-            return match style {
-                ThinkingStyle::Budget | ThinkingStyle::OptIn => (None, None, 0),
-                ThinkingStyle::OptOut => (Some(json!({"type": "disabled"})), None, 0),
-                ThinkingStyle::BetweenTools => (Some(json!({"type": "between_tools"})), None, 0),
-                // The nearest to "none" that it takes.
-                ThinkingStyle::Always => (None, Some("low"), 0),
-            };
-        }
-        ThinkingLevel::Low => (2048, "low"),
-        ThinkingLevel::Medium => (10_000, "medium"),
-        ThinkingLevel::High => (16_384, "high"),
-    };
-    match style {
-        ThinkingStyle::Budget => {
-            let thinking = json!({"type": "enabled", "budget_tokens": budget});
-            (Some(thinking), None, budget)
-        }
-        ThinkingStyle::OptIn
-        | ThinkingStyle::OptOut
-        | ThinkingStyle::BetweenTools
-        | ThinkingStyle::Always => {
+/// How long the answer may be, and how much of it is for thinking.
+struct Plan {
+    max_tokens: u32,
+    thinking: Option<Thinking>,
+    effort: Option<&'static str>,
+    warning: Option<String>,
+}
+
+impl Plan {
+    fn new(request: &LlmRequest<'_>, facts: &ModelFacts) -> Self {
+        let limit = facts.max_output_tokens;
+        let usual = limit.map_or(UNKNOWN_MAX_TOKENS, |limit| limit.min(USUAL_MAX_TOKENS));
+        let answer = match request.answer {
+            AnswerSize::Usual => usual,
+            AnswerSize::Full => limit.unwrap_or(usual),
+            AnswerSize::AtMost(tokens) => tokens,
+        };
+        let most = limit
+            .unwrap_or(u32::MAX)
+            .min(request.affordable.unwrap_or(u32::MAX))
+            .max(1);
+        let mut plan = Self {
+            max_tokens: answer.clamp(1, most),
+            thinking: None,
+            effort: None,
+            warning: None,
+        };
+        plan.think(request, facts.thinking, most);
+        plan
+    }
+
+    fn think(&mut self, request: &LlmRequest<'_>, style: ThinkingStyle, most: u32) {
+        let (budget, effort) = match request.thinking {
+            ThinkingLevel::Unset => return,
+            ThinkingLevel::None => {
+                match style {
+                    ThinkingStyle::Unknown | ThinkingStyle::Budget | ThinkingStyle::OptIn => {}
+                    ThinkingStyle::OptOut => self.thinking = Some(Thinking::Disabled),
+                    ThinkingStyle::BetweenTools => {
+                        self.thinking = Some(Thinking::BetweenTools);
+                        self.warning = Some(format!(
+                            "{} can't be kept from thinking altogether: it thinks between calls only",
+                            request.model
+                        ));
+                    }
+                    ThinkingStyle::Always => {
+                        self.effort = Some("low");
+                        self.warning = Some(format!(
+                            "{} can't be kept from thinking: it is asked with low effort",
+                            request.model
+                        ));
+                    }
+                }
+                return;
+            }
+            ThinkingLevel::Low => (2048, "low"),
+            ThinkingLevel::Medium => (10_000, "medium"),
+            ThinkingLevel::High => (16_384, "high"),
+        };
+        if style != ThinkingStyle::Budget {
             // Newer models leave the text out unless it is asked for.
-            let thinking = json!({"type": "adaptive", "display": "summarized"});
-            (Some(thinking), Some(effort), 0)
+            self.thinking = Some(Thinking::Adaptive {
+                display: "summarized",
+            });
+            self.effort = Some(effort);
+            return;
         }
+        // The budget counts towards the answer's limit, and must stay below it: with too little room for
+        // both, half is for the answer.
+        let max_tokens = self.max_tokens.saturating_add(budget).min(most);
+        let budget_tokens = budget.min(max_tokens / 2);
+        if budget_tokens < LEAST_BUDGET {
+            self.warning = Some(format!(
+                "an answer of at most {max_tokens} tokens has no room for thinking, so there is none"
+            ));
+            return;
+        }
+        self.max_tokens = max_tokens;
+        self.thinking = Some(Thinking::Enabled { budget_tokens });
     }
 }
 
-fn system(blocks: &[String]) -> Vec<Value> {
-    let mut blocks: Vec<Value> = blocks.iter().filter_map(|text| text_block(text)).collect();
+fn system(blocks: &[String]) -> Vec<Content<'_>> {
+    let mut blocks: Vec<_> = blocks.iter().filter_map(|text| text_block(text)).collect();
     if let Some(last) = blocks.last_mut() {
         mark(last);
     }
     blocks
 }
 
-fn tools(specs: &[&ToolSpec]) -> Vec<Value> {
-    let mut tools: Vec<Value> = specs
-        .iter()
-        .map(|spec| {
-            json!({
-                "name": spec.name,
-                "description": spec.description,
-                "input_schema": spec.input_schema,
-            })
-        })
-        .collect();
-    if let Some(last) = tools.last_mut() {
-        mark(last);
+fn tools<'a>(specs: &[&'a ToolSpec], server_tools: &[ServerTool]) -> Vec<Tool<'a>> {
+    let ours = specs.iter().map(|spec| Tool::Ours {
+        name: spec.name,
+        description: &spec.description,
+        input_schema: &spec.input_schema,
+        cache_control: None,
+    });
+    let theirs = server_tools.iter().map(|tool| match *tool {
+        ServerTool::WebSearch { max_uses } => Tool::WebSearch {
+            r#type: WEB_SEARCH,
+            name: "web_search",
+            max_uses,
+            cache_control: None,
+        },
+    });
+    let mut tools: Vec<Tool<'_>> = ours.chain(theirs).collect();
+    if let Some(Tool::Ours { cache_control, .. } | Tool::WebSearch { cache_control, .. }) =
+        tools.last_mut()
+    {
+        *cache_control = Some(Mark {});
     }
     tools
 }
 
-/// A message on the way to the wire.
-struct Wire {
-    role: &'static str,
-    content: Vec<Value>,
-}
-
-fn messages(history: &[Message]) -> Vec<Value> {
-    let mut out: Vec<Wire> = Vec::new();
+fn messages<'a>(history: &'a [Message], facts: &ModelFacts) -> Vec<WireMessage<'a>> {
+    let mut out: Vec<WireMessage<'_>> = Vec::new();
     for message in history {
-        let (role, content) = match message {
-            Message::User(parts) => ("user", parts.iter().filter_map(part_block).collect()),
+        let (role, content): (_, Vec<Content<'_>>) = match message {
+            Message::User(parts) => (
+                "user",
+                parts
+                    .iter()
+                    .filter_map(|part| part_block(part, facts))
+                    .collect(),
+            ),
             Message::Assistant(reply) => {
                 let own = reply.provider == DEF.name;
                 let blocks = reply.blocks.iter().filter_map(|block| echo(block, own));
                 ("assistant", blocks.collect())
             }
             Message::ToolResults { results, notice } => {
-                let mut content: Vec<Value> = results.iter().map(tool_result).collect();
-                content.extend(notice.as_deref().and_then(text_block));
-                ("user", content)
+                let results = results.iter().map(|result| tool_result(result, facts));
+                let notice = notice.as_deref().and_then(text_block);
+                ("user", results.chain(notice).collect())
             }
         };
         match out.last_mut() {
             // The service joins neighbours of one role anyway.
             Some(last) if last.role == role => last.content.extend(content),
             _ if content.is_empty() => {}
-            _ => out.push(Wire { role, content }),
+            _ => out.push(WireMessage { role, content }),
         }
     }
-    mark_messages(&mut out);
-    out.into_iter()
-        .map(|wire| json!({"role": wire.role, "content": wire.content}))
-        .collect()
+    // The newest user message is marked, and the place that the request before marked: a mark looks back
+    // only 20 blocks for an entry, which a turn with many calls exceeds.
+    let users = out
+        .iter_mut()
+        .rev()
+        .filter(|message| message.role == "user");
+    for message in users.take(MESSAGE_MARKS) {
+        if let Some(block) = message.content.last_mut() {
+            mark(block);
+        }
+    }
+    out
 }
 
 /// One block of a reply, as it is sent back. `None` for what the API would refuse.
-fn echo(block: &Block, own: bool) -> Option<Value> {
+fn echo(block: &Block, own: bool) -> Option<Content<'_>> {
     match block {
+        Block::Text { text, .. } if text.trim().is_empty() => None,
+        Block::Text {
+            echo: Some(echo), ..
+        }
+        | Block::Opaque(echo)
+            if own =>
+        {
+            Some(Content::Echo(echo.raw()))
+        }
         Block::Text { text, .. } => text_block(text),
-        Block::Call(call) => Some(json!({
-            "type": "tool_use", "id": call.id.wire(), "name": call.wire_name(), "input": call.wire_args(),
+        Block::Call(call) => Some(Content::Own(Own::ToolUse {
+            id: call.id.wire(),
+            name: call.wire_name(),
+            input: call.wire_args(),
         })),
-        Block::Opaque(echo) if own => serde_json::from_str(echo.json()).ok(),
         Block::Opaque(_) => None,
     }
 }
 
-fn part_block(part: &Part) -> Option<Value> {
+fn part_block<'a>(part: &'a Part, facts: &ModelFacts) -> Option<Content<'a>> {
+    let base64 = |media_type, data| Source::Base64 { media_type, data };
     match part {
         Part::Text(text) => text_block(text),
-        Part::Image(image) => Some(json!({
-            "type": "image",
-            "source": {
-                "type": "base64", "media_type": image.media_type.as_str(), "data": &*image.base64,
-            },
+        Part::Image(image) if facts.vision => Some(Content::Own(Own::Image {
+            source: base64(image.media_type.as_str(), &image.base64),
+            cache_control: None,
         })),
-        Part::Document(document) => Some(json!({
-            "type": "document",
-            "title": document.name,
-            "source": {
-                "type": "base64", "media_type": "application/pdf", "data": &*document.base64,
-            },
+        Part::Document(document) if facts.documents => Some(Content::Own(Own::Document {
+            title: &document.name,
+            source: base64("application/pdf", &document.base64),
+            cache_control: None,
         })),
+        Part::Image(_) => text_block("[a picture is left out here: this model can't see]"),
+        Part::Document(_) => text_block("[a PDF is left out here: this model can't read it]"),
     }
 }
 
-fn tool_result(result: &ToolResult) -> Value {
-    let content: Vec<Value> = result.content.iter().filter_map(part_block).collect();
-    let mut block = json!({"type": "tool_result", "tool_use_id": result.id.wire()});
-    if let Value::Object(fields) = &mut block {
-        if !content.is_empty() {
-            fields.insert("content".to_owned(), Value::Array(content));
-        }
-        if result.is_error {
-            fields.insert("is_error".to_owned(), Value::Bool(true));
-        }
-    }
-    block
+fn tool_result<'a>(result: &'a ToolResult, facts: &ModelFacts) -> Content<'a> {
+    let content = result
+        .content
+        .iter()
+        .filter_map(|part| part_block(part, facts));
+    Content::Own(Own::ToolResult {
+        tool_use_id: result.id.wire(),
+        content: content.collect(),
+        is_error: result.is_error,
+        cache_control: None,
+    })
 }
 
 /// A text block, or nothing for blank text, which is refused. U+0000 is refused by gateways.
-fn text_block(text: &str) -> Option<Value> {
+fn text_block(text: &str) -> Option<Content<'_>> {
     if text.trim().is_empty() {
         return None;
     }
-    let text: Cow<'_, str> = if text.contains('\0') {
+    let text = if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
     } else {
         Cow::Borrowed(text)
     };
-    Some(json!({"type": "text", "text": text}))
+    Some(Content::Own(Own::Text {
+        text,
+        cache_control: None,
+    }))
 }
 
-/// Marks the newest user message and the place that the request before marked: a mark looks back only 20
-/// blocks for an entry, which a turn with many calls exceeds, so the old entry gets a mark of its own.
-fn mark_messages(messages: &mut [Wire]) {
-    let users: Vec<usize> = messages
-        .iter()
-        .enumerate()
-        .filter(|(_, message)| message.role == "user" && !message.content.is_empty())
-        .map(|(at, _)| at)
-        .collect();
-    for at in users.into_iter().rev().take(MESSAGE_MARKS) {
-        if let Some(block) = messages.get_mut(at).and_then(|m| m.content.last_mut()) {
-            mark(block);
-        }
-    }
-}
-
-fn mark(block: &mut Value) {
-    if let Value::Object(fields) = block {
-        fields.insert("cache_control".to_owned(), json!({"type": "ephemeral"}));
+fn mark(block: &mut Content<'_>) {
+    match block {
+        Content::Own(
+            Own::Text { cache_control, .. }
+            | Own::Image { cache_control, .. }
+            | Own::Document { cache_control, .. }
+            | Own::ToolResult { cache_control, .. },
+        ) => *cache_control = Some(Mark {}),
+        Content::Own(Own::ToolUse { .. }) | Content::Echo(_) => {}
     }
 }
 

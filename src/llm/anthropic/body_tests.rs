@@ -1,5 +1,7 @@
+use serde_json::{Value, json};
+
 use super::*;
-use crate::chat::{CallIds, Echo, Image, ImageType, Reply, ToolArgs, ToolCall};
+use crate::chat::{CallIds, Document, Echo, Image, ImageType, Reply, ToolArgs, ToolCall};
 use crate::llm::asked::Asked;
 
 fn request(model: &str, messages: Vec<Message>) -> Asked {
@@ -8,8 +10,16 @@ fn request(model: &str, messages: Vec<Message>) -> Asked {
     asked
 }
 
+/// The body as it goes onto the wire, and the warnings.
+fn sent(asked: &Asked) -> (String, Warnings) {
+    let mut warnings = Vec::new();
+    let request = asked.request();
+    let json = serde_json::to_string(&body(&request, &mut warnings)).unwrap();
+    (json, warnings)
+}
+
 fn body_of(asked: &Asked) -> Value {
-    request_body(&asked.request())
+    serde_json::from_str(&sent(asked).0).unwrap()
 }
 
 fn said(blocks: Vec<Block>) -> Message {
@@ -152,7 +162,7 @@ fn a_whole_conversation_looks_like_this() {
         ],
     });
     assert_eq!(
-        body_of(&request).to_string(),
+        sent(&request).0,
         expected.to_string(),
         "also in the order of keys"
     );
@@ -341,7 +351,7 @@ fn thinking_levels_follow_the_models_ways() {
             L::None,
             none.clone(),
             json!({"effort": "low"}),
-            8192,
+            32_000,
         ),
         (
             "claude-mythos-5",
@@ -406,4 +416,148 @@ fn without_tools_and_system_there_is_neither_nor_a_tool_choice() {
     ] {
         assert!(body.get(absent).is_none(), "{absent}");
     }
+}
+
+#[test]
+fn a_level_that_a_model_cant_follow_is_told() {
+    use ThinkingLevel as L;
+    for (model, level, told) in [
+        ("claude-fable-5-2", L::None, true),
+        ("claude-opus-5-5", L::None, true),
+        ("claude-fable-9", L::None, true),
+        ("claude-sonnet-5-5", L::None, true),
+        ("claude-opus-5", L::None, false),
+        ("claude-haiku-4-5", L::None, false),
+        ("claude-opus-5-5", L::Low, false),
+        ("claude-opus-5-5", L::Unset, false),
+        ("gateway-model", L::None, false),
+    ] {
+        let mut request = request(model, vec![user("go")]);
+        request.thinking = level;
+        let warnings = sent(&request).1;
+        assert_eq!(warnings.len(), usize::from(told), "{model} {level:?}");
+        if let [(code, words)] = warnings.as_slice() {
+            assert_eq!(*code, WarningCode::ThinkingAdjusted);
+            assert!(words.contains(model), "{words}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_is_never_longer_than_what_can_be_paid_for() {
+    use ThinkingLevel as L;
+    for (model, level, affordable, max_tokens, budget) in [
+        ("claude-sonnet-4-6", L::Unset, 5000, 5000, None),
+        ("claude-sonnet-4-6", L::High, 5000, 5000, None),
+        ("claude-sonnet-4-6", L::Unset, 500_000, 32_000, None),
+        ("claude-haiku-4-5", L::High, 500_000, 48_384, Some(16_384)),
+        ("claude-haiku-4-5", L::High, 40_000, 40_000, Some(16_384)),
+        ("claude-haiku-4-5", L::High, 5000, 5000, Some(2500)),
+        ("claude-haiku-4-5", L::High, 2048, 2048, Some(1024)),
+        ("claude-haiku-4-5", L::High, 2047, 2047, None),
+        ("claude-haiku-4-5", L::High, 1, 1, None),
+    ] {
+        let mut request = request(model, vec![user("go")]);
+        request.thinking = level;
+        request.affordable = Some(affordable);
+        let (json, warnings) = sent(&request);
+        let body: Value = serde_json::from_str(&json).unwrap();
+        let place = format!("{model} {level:?} {affordable}");
+        assert_eq!(body["max_tokens"], max_tokens, "{place}");
+        assert_eq!(
+            body["thinking"]["budget_tokens"].as_u64(),
+            budget,
+            "{place}"
+        );
+        let left_out = model == "claude-haiku-4-5" && budget.is_none();
+        assert_eq!(warnings.len(), usize::from(left_out), "{place}");
+    }
+}
+
+#[test]
+fn documents_pictures_a_schema_and_searches_have_their_places() {
+    let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}});
+    let mut request = request(
+        "claude-sonnet-4-6",
+        vec![Message::User(vec![
+            Part::Image(Image {
+                media_type: ImageType::Jpeg,
+                base64: "AAAA".into(),
+            }),
+            Part::Document(Document {
+                name: "a.pdf".to_owned(),
+                base64: "BBBB".into(),
+            }),
+        ])],
+    );
+    request.output_schema = Some(schema.clone());
+    request.server_tools = vec![ServerTool::WebSearch { max_uses: 3 }];
+    request.thinking = ThinkingLevel::Low;
+    let body = body_of(&request);
+    let mark = json!({"type": "ephemeral"});
+    assert_eq!(
+        body["output_config"],
+        json!({"effort": "low", "format": {"type": "json_schema", "schema": schema}})
+    );
+    assert_eq!(
+        body["tools"][2],
+        json!({"type": "web_search_20250305", "name": "web_search", "max_uses": 3,
+            "cache_control": mark})
+    );
+    assert!(body["tools"][1].get("cache_control").is_none());
+    assert_eq!(
+        body["messages"][0]["content"],
+        json!([
+            {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "AAAA"}},
+            {"type": "document", "title": "a.pdf",
+                "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"},
+                "cache_control": mark},
+        ])
+    );
+    request.tools.clear();
+    request.tool_choice = ToolChoice::None;
+    let body = body_of(&request);
+    assert_eq!(body["tools"].as_array().unwrap().len(), 1);
+    assert_eq!(body["tool_choice"], json!({"type": "none"}));
+}
+
+#[test]
+fn a_model_that_cant_see_is_told_what_is_left_out() {
+    let mut request = request("claude-2.1", vec![results(&["a"], None)]);
+    if let [Message::ToolResults { results, .. }] = request.messages.as_mut_slice() {
+        results[0].content = vec![Part::Image(Image {
+            media_type: ImageType::Png,
+            base64: "AAAA".into(),
+        })];
+    }
+    let body = body_of(&request);
+    let text = &body["messages"][0]["content"][0]["content"][0]["text"];
+    assert!(text.as_str().unwrap().contains("picture"), "{body}");
+}
+
+#[test]
+fn echoes_go_back_byte_for_byte_to_their_own_provider_alone() {
+    let raw = r#"{"type":"server_tool_use", "id":"s1","name":"web_search","input":{"n":1.0e5}}"#;
+    let echo = || Echo::new(serde_json::value::RawValue::from_string(raw.to_owned()).unwrap());
+    let cited = r#"{"type":"text","text":"a","citations":[{"url":"u"}]}"#;
+    let text = || Block::Text {
+        text: "a".to_owned(),
+        echo: Some(Echo::new(
+            serde_json::value::RawValue::from_string(cited.to_owned()).unwrap(),
+        )),
+    };
+    let of = |provider| {
+        let reply = Reply {
+            provider,
+            blocks: vec![Block::Opaque(echo()), text()],
+        };
+        sent(&request(
+            "claude-opus-5",
+            vec![user("go"), Message::Assistant(reply)],
+        ))
+        .0
+    };
+    assert!(of("anthropic").contains(&format!("[{raw},{cited}]")));
+    let other = of("openai");
+    assert!(other.contains(r#"[{"type":"text","text":"a"}]"#), "{other}");
 }

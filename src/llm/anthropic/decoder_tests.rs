@@ -1,13 +1,28 @@
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
+use crate::chat::{Echo, ToolArgs};
+use crate::llm::anthropic::block::NAME_CHARS;
+use crate::llm::anthropic::wire::MOST_TOKENS;
+use crate::llm::types::{Citation, LlmErrorKind, Usage};
 
-fn feed(decoder: &mut AnthropicDecoder, data: &Value) -> Vec<LlmDelta> {
+fn hear(decoder: &mut AnthropicDecoder, event: &SseEvent) -> Result<Vec<LlmDelta>, LlmError> {
+    let mut out = Deltas::new();
+    decoder.on_event(event, &mut out)?;
+    Ok(out.into())
+}
+
+fn feed_raw(decoder: &mut AnthropicDecoder, data: &str) -> Vec<LlmDelta> {
     let event = SseEvent {
         event: None,
-        data: data.to_string(),
+        data: data.to_owned(),
     };
-    decoder.on_event(&event).unwrap()
+    hear(decoder, &event).unwrap()
+}
+
+fn feed(decoder: &mut AnthropicDecoder, data: &Value) -> Vec<LlmDelta> {
+    feed_raw(decoder, &data.to_string())
 }
 
 fn all(events: &[Value]) -> Vec<LlmDelta> {
@@ -138,6 +153,7 @@ fn absurd_figures_overflow_nothing() {
     );
     let expected = Usage {
         input: 2 * MOST_TOKENS,
+        last_pass: Some(MOST_TOKENS),
         ..Usage::default()
     };
     assert_eq!(deltas, [LlmDelta::Usage(expected)]);
@@ -262,14 +278,14 @@ fn an_error_event_is_classified_by_its_type() {
         event: Some("error".to_owned()),
         data: json!({"error": {"type": "overloaded_error", "message": "Overloaded"}}).to_string(),
     };
-    let error = decoder.on_event(&event).unwrap_err();
+    let error = hear(&mut decoder, &event).unwrap_err();
     assert_eq!(error.kind, LlmErrorKind::Overloaded);
     assert!(error.retryable());
     let garbage = SseEvent {
         event: None,
         data: "{not json".to_owned(),
     };
-    let error = decoder.on_event(&garbage).unwrap_err();
+    let error = hear(&mut decoder, &garbage).unwrap_err();
     assert_eq!(error.kind, LlmErrorKind::BadResponse);
 }
 
@@ -319,10 +335,374 @@ fn a_piece_of_text_is_the_same_in_any_spelling() {
             event: None,
             data: data.to_owned(),
         };
-        let shown = decoder.on_event(&event).unwrap();
+        let shown = hear(&mut decoder, &event).unwrap();
         assert_eq!(shown, [LlmDelta::Text("a\n\"é".to_owned())], "{data}");
         let block = feed(&mut decoder, &block_end(0));
         let whole = Block::text("a\n\"é");
         assert_eq!(block, [LlmDelta::Block(whole)], "{data}");
     }
+}
+
+fn texts(deltas: &[LlmDelta]) -> String {
+    deltas
+        .iter()
+        .filter_map(|delta| match delta {
+            LlmDelta::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn echo_of(deltas: &[LlmDelta]) -> Option<&str> {
+    deltas.iter().find_map(|delta| match delta {
+        LlmDelta::Block(
+            Block::Opaque(echo)
+            | Block::Text {
+                echo: Some(echo), ..
+            },
+        ) => Some(echo.json()),
+        _ => None,
+    })
+}
+
+#[test]
+fn halves_of_a_character_are_joined_and_lone_ones_replaced() {
+    for (pieces, whole) in [
+        (vec![r"a\ud83d", r"\ude00b"], "a😀b"),
+        (vec![r"a\ud83d", "", r"\ude00"], "a😀"),
+        (vec![r"\ud83d"], "\u{fffd}"),
+        (vec![r"\ud83d", "x"], "\u{fffd}x"),
+        (vec![r"\ude00\ud83dé"], "\u{fffd}\u{fffd}é"),
+        (vec![r"\ud83d\ud83d", r"\ude00"], "\u{fffd}😀"),
+        (vec![r"\ud83d\ude00"], "😀"),
+    ] {
+        for (kind, field, delta) in [
+            ("text", "text", "text_delta"),
+            ("thinking", "thinking", "thinking_delta"),
+        ] {
+            let mut decoder = AnthropicDecoder::default();
+            feed(&mut decoder, &start("m"));
+            let begin = json!({"type": "content_block_start", "index": 0,
+                "content_block": {"type": kind, field: "", "signature": "s"}});
+            feed(&mut decoder, &begin);
+            let mut shown = Vec::new();
+            for piece in &pieces {
+                let data = format!(
+                    r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"{delta}","{field}":"{piece}"}}}}"#
+                );
+                shown.extend(feed_raw(&mut decoder, &data));
+            }
+            shown.extend(feed(&mut decoder, &block_end(0)));
+            let said: String = shown
+                .iter()
+                .filter_map(|delta| match delta {
+                    LlmDelta::Text(text) | LlmDelta::Thinking(text) => Some(text.as_str()),
+                    _ => None,
+                })
+                .collect();
+            assert_eq!(said, whole, "{pieces:?}");
+            match shown.last().unwrap() {
+                LlmDelta::Block(Block::Text { text, .. }) => assert_eq!(text, whole),
+                LlmDelta::Block(Block::Opaque(echo)) => {
+                    let echo: Value = serde_json::from_str(echo.json()).unwrap();
+                    assert_eq!(echo["thinking"], whole);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn half_a_character_fails_nothing_wherever_it_stands() {
+    let lone = r"\ud83d";
+    let mut decoder = AnthropicDecoder::default();
+    let mut deltas = Vec::new();
+    for data in [
+        format!(r#"{{"type":"message_start","message":{{"id":"{lone}","model":"m{lone}"}}}}"#),
+        format!(r#"{{"type":"novel","{lone}":"{lone}"}}"#),
+        format!(r#"{{"type":"content_block_start","index":0,"content_block":{{"type":"tool_use","id":"t{lone}","name":"b{lone}","input":{{}}}}}}"#),
+        format!(r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"input_json_delta","partial_json":"{{\"a\": \"\{lone}x\", "}}}}"#),
+        format!(r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"input_json_delta","partial_json":"\"b\": \"{lone}"}}}}"#),
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"\ude00\"}"}}"#.to_owned(),
+        block_end(0).to_string(),
+        format!(r#"{{"type":"content_block_start","index":1,"content_block":{{"type":"novel","x":"{lone}"}}}}"#),
+        block_end(1).to_string(),
+        format!(r#"{{"type":"message_delta","delta":{{"stop_reason":"n{lone}"}}}}"#),
+    ] {
+        deltas.extend(feed_raw(&mut decoder, &data));
+    }
+    assert_eq!(
+        args_of(&deltas),
+        Some(&ToolArgs::Json(json!({"a": "\u{fffd}x", "b": "😀"})))
+    );
+    assert_eq!(echo_of(&deltas), Some(r#"{"type":"novel","x":"\ufffd"}"#));
+    assert!(deltas.contains(&LlmDelta::ServedModel("m\u{fffd}".to_owned())));
+    let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"\ud83d"}}"#;
+    let event = SseEvent {
+        event: None,
+        data: error.to_owned(),
+    };
+    let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
+    assert_eq!(error.kind, LlmErrorKind::Overloaded);
+}
+
+#[test]
+fn a_whole_input_in_the_start_survives_empty_pieces() {
+    for (input, pieces, expected) in [
+        (json!({"a": 1}), vec![], json!({"a": 1})),
+        (json!({"a": 1}), vec![""], json!({"a": 1})),
+        (json!({"a": 1}), vec!["", " "], json!({"a": 1})),
+        (json!({"a": 1}), vec!["{\"b\"", ": 2}"], json!({"b": 2})),
+        (json!({}), vec![""], json!({})),
+        (Value::Null, vec![""], json!({})),
+    ] {
+        let mut begin = call_start(0);
+        begin["content_block"]["input"] = input.clone();
+        let mut events = vec![start("a"), begin];
+        events.extend(pieces.iter().map(|json| piece(0, json)));
+        events.push(block_end(0));
+        assert_eq!(
+            args_of(&all(&events)),
+            Some(&ToolArgs::Json(expected)),
+            "{input} {pieces:?}"
+        );
+    }
+}
+
+#[test]
+fn a_stop_reason_with_all_blocks_closed_is_an_end() {
+    let [reason, _] = end("end_turn");
+    let [begin, piece, stop] = text(0, "x");
+    let whole = vec![
+        start("a"),
+        begin.clone(),
+        piece.clone(),
+        stop,
+        reason.clone(),
+    ];
+    let cut = vec![start("a"), begin, piece, reason];
+    for (events, ends) in [
+        (whole.clone(), true),
+        (cut, false),
+        (whole[..4].to_vec(), false),
+    ] {
+        let mut decoder = AnthropicDecoder::default();
+        for event in &events {
+            feed(&mut decoder, event);
+        }
+        assert_eq!(decoder.is_complete(), ends);
+        let mut out = Deltas::new();
+        match decoder.on_end(&mut out) {
+            Ok(()) => assert_eq!(out, [LlmDelta::Stop(LlmStop::End)]),
+            Err(error) => assert_eq!(error.kind, LlmErrorKind::Cut),
+        }
+        assert_eq!(!out.is_empty(), ends);
+        assert_eq!(feed(&mut decoder, &end("end_turn")[1]).is_empty(), ends);
+    }
+}
+
+#[test]
+fn what_the_providers_tools_did_is_told_and_goes_back() {
+    let search = json!({"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}});
+    let cited = json!({"type": "web_search_result_location", "url": "u", "title": "t",
+        "cited_text": "q", "encrypted_index": "e"});
+    let events = [
+        json!({"type": "message_start", "message": {"id": "m", "usage":
+            {"input_tokens": 1000, "output_tokens": 1}}}),
+        json!({"type": "content_block_start", "index": 0, "content_block": search}),
+        piece(0, "{\"query\": \"x\"}"),
+        block_end(0),
+        json!({"type": "content_block_start", "index": 1, "content_block":
+            {"type": "web_search_tool_result", "tool_use_id": "s", "content": []}}),
+        block_end(1),
+        text(2, "")[0].clone(),
+        json!({"type": "content_block_delta", "index": 2,
+            "delta": {"type": "citations_delta", "citation": cited}}),
+        text(2, "a")[1].clone(),
+        block_end(2),
+        json!({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {
+            "input_tokens": 2500, "output_tokens": 40,
+            "output_tokens_details": {"thinking_tokens": 7},
+            "server_tool_use": {"web_search_requests": 1}}}),
+    ];
+    let deltas = all(&events);
+    assert!(deltas.contains(&LlmDelta::ServerToolUse {
+        tool: "web_search",
+        query: "x".to_owned()
+    }));
+    assert!(deltas.contains(&LlmDelta::Citation(Citation {
+        url: Some("u".to_owned()),
+        title: Some("t".to_owned()),
+        quote: Some("q".to_owned()),
+    })));
+    let echoes: Vec<Value> = deltas
+        .iter()
+        .filter_map(|delta| echo_of(std::slice::from_ref(delta)))
+        .map(|json| serde_json::from_str(json).unwrap())
+        .collect();
+    assert_eq!(echoes[0]["input"], json!({"query": "x"}));
+    assert_eq!(echoes[1]["type"], "web_search_tool_result");
+    assert_eq!(
+        echoes[2],
+        json!({"type": "text", "text": "a", "citations": [cited]})
+    );
+    let usage = Usage {
+        input: 2500,
+        output: 40,
+        reasoning: 7,
+        searches: 1,
+        // The second pass had the first one's input and more: 2500 - 1000, and what was said.
+        last_pass: Some(1540),
+        ..Usage::default()
+    };
+    assert_eq!(deltas.last(), Some(&LlmDelta::Usage(usage)));
+}
+
+#[test]
+fn inner_passes_are_billed_together_and_the_last_one_is_the_context() {
+    let mut decoder = AnthropicDecoder::default();
+    let pass = |input: u64, output: u64| json!({"input_tokens": input, "output_tokens": output});
+    let usage = json!({"type": "message_delta", "delta": {}, "usage": {
+        "input_tokens": 20, "output_tokens": 2, "iterations": [pass(100, 10), pass(20, 2)],
+        "server_tool_use": {"web_search_requests": 3}}});
+    let expected = Usage {
+        input: 120,
+        output: 12,
+        searches: 3,
+        last_pass: Some(22),
+        ..Usage::default()
+    };
+    assert_eq!(feed(&mut decoder, &usage), [LlmDelta::Usage(expected)]);
+}
+
+#[test]
+fn signed_thinking_without_text_goes_back() {
+    let events = [
+        json!({"type": "content_block_start", "index": 0, "content_block":
+            {"type": "thinking", "thinking": "", "signature": ""}}),
+        json!({"type": "content_block_delta", "index": 0,
+            "delta": {"type": "signature_delta", "signature": "s"}}),
+        block_end(0),
+    ];
+    assert_eq!(
+        echo_of(&all(&events)),
+        Some(r#"{"type":"thinking","thinking":"","signature":"s"}"#)
+    );
+}
+
+#[test]
+fn names_of_a_million_characters_and_ids_of_five_thousand_calls_are_bounded() {
+    let mut decoder = AnthropicDecoder::default();
+    let long = "n".repeat(1_000_000);
+    let mut calls = Vec::new();
+    for index in 0..5000 {
+        let begin = json!({"type": "content_block_start", "index": index, "content_block":
+            {"type": "tool_use", "id": "call_1", "name": if index == 0 { &long } else { "x" }}});
+        feed(&mut decoder, &begin);
+        calls.extend(feed(&mut decoder, &block_end(index)));
+    }
+    let mut ids = std::collections::BTreeSet::new();
+    for delta in &calls {
+        let LlmDelta::Block(Block::Call(call)) = delta else {
+            panic!("{delta:?}")
+        };
+        assert!(call.name.len() <= NAME_CHARS);
+        assert!(ids.insert(call.id.wire().to_owned()));
+    }
+    assert_eq!(ids.len(), 5000);
+}
+
+#[test]
+fn an_event_of_another_shape_than_known_fails_only_if_it_matters() {
+    let odd = [
+        r#"{"type":"novel","delta":"x","index":"y"}"#,
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"novel_delta","text":[1]}}"#,
+        r#"{"type":"content_block_start","index":0,"content_block":{"type":"novel","text":5}}"#,
+        r#"{"type":"message_delta","delta":{},"usage":"none"}"#,
+        r#"{"index":0}"#,
+        "null",
+    ];
+    let mut decoder = AnthropicDecoder::default();
+    for data in odd {
+        let event = SseEvent {
+            event: Some("ping".to_owned()),
+            data: data.to_owned(),
+        };
+        assert_eq!(hear(&mut decoder, &event).unwrap(), [], "{data}");
+    }
+    assert_eq!(feed(&mut decoder, &block_end(0)).len(), 1);
+    let unreadable = SseEvent {
+        event: None,
+        data: r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":5}}"#.to_owned(),
+    };
+    let error = hear(&mut decoder, &unreadable).unwrap_err();
+    assert_eq!(error.kind, LlmErrorKind::BadResponse);
+    assert!(error.message.contains("content_block_delta"), "{error}");
+}
+
+#[test]
+fn without_types_the_names_of_events_tell() {
+    let mut decoder = AnthropicDecoder::default();
+    let mut deltas = Vec::new();
+    for event in [
+        vec![start("a")],
+        text(0, "x").to_vec(),
+        end("end_turn").to_vec(),
+    ]
+    .concat()
+    {
+        let mut event = event;
+        let name = event.as_object_mut().unwrap().remove("type").unwrap();
+        let event = SseEvent {
+            event: Some(name.as_str().unwrap().to_owned()),
+            data: event.to_string(),
+        };
+        deltas.extend(hear(&mut decoder, &event).unwrap());
+    }
+    assert_eq!(texts(&deltas), "x");
+    assert_eq!(stop_of(&deltas), Some(&LlmStop::End));
+}
+
+#[test]
+fn a_whole_message_says_what_its_stream_would() {
+    let body = json!({"id": "m", "model": "x", "content": [
+        {"type": "text", "text": "a"},
+        {"type": "tool_use", "id": "t", "name": "bash", "input": {"command": "ls"}},
+    ], "stop_reason": "tool_use", "usage": {"input_tokens": 3, "output_tokens": 4}});
+    let mut out = Deltas::new();
+    AnthropicDecoder::default()
+        .whole(&body.to_string(), &mut out)
+        .unwrap();
+    let deltas: Vec<LlmDelta> = out.into();
+    assert_eq!(texts(&deltas), "a");
+    assert_eq!(
+        args_of(&deltas),
+        Some(&ToolArgs::Json(json!({"command": "ls"})))
+    );
+    assert_eq!(stop_of(&deltas), Some(&LlmStop::ToolUse));
+    for none in ["[]", "{}", "1", "{not json"] {
+        let mut out = Deltas::new();
+        let error = AnthropicDecoder::default()
+            .whole(none, &mut out)
+            .unwrap_err();
+        assert_eq!(error.kind, LlmErrorKind::BadResponse);
+    }
+}
+
+#[test]
+fn a_delta_with_all_fields_is_what_its_type_says() {
+    let filled = |kind: &str, field: &str| {
+        let mut delta = json!({"type": kind, "text": "", "thinking": null, "signature": "",
+            "partial_json": "", "content": "", "citation": null});
+        delta[field] = json!("x");
+        json!({"type": "content_block_delta", "index": 0, "delta": delta})
+    };
+    let mut decoder = AnthropicDecoder::default();
+    feed(&mut decoder, &text(0, "")[0]);
+    let shown = feed(&mut decoder, &filled("text_delta", "text"));
+    assert_eq!(shown, [LlmDelta::Text("x".to_owned())]);
+    assert_eq!(feed(&mut decoder, &filled("text_delta", "thinking")), []);
+    let block = feed(&mut decoder, &block_end(0));
+    assert_eq!(block, [LlmDelta::Block(Block::text("x"))]);
 }

@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
+use crate::llm::text::mended;
 use crate::llm::types::LlmErrorKind;
 
 /// The kind of failure and the provider's words, from a status and a body. Inside a stream the status is
 /// 200 and the type alone tells.
-pub fn classify(status: u16, body: &str) -> (LlmErrorKind, String) {
-    let Ok(body) = serde_json::from_str::<Value>(body) else {
+pub(super) fn classify(status: u16, body: &str) -> (LlmErrorKind, String) {
+    let Ok(body) = serde_json::from_str::<Value>(&mended(body)) else {
         return (by_status(status), plain(body));
     };
     let error = body.get("error").unwrap_or(&body);

@@ -4,26 +4,25 @@
 //! never added ([`AnthropicDecoder`]); a gateway that retries sends a second `message_start` (restart, unless it
 //! is a literal duplicate); an overload after a 200 comes as an `error` event; blocks that we don't know
 //! are echoed as they came; empty text arrives but must not be sent; results stand before any text of
-//! their message; at most four cache marks (`request_body`).
+//! their message; at most four cache marks (`body.rs`).
 
+mod block;
 mod body;
 mod decoder;
 mod errors;
+mod usage;
+mod wire;
 
-use std::sync::Arc;
-
-use async_trait::async_trait;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
-use super::driver::{self, Call, StreamLimits};
-use super::prices;
-use super::types::{LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts};
-use super::{Build, ProviderConfig, ProviderDef};
-use crate::secrets::Redactor;
+use super::def::{Build, ProviderConfig, ProviderDef};
+use super::driver;
+use super::fault;
+use super::protocol::{Protocol, Wire, media};
+use super::types::{LlmError, LlmErrorKind, LlmRequest};
+use crate::chat::CallIds;
 
-pub use body::request_body;
-pub use decoder::{AnthropicDecoder, events_of};
-pub use errors::classify;
+pub use decoder::AnthropicDecoder;
 
 /// The row of the table.
 pub const DEF: ProviderDef = ProviderDef {
@@ -39,40 +38,66 @@ pub const DEF: ProviderDef = ProviderDef {
     ],
     model_prefixes: &["claude-"],
     recordings: &["anthropic"],
-    build: Build::With(build),
+    build: Build::With(driver::build::<Anthropic>),
 };
 
 /// The variable whose value is sent as a Bearer token instead of a key.
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const VERSION: &str = "2023-06-01";
+/// Room for the texts of a usual request.
+const TEXT_ROOM: usize = 64 << 10;
 
-fn build(config: ProviderConfig) -> Arc<dyn LlmProvider> {
-    Arc::new(Anthropic::new(config, StreamLimits::default()))
-}
-
-/// The provider.
+/// The protocol.
 #[derive(Clone, Debug)]
 pub struct Anthropic {
     config: ProviderConfig,
     url: String,
-    limits: StreamLimits,
-    redactor: Redactor,
 }
 
-impl Anthropic {
-    /// The provider with other limits than the usual ones, for tests.
-    pub fn new(config: ProviderConfig, limits: StreamLimits) -> Self {
+impl Protocol for Anthropic {
+    const NAME: &'static str = DEF.name;
+    type Decoder = AnthropicDecoder;
+
+    fn new(config: &ProviderConfig) -> Self {
         // A gateway's own path prefix stays; a base URL that already has the version is taken as well.
         let base = config.base_url.trim_end_matches('/');
         let base = base.strip_suffix("/v1").unwrap_or(base);
         Self {
             url: format!("{base}/v1/messages"),
-            redactor: Redactor::new(config.key.as_ref()),
-            config,
-            limits,
+            config: config.clone(),
         }
     }
 
+    fn request(&self, request: &LlmRequest<'_>) -> Result<Wire, LlmError> {
+        let mut warnings = Vec::new();
+        // Room for what is large, so that it is copied once.
+        let mut body = Vec::with_capacity(media(request.messages).sum::<usize>() + TEXT_ROOM);
+        let written = serde_json::to_writer(&mut body, &body::body(request, &mut warnings));
+        written.map_err(|error| {
+            LlmError::new(
+                LlmErrorKind::BadRequest,
+                format!("anthropic's request can't be written as JSON: {error}"),
+            )
+        })?;
+        Ok(Wire {
+            url: self.url.clone(),
+            headers: self.headers()?,
+            body,
+            warnings,
+        })
+    }
+
+    fn decoder(ids: &CallIds) -> AnthropicDecoder {
+        AnthropicDecoder::new(ids.clone())
+    }
+
+    fn fault(status: u16, headers: &HeaderMap, body: &str) -> LlmError {
+        let (kind, words) = errors::classify(status, body);
+        fault::refused(kind, words, headers, "request-id")
+    }
+}
+
+impl Anthropic {
     fn headers(&self) -> Result<HeaderMap, LlmError> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -104,33 +129,5 @@ impl Anthropic {
         value.set_sensitive(true);
         headers.insert(name, value);
         Ok(headers)
-    }
-}
-
-#[async_trait]
-impl LlmProvider for Anthropic {
-    async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
-        let body = serde_json::to_vec(&request_body(request)).map_err(|error| {
-            LlmError::new(
-                LlmErrorKind::BadRequest,
-                format!("anthropic's request can't be written as JSON: {error}"),
-            )
-        })?;
-        let call = Call {
-            provider: DEF.name,
-            http: &self.config.http,
-            url: &self.url,
-            headers: self.headers()?,
-            body,
-            deadline: request.deadline,
-            limits: self.limits,
-            redactor: self.redactor.clone(),
-            classify,
-        };
-        driver::open(call, AnthropicDecoder::new(request.call_ids.clone())).await
-    }
-
-    fn model(&self, model: &str) -> Option<ModelFacts> {
-        prices::entry(DEF.name, model).map(prices::ModelEntry::facts)
     }
 }

@@ -1,4 +1,4 @@
-//! A stand-in for Anthropic's Messages API on loopback.
+//! A stand-in for LLM providers on loopback: scripts in neutral words, spoken in a provider's dialect.
 //!
 //! ```text
 //! let gate = Gate::new();
@@ -13,10 +13,11 @@
 //! assert_eq!(llm.request(1).await.tool_results()[0].text, "…");
 //! ```
 //!
-//! Every request is checked against what the real service would refuse (`check.rs`); a bad one gets a
+//! Every request is checked against what the real service would refuse; a bad one gets a
 //! 400 and fails the test when the stand-in is dropped, and so does a reply that nobody asked for.
 
-mod check;
+mod anthropic;
+mod dialect;
 mod script;
 mod server;
 mod tests;
@@ -32,11 +33,15 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
-pub use check::body_faults;
-use check::{Checker, blocks_of};
+pub use dialect::{Dialect, Said};
 pub use script::{Gate, Reply};
 
-/// The key that the stand-in accepts, for `ANTHROPIC_API_KEY`.
+/// Every dialect that is spoken here: one for each provider that is built.
+pub static DIALECTS: &[&dyn Dialect] = &[ANTHROPIC];
+
+const ANTHROPIC: &dyn Dialect = &anthropic::Anthropic;
+
+/// The key that the stand-in accepts.
 pub const KEY: &str = "sk-ant-fake-0123456789abcdef";
 
 /// How long anything is waited for.
@@ -63,6 +68,7 @@ pub enum Outcome {
 /// A request as it arrived.
 #[derive(Clone, Debug)]
 pub struct Received {
+    dialect: &'static dyn Dialect,
     pub path: String,
     /// By lower-case name.
     pub headers: BTreeMap<String, String>,
@@ -87,57 +93,43 @@ impl Received {
 
     /// The texts of message `at`, joined by line feeds.
     pub fn text_of_message(&self, at: usize) -> String {
-        let blocks = self.messages().get(at).map(blocks_of).unwrap_or_default();
-        texts(&blocks).join("\n")
+        let texts = self.dialect.texts(&self.body);
+        texts
+            .get(at)
+            .map_or_else(String::new, |texts| texts.join("\n"))
     }
 
     /// The texts of the last message: the prompt, or what was said besides tool results.
     pub fn last_text(&self) -> String {
-        self.text_of_message(self.messages().len().saturating_sub(1))
+        let texts = self.dialect.texts(&self.body);
+        texts
+            .last()
+            .map_or_else(String::new, |texts| texts.join("\n"))
     }
 
     /// The tool results of the last message, in order.
     pub fn tool_results(&self) -> Vec<SentResult> {
-        let blocks = self.messages().last().map(blocks_of).unwrap_or_default();
-        blocks
-            .iter()
-            .filter(|block| block["type"] == "tool_result")
-            .map(|block| SentResult {
-                id: block["tool_use_id"].as_str().unwrap_or_default().to_owned(),
-                text: texts(&blocks_of(block)).join("\n"),
-                is_error: block["is_error"] == true,
-            })
-            .collect()
+        self.dialect.tool_results(&self.body)
     }
 
     pub fn system_text(&self) -> String {
-        let blocks = self.body["system"].as_array().cloned().unwrap_or_default();
-        texts(&blocks).join("\n")
+        self.dialect.system_text(&self.body)
     }
 
     pub fn tool_names(&self) -> Vec<String> {
-        let tools = self.body["tools"].as_array().into_iter().flatten();
-        tools
-            .filter_map(|tool| tool["name"].as_str().map(str::to_owned))
-            .collect()
+        self.dialect.tool_names(&self.body)
     }
 
     /// Whether calls are forbidden in this request.
     pub fn tools_are_off(&self) -> bool {
-        self.body["tool_choice"]["type"] == "none"
+        self.dialect.tools_are_off(&self.body)
     }
 }
 
-fn texts(blocks: &[Value]) -> Vec<String> {
-    blocks
-        .iter()
-        .filter_map(|block| block["text"].as_str().map(str::to_owned))
-        .collect()
-}
-
 /// What the connections and the test share.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    dialect: &'static dyn Dialect,
     state: Mutex<State>,
     changed: Notify,
     instant: Option<Vec<u8>>,
@@ -148,17 +140,39 @@ struct State {
     replies: VecDeque<Reply>,
     requests: Vec<Received>,
     outcomes: BTreeMap<usize, Outcome>,
-    checker: Checker,
+    /// What must not change in a conversation, by its beginning.
+    prefixes: BTreeMap<String, String>,
     faults: Vec<String>,
     instant_requests: usize,
 }
 
+impl State {
+    fn changed_prefix(&mut self, request: &Received) -> Option<String> {
+        let prefix = request.dialect.prefix(&request.raw)?;
+        // A conversation is known by how it begins.
+        let begin = request.text_of_message(0);
+        let known = self.prefixes.entry(begin).or_insert_with(|| prefix.clone());
+        (*known != prefix)
+            .then(|| "system or tools differ from the conversation's first request".to_owned())
+    }
+}
+
 impl Shared {
+    fn new(dialect: &'static dyn Dialect) -> Self {
+        Self {
+            dialect,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            instant: None,
+        }
+    }
+
     /// Takes a request in and gives its number and its answer.
     fn take(&self, request: Received) -> (usize, Reply) {
         let mut state = self.state.lock();
         let number = state.requests.len();
-        let mut faults = state.checker.faults(&request);
+        let mut faults = request.dialect.faults(&request);
+        faults.extend(state.changed_prefix(&request));
         state.requests.push(request);
         let reply = state.replies.pop_front();
         if reply.is_none() {
@@ -211,9 +225,17 @@ pub struct FakeLlm {
 }
 
 impl FakeLlm {
-    /// Starts on a free port, with the answers to the requests to come, in order.
+    /// Speaks Anthropic's dialect on a free port, with the answers to the requests to come, in order.
     pub async fn start(replies: impl IntoIterator<Item = Reply>) -> Self {
-        let shared = Shared::default();
+        Self::speaking(ANTHROPIC, replies).await
+    }
+
+    /// The same in any dialect.
+    pub async fn speaking(
+        dialect: &'static dyn Dialect,
+        replies: impl IntoIterator<Item = Reply>,
+    ) -> Self {
+        let shared = Shared::new(dialect);
         shared.state.lock().replies.extend(replies);
         Self::serve(shared).await
     }
@@ -221,8 +243,8 @@ impl FakeLlm {
     /// Answers any number of requests at once, each with `deltas` pieces of text and no pause, unchecked.
     pub async fn instant(deltas: usize) -> Self {
         Self::serve(Shared {
-            instant: Some(server::instant(deltas)),
-            ..Shared::default()
+            instant: Some(server::instant(ANTHROPIC, deltas)),
+            ..Shared::new(ANTHROPIC)
         })
         .await
     }
@@ -243,7 +265,7 @@ impl FakeLlm {
         }
     }
 
-    /// For `ANTHROPIC_BASE_URL`.
+    /// For the provider's `…_BASE_URL`.
     pub fn base_url(&self) -> String {
         format!("http://{}", self.address)
     }

@@ -1,7 +1,9 @@
-//! What the stand-in answers: one [`Reply`] per request, written as a story.
+//! What the stand-in answers: one [`Reply`] per request, written as a story. Neutral; a dialect speaks it.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
+
+use super::dialect::{Figures, Piece, Stop};
 
 /// A place in a reply that the test lets it pass. Sticky: it may be opened before it is reached.
 #[derive(Clone, Debug, Default)]
@@ -34,13 +36,12 @@ impl Gate {
 /// One step of a reply's body.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// The message's start, with the model that the request names unless another one answers.
-    Start {
-        model: Option<String>,
-        usage: Value,
+    Say(Piece),
+    /// A body that is an error object.
+    Error {
+        kind: String,
+        message: String,
     },
-    /// An event. A call without an id gets one that is unique in the conversation.
-    Event(Value),
     Bytes(Vec<u8>),
     Wait(Gate),
 }
@@ -67,12 +68,10 @@ pub struct Reply {
     pub(super) end: End,
     /// Nothing at all is sent, not even a head: the end comes at once.
     pub(super) headless: bool,
-    stop: Option<Value>,
-    usage: Value,
-    /// The kind of the block that is open, if one is.
-    open: Option<&'static str>,
-    index: u64,
-    calls: usize,
+    /// All in one JSON document.
+    pub(super) whole: bool,
+    stop: Stop,
+    usage: Figures,
     closed: bool,
 }
 
@@ -83,15 +82,15 @@ impl Default for Reply {
 }
 
 impl Reply {
-    /// A message that streams in, empty so far. It ends by itself: with `tool_use` if it has calls, else
-    /// with `end_turn`.
+    /// A message that streams in, empty so far. It ends by itself: with calls if it has some, else as
+    /// complete.
     pub fn new() -> Self {
-        let usage = json!({"input_tokens": 10, "output_tokens": 1});
-        Self {
-            steps: vec![Step::Start { model: None, usage }],
-            usage: json!({"output_tokens": 5}),
-            ..Self::plain(200, "text/event-stream; charset=utf-8")
-        }
+        let mut reply = Self::plain(200, "text/event-stream; charset=utf-8");
+        reply.push(Piece::Start {
+            served_by: None,
+            usage: true,
+        });
+        reply
     }
 
     /// A message of one text in one piece.
@@ -101,8 +100,13 @@ impl Reply {
 
     /// An HTTP error in the provider's form.
     pub fn error(status: u16, kind: &str, message: &str) -> Self {
-        let body = json!({"type": "error", "error": {"type": kind, "message": message}});
-        Self::body(status, "application/json", body.to_string().as_bytes())
+        let mut reply = Self::plain(status, "application/json");
+        reply.closed = true;
+        reply.steps.push(Step::Error {
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+        });
+        reply
     }
 
     /// Any status, type and body.
@@ -138,13 +142,23 @@ impl Reply {
             steps: Vec::new(),
             end: End::Finish,
             headless: false,
-            stop: None,
-            usage: json!({}),
-            open: None,
-            index: 0,
-            calls: 0,
+            whole: false,
+            stop: Stop::ByItself,
+            usage: Figures::Counts {
+                input: 10,
+                output: 5,
+            },
             closed: false,
         }
+    }
+
+    fn push(&mut self, piece: Piece) {
+        self.steps.push(Step::Say(piece));
+    }
+
+    fn with(mut self, piece: Piece) -> Self {
+        self.push(piece);
+        self
     }
 
     #[must_use]
@@ -157,76 +171,82 @@ impl Reply {
     /// The model that answers.
     #[must_use]
     pub fn served_by(mut self, name: &str) -> Self {
-        if let Some(Step::Start { model, .. }) = self.steps.first_mut() {
-            *model = Some(name.to_owned());
+        if let Some(Step::Say(Piece::Start { served_by, .. })) = self.steps.first_mut() {
+            *served_by = Some(name.to_owned());
         }
         self
     }
 
     /// A piece of text; pieces that follow each other belong to one block.
     #[must_use]
-    pub fn text(mut self, piece: &str) -> Self {
-        self.block("text", || json!({"type": "text", "text": ""}));
-        self.delta(json!({"type": "text_delta", "text": piece}));
-        self
+    pub fn text(self, piece: &str) -> Self {
+        self.with(Piece::Text(piece.to_owned()))
     }
 
     /// A whole block of thinking.
     #[must_use]
-    pub fn thinking(mut self, text: &str, signature: &str) -> Self {
-        self.close_block();
-        self.block(
-            "thinking",
-            || json!({"type": "thinking", "thinking": "", "signature": ""}),
-        );
-        self.delta(json!({"type": "thinking_delta", "thinking": text}));
-        self.delta(json!({"type": "signature_delta", "signature": signature}));
-        self
+    pub fn thinking(self, text: &str, signature: &str) -> Self {
+        self.with(Piece::Thinking {
+            text: text.to_owned(),
+            signature: signature.to_owned(),
+        })
     }
 
     /// A whole call. Several in a row are parallel calls.
     #[must_use]
     pub fn call(self, name: &str, args: &Value) -> Self {
+        self.call_by(None, name, args)
+    }
+
+    /// A whole call with an id of its own.
+    #[must_use]
+    pub fn call_with_id(self, id: &str, name: &str, args: &Value) -> Self {
+        self.call_by(Some(id.to_owned()), name, args)
+    }
+
+    fn call_by(self, id: Option<String>, name: &str, args: &Value) -> Self {
         let args = args.to_string();
         let half = (0..=args.len() / 2)
             .rev()
             .find(|at| args.is_char_boundary(*at))
             .unwrap_or(0);
         let (first, second) = args.split_at(half);
-        let mut reply = self.call_so_far(name, first);
-        reply.delta(json!({"type": "input_json_delta", "partial_json": second}));
-        reply.close_block();
-        reply
+        self.with(Piece::Call {
+            id,
+            name: name.to_owned(),
+        })
+        .with(Piece::Args(first.to_owned()))
+        .with(Piece::Args(second.to_owned()))
+        .with(Piece::Called)
     }
 
     /// A call with these arguments, JSON or not. What comes next belongs to it until another block
     /// begins, so `.cut()` after it cuts within the call.
     #[must_use]
-    pub fn call_so_far(mut self, name: &str, args: &str) -> Self {
-        self.close_block();
-        self.calls += 1;
-        self.block(
-            "tool_use",
-            || json!({"type": "tool_use", "id": null, "name": name, "input": {}}),
-        );
-        self.delta(json!({"type": "input_json_delta", "partial_json": args}));
-        self
+    pub fn call_so_far(self, name: &str, args: &str) -> Self {
+        self.with(Piece::Call {
+            id: None,
+            name: name.to_owned(),
+        })
+        .with(Piece::Args(args.to_owned()))
     }
 
     /// A block that is complete in its start event, such as a server tool's result.
     #[must_use]
-    pub fn whole_block(mut self, block: Value) -> Self {
-        self.close_block();
-        self.block("whole", || block);
-        self.close_block();
-        self
+    pub fn whole_block(self, block: Value) -> Self {
+        self.with(Piece::Block(block))
     }
 
     /// Any event.
     #[must_use]
-    pub fn event(mut self, data: Value) -> Self {
-        self.steps.push(Step::Event(data));
-        self
+    pub fn event(self, data: Value) -> Self {
+        self.with(Piece::Event(data))
+    }
+
+    /// A sign of life.
+    #[must_use]
+    pub fn ping(self) -> Self {
+        self.with(Piece::Ping)
     }
 
     /// Any bytes.
@@ -246,38 +266,67 @@ impl Reply {
     /// Ends for this reason (`max_tokens`, `refusal`, `pause_turn`, …).
     #[must_use]
     pub fn stops(mut self, reason: &str) -> Self {
-        self.stop = Some(json!({"stop_reason": reason, "stop_sequence": null}));
+        self.stop = Stop::Reason(reason.to_owned());
         self
     }
 
     /// Ends refused, with details.
     #[must_use]
     pub fn refuses(mut self, category: &str, explanation: &str) -> Self {
-        self.stop = Some(
-            json!({"stop_reason": "refusal", "stop_sequence": null, "stop_details":
-            {"type": "refusal", "category": category, "explanation": explanation}}),
-        );
+        self.stop = Stop::Refusal {
+            category: category.to_owned(),
+            explanation: explanation.to_owned(),
+        };
         self
     }
 
     /// The figures of the whole reply: uncached input and output.
     #[must_use]
-    pub fn usage(self, input: u64, output: u64) -> Self {
-        self.usage_figures(json!({"input_tokens": input, "output_tokens": output}))
+    pub fn usage(mut self, input: u64, output: u64) -> Self {
+        self.usage = Figures::Counts { input, output };
+        self
     }
 
     /// Any figures, as the provider writes them.
     #[must_use]
     pub fn usage_figures(mut self, figures: Value) -> Self {
-        self.usage = figures;
+        self.usage = Figures::Own(figures);
         self
     }
 
-    /// An `error` event within the stream, and its end.
+    /// No figures at all.
+    #[must_use]
+    pub fn without_usage(mut self) -> Self {
+        self.usage = Figures::Unknown;
+        if let Some(Step::Say(Piece::Start { usage, .. })) = self.steps.first_mut() {
+            *usage = false;
+        }
+        self
+    }
+
+    /// All of it in one JSON document.
+    #[must_use]
+    pub fn in_one_document(mut self) -> Self {
+        self.whole = true;
+        self.header("content-type", "application/json")
+    }
+
+    /// An error within the stream, and its end.
     #[must_use]
     pub fn breaks(self, kind: &str, message: &str) -> Self {
-        let error = json!({"type": "error", "error": {"type": kind, "message": message}});
-        self.event(error).ends(End::Finish)
+        self.with(Piece::Error {
+            kind: kind.to_owned(),
+            message: message.to_owned(),
+        })
+        .ends(End::Finish)
+    }
+
+    /// The reason and the figures come, the mark of the end doesn't: what comes next instead is told next.
+    #[must_use]
+    pub fn reason_only(mut self) -> Self {
+        self.say_reason();
+        self.closed = true;
+        self
     }
 
     /// The connection is closed here.
@@ -315,53 +364,19 @@ impl Reply {
         self
     }
 
+    fn say_reason(&mut self) {
+        self.push(Piece::Reason {
+            stop: self.stop.clone(),
+            usage: self.usage.clone(),
+        });
+    }
+
     /// The steps with the message's own end.
     pub(super) fn finished(mut self) -> Self {
-        if self.closed {
-            return self;
+        if !self.closed {
+            self.say_reason();
+            self.push(Piece::End);
         }
-        self.close_block();
-        let reason = if self.calls > 0 {
-            "tool_use"
-        } else {
-            "end_turn"
-        };
-        let stop = self
-            .stop
-            .take()
-            .unwrap_or_else(|| json!({"stop_reason": reason, "stop_sequence": null}));
-        let usage = std::mem::take(&mut self.usage);
-        let steps = [
-            json!({"type": "message_delta", "delta": stop, "usage": usage}),
-            json!({"type": "message_stop"}),
-        ];
-        self.steps.extend(steps.map(Step::Event));
         self
-    }
-
-    fn block(&mut self, kind: &'static str, start: impl FnOnce() -> Value) {
-        if self.open == Some(kind) {
-            return;
-        }
-        self.close_block();
-        let start = json!({
-            "type": "content_block_start", "index": self.index, "content_block": start(),
-        });
-        self.steps.push(Step::Event(start));
-        self.open = Some(kind);
-    }
-
-    #[expect(clippy::needless_pass_by_value, reason = "reads better at the calls")]
-    fn delta(&mut self, delta: Value) {
-        let delta = json!({"type": "content_block_delta", "index": self.index, "delta": delta});
-        self.steps.push(Step::Event(delta));
-    }
-
-    fn close_block(&mut self) {
-        if self.open.take().is_some() {
-            let stop = json!({"type": "content_block_stop", "index": self.index});
-            self.steps.push(Step::Event(stop));
-            self.index += 1;
-        }
     }
 }

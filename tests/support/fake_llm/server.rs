@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use super::dialect::{Dialect, Figures, Piece, Stop};
 use super::script::{End, Reply, Step};
 use super::{Outcome, Received, Shared};
 
@@ -15,7 +16,7 @@ use super::{Outcome, Received, Shared};
 pub(super) async fn serve(mut socket: TcpStream, shared: Arc<Shared>, connection: usize) {
     // A client that leaves in the middle is an outcome of its own, not a fault of the stand-in.
     drop(socket.set_nodelay(true));
-    while let Ok(Some(mut request)) = read_request(&mut socket, connection).await {
+    while let Ok(Some(mut request)) = read_request(&mut socket, &shared, connection).await {
         if let Some(instant) = &shared.instant {
             shared.count();
             if socket.write_all(instant).await.is_err() {
@@ -24,9 +25,8 @@ pub(super) async fn serve(mut socket: TcpStream, shared: Arc<Shared>, connection
             continue;
         }
         request.body = serde_json::from_slice(&request.raw).unwrap_or(Value::Null);
-        let model = request.body["model"].clone();
-        let (number, reply) = shared.take(request);
-        let outcome = answer(&mut socket, reply, number, &model).await;
+        let (number, reply) = shared.take(request.clone());
+        let outcome = answer(&mut socket, reply, number, &request).await;
         let end = outcome.unwrap_or(Outcome::ClientGone);
         shared.ended(number, end);
         if end != Outcome::Finished {
@@ -35,7 +35,11 @@ pub(super) async fn serve(mut socket: TcpStream, shared: Arc<Shared>, connection
     }
 }
 
-async fn read_request(socket: &mut TcpStream, connection: usize) -> io::Result<Option<Received>> {
+async fn read_request(
+    socket: &mut TcpStream,
+    shared: &Shared,
+    connection: usize,
+) -> io::Result<Option<Received>> {
     let mut bytes = Vec::new();
     let head_end = loop {
         if let Some(at) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
@@ -67,6 +71,7 @@ async fn read_request(socket: &mut TcpStream, connection: usize) -> io::Result<O
         }
     }
     Ok(Some(Received {
+        dialect: shared.dialect,
         path,
         headers,
         // Read by whoever looks at it: instant answers don't.
@@ -80,7 +85,7 @@ async fn answer(
     socket: &mut TcpStream,
     reply: Reply,
     number: usize,
-    model: &Value,
+    request: &Received,
 ) -> io::Result<Outcome> {
     if !reply.headless {
         let mut head = format!(
@@ -93,28 +98,33 @@ async fn answer(
         head.push_str("\r\n");
         socket.write_all(head.as_bytes()).await?;
     }
+    let dialect = request.dialect;
+    if reply.whole {
+        let pieces: Vec<Piece> = reply
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Say(piece) => Some(piece.clone()),
+                Step::Error { .. } | Step::Bytes(_) | Step::Wait(_) => None,
+            })
+            .collect();
+        let body = dialect.whole(&pieces, request, number).to_string();
+        chunk(socket, body.as_bytes()).await?;
+        socket.write_all(b"0\r\n\r\n").await?;
+        return Ok(Outcome::Finished);
+    }
+    let mut speaker = dialect.speaker(request, number);
     for step in reply.steps {
         match step {
-            Step::Start {
-                model: other,
-                usage,
-            } => {
-                let model = other.map_or_else(|| model.clone(), Value::from);
-                let start = json!({"type": "message_start", "message": {
-                    "id": format!("msg_fake_{number}"), "type": "message", "role": "assistant",
-                    "model": model, "content": [], "stop_reason": null, "stop_sequence": null,
-                    "usage": usage,
-                }});
-                chunk(socket, &frame(&start)).await?;
-            }
-            Step::Event(mut data) => {
-                if data["content_block"]["type"] == "tool_use"
-                    && data["content_block"]["id"].is_null()
-                {
-                    let id = format!("toolu_fake_{number}_{}", data["index"]);
-                    data["content_block"]["id"] = json!(id);
+            Step::Say(piece) => {
+                let bytes = speaker.say(&piece);
+                if !bytes.is_empty() {
+                    chunk(socket, &bytes).await?;
                 }
-                chunk(socket, &frame(&data)).await?;
+            }
+            Step::Error { kind, message } => {
+                let body = dialect.error(&kind, &message).to_string();
+                chunk(socket, body.as_bytes()).await?;
             }
             Step::Bytes(bytes) if bytes.is_empty() => {}
             Step::Bytes(bytes) => chunk(socket, &bytes).await?,
@@ -148,11 +158,6 @@ async fn answer(
     }
 }
 
-pub(super) fn frame(data: &Value) -> Vec<u8> {
-    let name = data["type"].as_str().unwrap_or("message");
-    format!("event: {name}\ndata: {data}\n\n").into_bytes()
-}
-
 async fn chunk(socket: &mut TcpStream, bytes: &[u8]) -> io::Result<()> {
     let mut out = format!("{:x}\r\n", bytes.len()).into_bytes();
     out.extend_from_slice(bytes);
@@ -170,25 +175,28 @@ async fn gone(socket: &TcpStream) {
 }
 
 /// A whole answer of `deltas` pieces of text, ready to write.
-pub(super) fn instant(deltas: usize) -> Vec<u8> {
-    let mut body = Vec::new();
-    let mut push = |data: Value| body.extend(frame(&data));
-    push(
-        json!({"type": "message_start", "message": {"id": "msg_instant", "model": "instant",
-        "usage": {"input_tokens": 10, "output_tokens": 1}}}),
-    );
-    push(json!({"type": "content_block_start", "index": 0,
-        "content_block": {"type": "text", "text": ""}}));
-    for delta in 0..deltas {
-        push(json!({"type": "content_block_delta", "index": 0,
-            "delta": {"type": "text_delta", "text": format!("word{delta} ")}}));
-    }
-    push(json!({"type": "content_block_stop", "index": 0}));
-    push(
-        json!({"type": "message_delta", "delta": {"stop_reason": "end_turn"},
-        "usage": {"output_tokens": deltas}}),
-    );
-    push(json!({"type": "message_stop"}));
+pub(super) fn instant(dialect: &'static dyn Dialect, deltas: usize) -> Vec<u8> {
+    let mut pieces = vec![Piece::Start {
+        served_by: Some("instant".to_owned()),
+        usage: true,
+    }];
+    pieces.extend((0..deltas).map(|delta| Piece::Text(format!("word{delta} "))));
+    let usage = Figures::Counts {
+        input: 10,
+        output: deltas as u64,
+    };
+    let stop = Stop::ByItself;
+    pieces.extend([Piece::Reason { stop, usage }, Piece::End]);
+    let nobody = Received {
+        dialect,
+        path: String::new(),
+        headers: BTreeMap::new(),
+        body: Value::Null,
+        raw: Vec::new(),
+        connection: 0,
+    };
+    let mut speaker = dialect.speaker(&nobody, 0);
+    let body: Vec<u8> = pieces.iter().flat_map(|piece| speaker.say(piece)).collect();
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\n\r\n",
         body.len()

@@ -1,25 +1,13 @@
-//! What the real service would refuse, and what we promise besides: checked in every request.
+//! What Anthropic would refuse, and what we promise besides: checked in every request.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::{KEY, Received};
-
-/// The bytes that must not change within a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Prefix {
-    system: String,
-    tools: String,
-}
-
-/// What was seen of the conversations so far.
-#[derive(Debug, Default)]
-pub(super) struct Checker {
-    prefixes: BTreeMap<String, Prefix>,
-}
+use super::blocks_of;
+use crate::support::fake_llm::{KEY, Received};
 
 #[derive(Deserialize)]
 struct RawParts<'a> {
@@ -29,61 +17,50 @@ struct RawParts<'a> {
     tools: Option<&'a RawValue>,
 }
 
-impl Checker {
-    /// Everything that is wrong with `request`.
-    pub(super) fn faults(&mut self, request: &Received) -> Vec<String> {
-        let mut faults = Vec::new();
-        let mut check = |ok: bool, fault: String| {
-            if !ok {
-                faults.push(fault);
-            }
-        };
-        let header = |name: &str| request.headers.get(name).map_or("", String::as_str);
-        let keyed =
-            header("x-api-key") == KEY || header("authorization") == format!("Bearer {KEY}");
-        check(keyed, "the key is missing or wrong".to_owned());
-        check(
-            header("anthropic-version") == "2023-06-01",
-            format!("anthropic-version is {:?}", header("anthropic-version")),
-        );
-        check(
-            header("content-type") == "application/json",
-            format!("content-type is {:?}", header("content-type")),
-        );
-        check(
-            request.path.ends_with("/v1/messages"),
-            format!("the path is {}", request.path),
-        );
-        let body = &request.body;
-        let model = body["model"].as_str().unwrap_or_default();
-        check(!model.is_empty(), "no model".to_owned());
-        check(
-            body["max_tokens"].as_u64().is_some_and(|most| most > 0),
-            format!("max_tokens is {}", body["max_tokens"]),
-        );
-        check(body["stream"] == true, "stream is not true".to_owned());
-        faults.extend(body_faults(body));
-        faults.extend(self.prefix_fault(request));
-        faults
-    }
+/// The bytes that must not change within a conversation.
+pub(super) fn prefix(raw: &[u8]) -> Option<String> {
+    let parts: RawParts<'_> = serde_json::from_slice(raw).ok()?;
+    let raw = |part: Option<&RawValue>| part.map_or("", RawValue::get).to_owned();
+    Some(raw(parts.system) + &raw(parts.tools))
+}
 
-    fn prefix_fault(&mut self, request: &Received) -> Option<String> {
-        let parts: RawParts<'_> = serde_json::from_slice(&request.raw).ok()?;
-        let raw = |part: Option<&RawValue>| part.map_or("", RawValue::get).to_owned();
-        let prefix = Prefix {
-            system: raw(parts.system),
-            tools: raw(parts.tools),
-        };
-        // A conversation is known by how it begins.
-        let begin = request.text_of_message(0);
-        let known = self.prefixes.entry(begin).or_insert_with(|| prefix.clone());
-        (*known != prefix)
-            .then(|| "system or tools differ from the conversation's first request".to_owned())
-    }
+/// Everything that is wrong with `request`.
+pub(super) fn faults(request: &Received) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut check = |ok: bool, fault: String| {
+        if !ok {
+            faults.push(fault);
+        }
+    };
+    let header = |name: &str| request.headers.get(name).map_or("", String::as_str);
+    let keyed = header("x-api-key") == KEY || header("authorization") == format!("Bearer {KEY}");
+    check(keyed, "the key is missing or wrong".to_owned());
+    check(
+        header("anthropic-version") == "2023-06-01",
+        format!("anthropic-version is {:?}", header("anthropic-version")),
+    );
+    check(
+        header("content-type") == "application/json",
+        format!("content-type is {:?}", header("content-type")),
+    );
+    check(
+        request.path.ends_with("/v1/messages"),
+        format!("the path is {}", request.path),
+    );
+    let body = &request.body;
+    let model = body["model"].as_str().unwrap_or_default();
+    check(!model.is_empty(), "no model".to_owned());
+    check(
+        body["max_tokens"].as_u64().is_some_and(|most| most > 0),
+        format!("max_tokens is {}", body["max_tokens"]),
+    );
+    check(body["stream"] == true, "stream is not true".to_owned());
+    faults.extend(body_faults(body));
+    faults
 }
 
 /// What is wrong with a body's marks, tools and messages.
-pub fn body_faults(body: &Value) -> Vec<String> {
+pub(super) fn body_faults(body: &Value) -> Vec<String> {
     let marks = count_marks(body);
     let mut faults = Vec::new();
     if marks > 4 {
@@ -116,7 +93,7 @@ fn tool_faults(body: &Value) -> Vec<String> {
         if !names.insert(name) {
             faults.push(format!("the tool {name} is listed twice"));
         }
-        if tool["input_schema"]["type"] != "object" {
+        if tool.get("type").is_none() && tool["input_schema"]["type"] != "object" {
             faults.push(format!("the schema of {name} is no object schema"));
         }
     }
@@ -221,13 +198,4 @@ fn message_faults(body: &Value) -> Vec<String> {
         faults.push("the last message is the assistant's".to_owned());
     }
     faults
-}
-
-/// The blocks of a message; a string counts as one text block.
-pub(super) fn blocks_of(message: &Value) -> Vec<Value> {
-    match &message["content"] {
-        Value::String(text) => vec![serde_json::json!({"type": "text", "text": text})],
-        Value::Array(blocks) => blocks.clone(),
-        _ => Vec::new(),
-    }
 }

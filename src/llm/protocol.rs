@@ -1,0 +1,107 @@
+//! What a provider that speaks HTTP supplies: its requests, its decoder, its faults. Everything else (the
+//! connection, the clock, the ends of streams) is shared.
+
+use std::collections::VecDeque;
+
+use reqwest::header::HeaderMap;
+
+use super::def::ProviderConfig;
+use super::types::{LlmDelta, LlmError, LlmRequest};
+use crate::chat::{CallIds, Message, Part};
+use crate::error::WarningCode;
+use crate::net::sse::SseEvent;
+
+/// Deltas that wait to be passed on.
+pub type Deltas = VecDeque<LlmDelta>;
+
+/// A provider's protocol.
+pub trait Protocol: Send + Sync + 'static {
+    /// The provider's name, for messages.
+    const NAME: &'static str;
+    /// Reads its answers.
+    type Decoder: Decoder;
+
+    /// By its configuration.
+    fn new(config: &ProviderConfig) -> Self;
+
+    /// The request on the wire. Pure: the same bytes for the same request, since caches compare them.
+    ///
+    /// # Errors
+    /// What would be refused for certain.
+    fn request(&self, request: &LlmRequest<'_>) -> Result<Wire, LlmError>;
+
+    /// A decoder for one answer, which takes the ids of its calls from `ids`.
+    fn decoder(ids: &CallIds) -> Self::Decoder;
+
+    /// What a refusal means: by status, headers and body. An error object in place of an answer has status
+    /// 200. Neither secrets nor length are its matter.
+    fn fault(status: u16, headers: &HeaderMap, body: &str) -> LlmError;
+}
+
+/// A request on the wire.
+#[derive(Clone, Debug)]
+pub struct Wire {
+    /// Where.
+    pub url: String,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The JSON.
+    pub body: Vec<u8>,
+    /// What could not be followed to the letter.
+    pub warnings: Vec<(WarningCode, String)>,
+}
+
+/// Reads one answer. Pure: no I/O, no clock.
+pub trait Decoder: Send + 'static {
+    /// Takes one event; pushes nothing after [`LlmDelta::Stop`].
+    ///
+    /// # Errors
+    /// What the event says, or that it is not the protocol's.
+    fn on_event(&mut self, event: &SseEvent, out: &mut Deltas) -> Result<Heard, LlmError>;
+
+    /// The stream is over, by its end or by a mark that says so. What was complete becomes a stop.
+    ///
+    /// # Errors
+    /// `LLM_STREAM_CUT` when the answer was not complete.
+    fn on_end(&mut self, out: &mut Deltas) -> Result<(), LlmError>;
+
+    /// Takes a whole answer in one JSON document, as gateways send it.
+    ///
+    /// # Errors
+    /// That it is no answer.
+    fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<(), LlmError>;
+
+    /// Whether the answer is there but for the mark of its end: [`Decoder::on_end`] would make a stop.
+    fn is_complete(&self) -> bool;
+}
+
+/// What an event was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A sign of life.
+    Ping,
+    /// A piece of the answer.
+    Content,
+}
+
+/// The sizes of the pictures and documents in `messages`, as they go onto the wire.
+pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = usize> {
+    fn parts(message: &Message) -> Vec<&[Part]> {
+        match message {
+            Message::User(parts) => vec![parts],
+            Message::Assistant(_) => Vec::new(),
+            Message::ToolResults { results, .. } => {
+                results.iter().map(|result| &*result.content).collect()
+            }
+        }
+    }
+    messages
+        .iter()
+        .flat_map(parts)
+        .flatten()
+        .filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Image(image) => Some(image.base64.len()),
+            Part::Document(document) => Some(document.base64.len()),
+        })
+}

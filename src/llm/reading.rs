@@ -1,0 +1,198 @@
+//! An answer as it streams in: events to deltas, and when it is over.
+//!
+//! It is over when its decoder says so; or when all of it is there but for the mark of its end, and then the
+//! stream ends, says `[DONE]`, breaks off, or says nothing of value for some seconds.
+
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _, stream};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::def::StreamLimits;
+use super::fault::{broken, cleaned, empty};
+use super::protocol::{Decoder, Deltas, Heard};
+use super::types::{LlmDelta, LlmError, LlmStream, Usage};
+use crate::chat::Block;
+use crate::net::sse::{SseError, SseEvent};
+use crate::secrets::Redactor;
+
+/// How long the end of the body, which is at hand, is waited for after the answer is complete, so that the
+/// connection can be used again.
+const TAIL_TIME: Duration = Duration::from_millis(20);
+/// What ends a stream, with several providers and gateways.
+const DONE: &str = "[DONE]";
+/// Bytes of text that make a token, where the provider doesn't tell.
+const TOKEN_BYTES: usize = 4;
+
+/// What is kept of an answer between two deltas.
+pub(super) struct Reader<D> {
+    provider: &'static str,
+    pub(super) decoder: D,
+    redactor: Redactor,
+    limits: StreamLimits,
+    pub(super) ready: Deltas,
+    /// The usage, should the provider not tell it.
+    estimate: Usage,
+}
+
+struct Reading<D, S> {
+    reader: Reader<D>,
+    events: S,
+    /// When the last piece of the answer came.
+    content_at: Instant,
+    failed: Option<LlmError>,
+    ended: bool,
+    /// Whether the stream may still have something.
+    open: bool,
+}
+
+impl<D: Decoder> Reader<D> {
+    /// For an answer of `provider` to a request of about `input` tokens.
+    pub(super) fn new(
+        provider: &'static str,
+        decoder: D,
+        redactor: Redactor,
+        limits: StreamLimits,
+        input: u64,
+    ) -> Self {
+        Self {
+            provider,
+            decoder,
+            redactor,
+            limits,
+            ready: Deltas::new(),
+            estimate: Usage {
+                input,
+                estimated: true,
+                ..Usage::default()
+            },
+        }
+    }
+
+    /// The deltas of a stream of events.
+    pub(super) fn stream<S>(self, events: S) -> LlmStream
+    where
+        S: Stream<Item = Result<SseEvent, SseError>> + Send + 'static,
+    {
+        let reading = Reading {
+            reader: self,
+            events: Box::pin(events),
+            content_at: Instant::now(),
+            failed: None,
+            ended: false,
+            open: true,
+        };
+        Box::pin(stream::unfold(reading, |mut reading| async move {
+            let item = reading.next().await?;
+            Some((item, reading))
+        }))
+    }
+
+    /// The next delta that is ready. A stop without any usage before it is preceded by an estimate.
+    fn pop(&mut self) -> Option<LlmDelta> {
+        let delta = self.ready.pop_front()?;
+        match &delta {
+            LlmDelta::Usage(_) => self.estimate.estimated = false,
+            LlmDelta::Block(block) => {
+                let bytes = match block {
+                    Block::Text { text, .. } => text.len(),
+                    Block::Opaque(echo) => echo.json().len(),
+                    Block::Call(call) => call.name.len() + call.wire_args().to_string().len(),
+                };
+                self.estimate.output += tokens(bytes);
+            }
+            LlmDelta::Restarted => self.estimate.output = 0,
+            LlmDelta::Stop(_) if self.estimate.estimated => {
+                self.ready.push_front(delta);
+                self.estimate.estimated = false;
+                return Some(LlmDelta::Usage(Usage {
+                    estimated: true,
+                    ..self.estimate
+                }));
+            }
+            _ => {}
+        }
+        Some(delta)
+    }
+}
+
+impl<D: Decoder, S> Reading<D, S>
+where
+    S: Stream<Item = Result<SseEvent, SseError>> + Unpin,
+{
+    async fn next(&mut self) -> Option<Result<LlmDelta, LlmError>> {
+        loop {
+            if let Some(delta) = self.reader.pop() {
+                if matches!(delta, LlmDelta::Stop(_)) {
+                    self.ended = true;
+                    self.reader.ready.clear();
+                }
+                return Some(Ok(delta));
+            }
+            if self.ended {
+                self.read_tail().await;
+                return None;
+            }
+            if let Some(error) = self.failed.take() {
+                self.ended = true;
+                self.open = false;
+                return Some(Err(cleaned(error, &self.reader.redactor)));
+            }
+            if let Err(error) = self.step().await {
+                self.failed = Some(error);
+            }
+        }
+    }
+
+    /// Takes one event, or what there is instead of it.
+    async fn step(&mut self) -> Result<(), LlmError> {
+        let Reader {
+            provider,
+            decoder,
+            limits,
+            ready,
+            ..
+        } = &mut self.reader;
+        let complete = decoder.is_complete();
+        let patience = if complete { limits.end } else { limits.content };
+        // Dropping the wait loses nothing: what arrived stays in the stream.
+        let next = timeout_at(self.content_at + patience, self.events.next()).await;
+        match next {
+            Ok(Some(Ok(event))) if event.data.trim() == DONE => decoder.on_end(ready),
+            Ok(Some(Ok(event))) => {
+                if decoder.on_event(&event, ready)? == Heard::Content {
+                    self.content_at = Instant::now();
+                }
+                Ok(())
+            }
+            Ok(None) => {
+                self.open = false;
+                decoder.on_end(ready)
+            }
+            Ok(Some(Err(_))) | Err(_) if complete => {
+                self.open = false;
+                decoder.on_end(ready)
+            }
+            Ok(Some(Err(error))) => Err(broken(provider, &error)),
+            Err(_) => Err(empty(provider, limits.content)),
+        }
+    }
+
+    /// Reads what follows the end of the answer, normally nothing.
+    async fn read_tail(&mut self) {
+        if self.open {
+            let tail = async { while let Some(Ok(_)) = self.events.next().await {} };
+            // Not reaching the end costs a connection, nothing else.
+            drop(timeout(TAIL_TIME, tail).await);
+        }
+    }
+}
+
+/// The tokens of so many bytes of text.
+pub(super) fn tokens(bytes: usize) -> u64 {
+    bytes.div_ceil(TOKEN_BYTES) as u64
+}
+
+#[cfg(test)]
+#[path = "reading_tests.rs"]
+mod tests;

@@ -1,0 +1,166 @@
+//! Text in JSON that may hold half a character: `\ud83d` without its other half.
+//!
+//! Gateways that cut by UTF-16 units send the halves of one character in two pieces, and models write
+//! halves now and then. One such must not fail an answer: halves that meet are put together, a lone one
+//! becomes U+FFFD.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+/// The replacement character, as text and as JSON.
+const REPLACEMENT: char = '\u{fffd}';
+const ESCAPED_REPLACEMENT: &str = "\\ufffd";
+
+/// A JSON string: UTF-8, but for halves of characters (each as the three bytes that UTF-8 would make of it).
+/// Borrowed where it has no escapes.
+#[derive(Clone, Debug)]
+pub(super) struct Piece<'a>(Cow<'a, [u8]>);
+
+impl Piece<'_> {
+    /// Its text, lone halves replaced.
+    pub(super) fn text(&self) -> Cow<'_, str> {
+        let mut joiner = Joiner::default();
+        let text = joiner.join(self);
+        if joiner.end().is_some() {
+            Cow::Owned(format!("{text}{REPLACEMENT}"))
+        } else {
+            text
+        }
+    }
+
+    /// Its first `chars` characters, lone halves replaced.
+    pub(super) fn bounded(&self, chars: usize) -> String {
+        // No character has more than four bytes.
+        let head = self.0.get(..chars * 4).unwrap_or(&self.0);
+        Piece(Cow::Borrowed(head))
+            .text()
+            .chars()
+            .take(chars)
+            .collect()
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Piece<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl<'de> Visitor<'de> for Bytes {
+            type Value = Piece<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_borrowed_bytes<E: Error>(self, bytes: &'de [u8]) -> Result<Self::Value, E> {
+                Ok(Piece(Cow::Borrowed(bytes)))
+            }
+
+            fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Self::Value, E> {
+                Ok(Piece(Cow::Owned(bytes.to_vec())))
+            }
+        }
+        // As bytes, since only those may hold halves.
+        deserializer.deserialize_bytes(Bytes)
+    }
+}
+
+/// Puts together the pieces of one text.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Joiner {
+    /// A first half whose second may come with the next piece.
+    first: Option<u32>,
+}
+
+impl Joiner {
+    /// The text of the next piece.
+    pub(super) fn join<'p>(&mut self, piece: &'p Piece<'_>) -> Cow<'p, str> {
+        if self.first.is_none()
+            && let Ok(text) = std::str::from_utf8(&piece.0)
+        {
+            return Cow::Borrowed(text);
+        }
+        let mut out = String::with_capacity(piece.0.len() + 3);
+        let mut rest: &[u8] = &piece.0;
+        loop {
+            let (text, after) = match std::str::from_utf8(rest) {
+                Ok(text) => (text, &[][..]),
+                Err(error) => {
+                    let (text, after) = rest.split_at(error.valid_up_to());
+                    (std::str::from_utf8(text).unwrap_or_default(), after)
+                }
+            };
+            if !text.is_empty() {
+                out.extend(self.end());
+                out.push_str(text);
+            }
+            match after {
+                [] => break,
+                [0xed, second @ 0xa0..=0xbf, third, after @ ..] => {
+                    let half = 0xd000 | u32::from(second & 0x3f) << 6 | u32::from(third & 0x3f);
+                    self.half(half, &mut out);
+                    rest = after;
+                }
+                [_, after @ ..] => {
+                    out.extend(self.end());
+                    out.push(REPLACEMENT);
+                    rest = after;
+                }
+            }
+        }
+        Cow::Owned(out)
+    }
+
+    fn half(&mut self, half: u32, out: &mut String) {
+        if half < 0xdc00 {
+            out.extend(self.first.replace(half).map(|_| REPLACEMENT));
+            return;
+        }
+        let whole = self.first.take().and_then(|first| {
+            char::from_u32(0x1_0000 + ((first - 0xd800) << 10) + (half - 0xdc00))
+        });
+        out.push(whole.unwrap_or(REPLACEMENT));
+    }
+
+    /// What stands for a first half whose second never came.
+    pub(super) fn end(&mut self) -> Option<char> {
+        self.first.take().map(|_| REPLACEMENT)
+    }
+}
+
+/// `json` with every escape of a lone half replaced: what is JSON otherwise is JSON afterwards.
+pub(super) fn mended(json: &str) -> Cow<'_, str> {
+    let mut out = String::new();
+    let mut kept = 0;
+    let mut at = 0;
+    let half = |at: usize| -> Option<u16> {
+        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        let unit = u16::from_str_radix(digits, 16).ok()?;
+        (0xd800..0xe000).contains(&unit).then_some(unit)
+    };
+    while let Some(found) = json.get(at..).and_then(|rest| rest.find('\\')) {
+        let escape = at + found;
+        at = escape + 2;
+        match half(escape) {
+            None => {}
+            Some(..0xdc00) if half(escape + 6).is_some_and(|second| second >= 0xdc00) => {
+                at = escape + 12;
+            }
+            Some(_) => {
+                out.push_str(json.get(kept..escape).unwrap_or_default());
+                out.push_str(ESCAPED_REPLACEMENT);
+                at = escape + 6;
+                kept = at;
+            }
+        }
+    }
+    if kept == 0 {
+        return Cow::Borrowed(json);
+    }
+    out.push_str(json.get(kept..).unwrap_or_default());
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+#[path = "text_tests.rs"]
+mod tests;
