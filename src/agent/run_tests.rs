@@ -205,16 +205,26 @@ async fn a_call_that_its_provider_cannot_read_is_asked_for_twice_more_by_the_sam
 }
 
 #[tokio::test]
-async fn what_a_provider_warns_of_reaches_the_client() {
-    let warning = LlmDelta::Warning {
-        code: WarningCode::ContextCleared,
-        message: "thinking can't be turned off".to_owned(),
+async fn what_a_provider_warns_of_reaches_the_client_once() {
+    let warned = |message: &str, reply: Deltas| -> Deltas {
+        let warning = LlmDelta::Warning {
+            code: WarningCode::StopReasonUnknown,
+            message: message.to_owned(),
+        };
+        std::iter::once(Ok(warning)).chain(reply).collect()
     };
-    let mut reply = vec![Ok(warning)];
-    reply.extend(says("Done."));
-    let ran = run([reply]).await;
-    assert_eq!(ran.events[0]["type"], "warning");
-    assert_eq!(ran.events[0]["message"], "thinking can't be turned off");
+    let ran = run([
+        warned("thinking can't be turned off", unreadable_call()),
+        warned("thinking can't be turned off", unreadable_call()),
+        warned("something else", says("Done.")),
+    ])
+    .await;
+    let told = ran
+        .events
+        .iter()
+        .filter(|event| event["code"] == "STOP_REASON_UNKNOWN");
+    let told: Vec<&str> = told.filter_map(|event| event["message"].as_str()).collect();
+    assert_eq!(told, ["thinking can't be turned off", "something else"]);
 }
 
 #[tokio::test]
