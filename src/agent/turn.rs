@@ -173,6 +173,8 @@ pub(super) async fn read(
                 writer.finish().await?;
                 context.tally.in_flight(usage);
                 context.tally.settle(true);
+                // To its end, which the driver bounds, or its connection is not used again.
+                drop(deltas.next().await);
                 return Ok(Ok(Response {
                     blocks,
                     text,
