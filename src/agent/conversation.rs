@@ -7,7 +7,7 @@
 
 use super::context::{Change, History, Need, Window};
 use super::prompt;
-use super::turn::{Audience, Response, calls, open, read};
+use super::turn::{Audience, Response, Stage, Warned, calls, open, read};
 use super::types::{Halt, RunContext};
 use crate::chat::{Block, CallIds, Message, Reply, ToolCall, ToolResult, ToolSpec};
 use crate::error::WarningCode;
@@ -40,6 +40,7 @@ pub(super) struct Conversation<'a> {
     answer: AnswerSize,
     summaries: u32,
     last_summary: u32,
+    warned: Warned,
 }
 
 /// What a request is for.
@@ -93,6 +94,7 @@ impl<'a> Conversation<'a> {
             answer: AnswerSize::Usual,
             summaries: 0,
             last_summary: 0,
+            warned: Warned::default(),
         }
     }
 
@@ -213,8 +215,13 @@ impl<'a> Conversation<'a> {
                 let request = self.request(purpose, affordable, &system, &tools);
                 open(context, &request).await?
             };
+            let stage = Stage {
+                turn,
+                audience,
+                warned: &mut self.warned,
+            };
             let failed = match opened {
-                Ok(deltas) => match read(context, deltas, turn, audience).await? {
+                Ok(deltas) => match read(context, deltas, stage).await? {
                     Ok(response) => return Ok(Asked::Response(response)),
                     Err(failed) => failed,
                 },

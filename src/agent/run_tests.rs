@@ -1,5 +1,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +32,8 @@ type Deltas = Vec<Result<LlmDelta, LlmError>>;
 struct Scripted {
     replies: Mutex<VecDeque<Deltas>>,
     requests: Mutex<Vec<String>>,
+    /// How many answers were read to their end.
+    ended: Arc<AtomicUsize>,
 }
 
 #[async_trait]
@@ -41,7 +45,12 @@ impl LlmProvider for Scripted {
         );
         self.requests.lock().push(sent);
         let reply = self.replies.lock().pop_front().expect("one more request");
-        Ok(futures::stream::iter(reply).boxed())
+        let ended = Arc::clone(&self.ended);
+        let end = futures::stream::poll_fn(move |_| {
+            ended.fetch_add(1, Ordering::Relaxed);
+            Poll::Ready(None)
+        });
+        Ok(futures::stream::iter(reply).chain(end).boxed())
     }
 
     fn model(&self, _model: &str) -> Option<ModelFacts> {
@@ -109,6 +118,7 @@ struct Ran {
     events: Vec<Value>,
     requests: Vec<String>,
     tally: Arc<Tally>,
+    ended: usize,
 }
 
 impl Ran {
@@ -161,6 +171,7 @@ async fn run(replies: impl IntoIterator<Item = Deltas>) -> Ran {
         events: sink.0.lock().clone(),
         requests,
         tally,
+        ended: provider.ended.load(Ordering::Relaxed),
     }
 }
 
@@ -202,19 +213,30 @@ async fn a_call_that_its_provider_cannot_read_is_asked_for_twice_more_by_the_sam
     let ran = run([unreadable_call(), unreadable_call(), unreadable_call()]).await;
     assert_eq!(ran.code(), Some(ErrorCode::LlmBadResponse));
     assert_eq!(ran.requests.len(), 3);
+    assert_eq!(ran.ended, 3, "read to its end, or its connection is lost");
 }
 
 #[tokio::test]
-async fn what_a_provider_warns_of_reaches_the_client() {
-    let warning = LlmDelta::Warning {
-        code: WarningCode::ContextCleared,
-        message: "thinking can't be turned off".to_owned(),
+async fn what_a_provider_warns_of_reaches_the_client_once() {
+    let warned = |message: &str, reply: Deltas| -> Deltas {
+        let warning = LlmDelta::Warning {
+            code: WarningCode::StopReasonUnknown,
+            message: message.to_owned(),
+        };
+        std::iter::once(Ok(warning)).chain(reply).collect()
     };
-    let mut reply = vec![Ok(warning)];
-    reply.extend(says("Done."));
-    let ran = run([reply]).await;
-    assert_eq!(ran.events[0]["type"], "warning");
-    assert_eq!(ran.events[0]["message"], "thinking can't be turned off");
+    let ran = run([
+        warned("thinking can't be turned off", unreadable_call()),
+        warned("thinking can't be turned off", unreadable_call()),
+        warned("something else", says("Done.")),
+    ])
+    .await;
+    let told = ran
+        .events
+        .iter()
+        .filter(|event| event["code"] == "STOP_REASON_UNKNOWN");
+    let told: Vec<&str> = told.filter_map(|event| event["message"].as_str()).collect();
+    assert_eq!(told, ["thinking can't be turned off", "something else"]);
 }
 
 #[tokio::test]

@@ -5,7 +5,8 @@ use futures::StreamExt as _;
 use super::types::{Halt, RunContext};
 use crate::chat::{Block, ToolCall};
 use crate::encoding::json_pieces;
-use crate::events::{Delta, RunEvent, WarningEvent};
+use crate::error::WarningCode;
+use crate::events::{Delta, RunEvent};
 use crate::llm::{LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, LlmStream, Usage};
 use crate::secrets::RedactingStream;
 
@@ -67,6 +68,32 @@ pub(super) enum Audience {
     Agent,
 }
 
+/// What the provider has warned of: the same thing in every response is told once.
+#[derive(Debug, Default)]
+pub(super) struct Warned(Vec<(WarningCode, String)>);
+
+impl Warned {
+    /// At most so many things in a run.
+    const MOST: usize = 20;
+
+    fn is_new(&mut self, code: WarningCode, message: &str) -> bool {
+        let known = |(told, words): &(WarningCode, String)| *told == code && words == message;
+        if self.0.len() == Self::MOST || self.0.iter().any(known) {
+            return false;
+        }
+        self.0.push((code, message.to_owned()));
+        true
+    }
+}
+
+/// Where a response is shown.
+pub(super) struct Stage<'a> {
+    /// The turn that it belongs to.
+    pub(super) turn: u32,
+    pub(super) audience: Audience,
+    pub(super) warned: &'a mut Warned,
+}
+
 /// Sends a request, once. The outer error ends the run; the inner one may be retried.
 pub(super) async fn open(
     context: &RunContext,
@@ -86,13 +113,12 @@ pub(super) async fn open(
 pub(super) async fn read(
     context: &RunContext,
     mut deltas: LlmStream,
-    turn: u32,
-    audience: Audience,
+    stage: Stage<'_>,
 ) -> Result<Result<Response, Failed>, Halt> {
     let (mut blocks, mut text) = (Vec::new(), String::new());
     let mut usage = Usage::default();
     let mut shown = false;
-    let mut writer = DeltaWriter::new(context, turn, audience);
+    let mut writer = DeltaWriter::new(context, stage.turn, stage.audience);
     let error = loop {
         let delta = tokio::select! {
             // Dropping the stream closes the connection, which stops the provider.
@@ -127,8 +153,9 @@ pub(super) async fn read(
             Some(Ok(LlmDelta::Citation(_) | LlmDelta::ServerToolUse { .. })) => {}
             Some(Ok(LlmDelta::Warning { code, message })) => {
                 let message = context.redactor.clean(&message).into_owned();
-                let warning = WarningEvent::new(code, message);
-                context.emit(RunEvent::Warning(warning)).await?;
+                if stage.warned.is_new(code, &message) {
+                    context.warn(code, message).await?;
+                }
             }
             Some(Ok(LlmDelta::Restarted)) if shown => {
                 // What was shown can't be unseen, and a second attempt must not be mixed into it.
@@ -146,6 +173,8 @@ pub(super) async fn read(
                 writer.finish().await?;
                 context.tally.in_flight(usage);
                 context.tally.settle(true);
+                // To its end, which the driver bounds, or its connection is not used again.
+                drop(deltas.next().await);
                 return Ok(Ok(Response {
                     blocks,
                     text,
