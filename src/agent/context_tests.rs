@@ -216,8 +216,8 @@ fn the_trigger_leaves_room_for_an_answer_and_stays_below_the_dearer_price() {
     assert_eq!(window(1_000_000, 64_000, None).trigger, 160_000);
     assert_eq!(window(1_000_000, 64_000, Some(100_000)).trigger, 95_000);
     assert_eq!(Window::new(None, &[], &[]).trigger, 160_000);
-    let haiku = crate::llm::prices::entry("anthropic", "claude-haiku-5-5").unwrap();
-    assert_eq!(Window::new(Some(haiku.facts()), &[], &[]).trigger, 95_000);
+    let haiku = crate::llm::prices::listed("anthropic", "claude-haiku-5-5").unwrap();
+    assert_eq!(Window::new(Some(haiku), &[], &[]).trigger, 95_000);
 }
 
 #[test]

@@ -301,6 +301,8 @@ pub enum LlmErrorKind {
     ModelNotFound,
     /// The conversation does not fit the model's window.
     ContextTooLong,
+    /// The provider can't take an image or document of the conversation, or not so much of them.
+    ContentRefused,
 }
 
 impl LlmError {
@@ -326,7 +328,7 @@ impl LlmError {
             LlmErrorKind::Timeout => ErrorCode::LlmTimeout,
             LlmErrorKind::Cut => ErrorCode::LlmStreamCut,
             LlmErrorKind::BadResponse => ErrorCode::LlmBadResponse,
-            LlmErrorKind::BadRequest => ErrorCode::LlmBadRequest,
+            LlmErrorKind::BadRequest | LlmErrorKind::ContentRefused => ErrorCode::LlmBadRequest,
             LlmErrorKind::ModelNotFound => ErrorCode::LlmModelNotFound,
             LlmErrorKind::ContextTooLong => ErrorCode::ContextTooLong,
         }
@@ -345,7 +347,8 @@ impl LlmError {
             | LlmErrorKind::BadResponse
             | LlmErrorKind::BadRequest
             | LlmErrorKind::ModelNotFound
-            | LlmErrorKind::ContextTooLong => Backoff::Transport,
+            | LlmErrorKind::ContextTooLong
+            | LlmErrorKind::ContentRefused => Backoff::Transport,
         }
     }
 
@@ -365,7 +368,8 @@ impl LlmError {
             | LlmErrorKind::BadResponse
             | LlmErrorKind::BadRequest
             | LlmErrorKind::ModelNotFound
-            | LlmErrorKind::ContextTooLong => false,
+            | LlmErrorKind::ContextTooLong
+            | LlmErrorKind::ContentRefused => false,
         })
     }
 }
