@@ -12,6 +12,10 @@ const OUTPUT: f64 = 15e-6;
 /// What a last request may have although the budget doesn't pay for it.
 const LAST: u64 = 2000;
 
+fn dollars(tokens: u64, price: f64) -> f64 {
+    f64::from(u32::try_from(tokens).unwrap()) * price
+}
+
 /// A run: what is answered, and what must come of it.
 struct Case {
     name: &'static str,
@@ -280,7 +284,7 @@ async fn check(case: Case) {
     let costs: Vec<f64> = case
         .replies
         .iter()
-        .map(|(_, input, output)| *input as f64 * INPUT + *output as f64 * OUTPUT)
+        .map(|(_, input, output)| dollars(*input, INPUT) + dollars(*output, OUTPUT))
         .collect();
     let replies = case.replies.into_iter();
     let llm =
@@ -324,7 +328,7 @@ async fn check(case: Case) {
         assert!(spent < case.budget, "{name}: asked with nothing left");
         // Only a last request, without tools, may ask for more than what is left, and only for so much.
         let last = request.tools_are_off() && *most == LAST;
-        let bounded = spent + *most as f64 * OUTPUT <= case.budget;
+        let bounded = spent + dollars(*most, OUTPUT) <= case.budget;
         assert!(bounded || last, "{name}: {asked:?}");
         spent += cost;
     }
