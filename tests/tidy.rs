@@ -82,9 +82,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const OF_LLM: &[(&str, &[&str])] = &[
     ("agent", &["types", "prices"]),
     ("runs", &["types"]),
-    ("config", &["mod", "types", "models", "prices"]),
-    ("app", &["mod", "types"]),
-    ("cli", &["mod", "types", "models", "prices"]),
+    ("config", &["mod", "def", "types", "models", "prices"]),
+    ("app", &["mod", "def", "types"]),
+    ("cli", &["mod", "def", "types", "models", "prices"]),
 ];
 
 static SOURCES: LazyLock<Sources> = LazyLock::new(|| {

@@ -187,7 +187,7 @@ async fn recorded_failures_give_the_right_kind() {
             "made-error-400-orphan-tool-use",
             (K::BadRequest, false, None),
         ),
-        ("made-error-413-too-large", (K::BadRequest, false, None)),
+        ("made-error-413-too-large", (K::ContentRefused, false, None)),
         ("made-error-429-rate-limit", (K::RateLimited, true, Some(7))),
         ("made-error-529-overloaded", (K::Overloaded, true, None)),
         (

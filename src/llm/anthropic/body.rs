@@ -5,10 +5,9 @@
 
 use std::borrow::Cow;
 
-use super::DEF;
 use super::wire::{
-    Body, Content, Format, Mark, Message as WireMessage, OutputConfig, Own, Source, Thinking, Tool,
-    ToolChoice as WireChoice,
+    Body, Content, Format, Mark, Message as WireMessage, NAME, OutputConfig, Own, Source, Thinking,
+    Tool, ToolChoice as WireChoice,
 };
 use crate::chat::{Block, Message, Part, ToolResult, ToolSpec};
 use crate::error::WarningCode;
@@ -33,7 +32,7 @@ pub(super) type Warnings = Vec<(WarningCode, String)>;
 
 /// The body of `POST /v1/messages`.
 pub(super) fn body<'a>(request: &LlmRequest<'a>, warnings: &mut Warnings) -> Body<'a> {
-    let facts = prices::facts(DEF.name, request.model);
+    let facts = prices::facts(NAME, request.model);
     let plan = Plan::new(request, &facts);
     let warned = plan
         .warning
@@ -187,7 +186,7 @@ fn messages<'a>(history: &'a [Message], facts: &ModelFacts) -> Vec<WireMessage<'
                     .collect(),
             ),
             Message::Assistant(reply) => {
-                let own = reply.provider == DEF.name;
+                let own = reply.provider == NAME;
                 let blocks = reply.blocks.iter().filter_map(|block| echo(block, own));
                 ("assistant", blocks.collect())
             }

@@ -24,7 +24,7 @@ fn body_of(asked: &Asked) -> Value {
 
 fn said(blocks: Vec<Block>) -> Message {
     Message::Assistant(Reply {
-        provider: DEF.name,
+        provider: NAME,
         blocks,
     })
 }

@@ -5,11 +5,10 @@ use std::mem::take;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::DEF;
 use super::block::{OpenBlock, SHOWN_CHARS, name, served};
 use super::errors::classify;
 use super::usage::Tally;
-use super::wire::{Details, Event, Whole};
+use super::wire::{Details, Event, NAME, Whole};
 use crate::chat::{Block, CallIds};
 use crate::llm::fault::{bad, cut};
 use crate::llm::protocol::{Decoder, Deltas, Heard};
@@ -103,7 +102,7 @@ impl AnthropicDecoder {
             return Ok(Heard::Ping);
         }
         let tree: Value = serde_json::from_str(&mended(&event.data))
-            .map_err(|_| bad(DEF.name, &format!("an event is not JSON ({error})")))?;
+            .map_err(|_| bad(NAME, &format!("an event is not JSON ({error})")))?;
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
         let kind = text(tree.get("type"))
             .or_else(|| event.event.clone())
@@ -116,7 +115,7 @@ impl AnthropicDecoder {
             Err(_) if of_delta.is_some_and(|kind| !DELTAS.contains(&&*kind)) => Ok(Heard::Content),
             Err(error) => {
                 let what = format!("a {kind} event can't be read ({error})");
-                Err(bad(DEF.name, &what))
+                Err(bad(NAME, &what))
             }
         }
     }
@@ -220,7 +219,7 @@ impl Decoder for AnthropicDecoder {
             .unwrap_or_default();
         if kind == "error" {
             let (kind, words) = classify(200, data);
-            let message = format!("{} reported an error in its answer: {words}", DEF.name);
+            let message = format!("{} reported an error in its answer: {words}", NAME);
             return Err(LlmError::new(kind, message));
         }
         self.take(kind, &parsed, out)
@@ -231,7 +230,7 @@ impl Decoder for AnthropicDecoder {
             return Ok(());
         }
         if !self.is_complete() {
-            return Err(cut(DEF.name));
+            return Err(cut(NAME));
         }
         self.finish(out);
         Ok(())
@@ -240,9 +239,9 @@ impl Decoder for AnthropicDecoder {
     fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<(), LlmError> {
         let body = mended(body);
         let message: Whole<'_> = serde_json::from_str(&body)
-            .map_err(|error| bad(DEF.name, &format!("the answer is no message ({error})")))?;
+            .map_err(|error| bad(NAME, &format!("the answer is no message ({error})")))?;
         let Some(blocks) = &message.content else {
-            return Err(bad(DEF.name, "the answer is JSON, but not a message"));
+            return Err(bad(NAME, "the answer is JSON, but not a message"));
         };
         self.begin(&message, out);
         for (index, block) in (0..).zip(blocks) {
@@ -262,7 +261,7 @@ impl Decoder for AnthropicDecoder {
 
 fn read(raw: &RawValue) -> Result<Whole<'_>, LlmError> {
     serde_json::from_str(raw.get())
-        .map_err(|error| bad(DEF.name, &format!("the message can't be read ({error})")))
+        .map_err(|error| bad(NAME, &format!("the message can't be read ({error})")))
 }
 
 #[cfg(test)]

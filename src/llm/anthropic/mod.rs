@@ -26,7 +26,7 @@ pub use decoder::AnthropicDecoder;
 
 /// The row of the table.
 pub const DEF: ProviderDef = ProviderDef {
-    name: "anthropic",
+    name: wire::NAME,
     key_vars: &["ANTHROPIC_API_KEY", AUTH_TOKEN],
     base_url_var: "ANTHROPIC_BASE_URL",
     default_base_url: "https://api.anthropic.com",

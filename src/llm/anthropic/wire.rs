@@ -8,6 +8,9 @@ use serde_json::value::RawValue;
 
 use crate::llm::text::Piece;
 
+/// The provider.
+pub(super) const NAME: &str = "anthropic";
+
 /// `{"type": "ephemeral"}`: the prefix up to here is worth caching.
 #[derive(Clone, Copy, Serialize)]
 #[serde(tag = "type", rename = "ephemeral")]
