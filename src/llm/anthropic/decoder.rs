@@ -219,7 +219,7 @@ impl Decoder for AnthropicDecoder {
             .unwrap_or_default();
         if kind == "error" {
             let (kind, words) = classify(200, data);
-            let message = format!("{} reported an error in its answer: {words}", NAME);
+            let message = format!("{NAME} reported an error in its answer: {words}");
             return Err(LlmError::new(kind, message));
         }
         self.take(kind, &parsed, out)
