@@ -154,7 +154,7 @@ in_every_shell! {
     async fn a_cancelled_command_answers_and_leaves_nothing(rig) {
         let cancel = rig.context.cancel.clone();
         let mut events = Events::new(&rig, "events").await;
-        let (answer, _) = tokio::join!(rig.bash("echo x; echo begun > events; sleep 605"), async {
+        let (answer, ()) = tokio::join!(rig.bash("echo x; echo begun > events; sleep 605"), async {
             events.next().await;
             cancel.cancel();
         });
