@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::script::Script;
-use crate::show::{alike, grouped, one_line, size};
-
 use super::types::{Failure, ToolContext};
+use crate::sandbox::{FileErrorKind, SandboxError};
+use crate::show::{alike, grouped, one_line, size};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// For reading or writing one file through the backend.
@@ -389,7 +389,37 @@ pub(super) async fn store(
     let writing = context.sandbox.write(path, bytes);
     within(writing, context)
         .await?
-        .map_err(|error| super::write::failed(given, error))
+        .map_err(|error| failed(given, error))
+}
+
+/// Why a write failed, in a sentence that says what to do.
+fn failed(given: &str, error: SandboxError) -> Failure {
+    let SandboxError::File { kind, .. } = &error else {
+        return error.into();
+    };
+    let name = one_line(given);
+    Failure::Complaint(match kind {
+        FileErrorKind::NotFound => {
+            format!("{name}: no such directory, and it could not be created")
+        }
+        FileErrorKind::PermissionDenied => {
+            format!("{name}: permission denied; write below the working directory or /tmp instead")
+        }
+        FileErrorKind::IsDirectory => {
+            format!("{name} is a directory; give the path of a file in it")
+        }
+        FileErrorKind::NotDirectory => {
+            format!("{name}: a part of the path is a file, not a directory")
+        }
+        FileErrorKind::NotRegular => format!("{name} is no regular file: use bash"),
+        FileErrorKind::NoSpace => {
+            format!("{name}: the disk is full; delete what is no longer needed")
+        }
+        FileErrorKind::ReadOnly => format!(
+            "{name}: read-only file system; write below the working directory or /tmp instead"
+        ),
+        FileErrorKind::Other(why) => format!("{name}: {}", one_line(why)),
+    })
 }
 
 async fn within<T>(work: impl Future<Output = T>, context: &ToolContext) -> Result<T, Failure> {

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
-use crate::sandbox::{FileErrorKind, SandboxError};
 use crate::show::{grouped, one_line, size};
 
 use super::place::{Kind, Place, Text};
@@ -184,34 +183,4 @@ fn counted(lines: u64) -> String {
 
 fn line_count(content: &str) -> u64 {
     u64::try_from(content.lines().count()).unwrap_or(u64::MAX)
-}
-
-/// Why a write failed, in a sentence that says what to do.
-pub(super) fn failed(given: &str, error: SandboxError) -> Failure {
-    let SandboxError::File { kind, .. } = &error else {
-        return error.into();
-    };
-    let name = one_line(given);
-    Failure::Complaint(match kind {
-        FileErrorKind::NotFound => {
-            format!("{name}: no such directory, and it could not be created")
-        }
-        FileErrorKind::PermissionDenied => {
-            format!("{name}: permission denied; write below the working directory or /tmp instead")
-        }
-        FileErrorKind::IsDirectory => {
-            format!("{name} is a directory; give the path of a file in it")
-        }
-        FileErrorKind::NotDirectory => {
-            format!("{name}: a part of the path is a file, not a directory")
-        }
-        FileErrorKind::NotRegular => format!("{name} is no regular file: use bash"),
-        FileErrorKind::NoSpace => {
-            format!("{name}: the disk is full; delete what is no longer needed")
-        }
-        FileErrorKind::ReadOnly => format!(
-            "{name}: read-only file system; write below the working directory or /tmp instead"
-        ),
-        FileErrorKind::Other(why) => format!("{name}: {}", one_line(why)),
-    })
 }
