@@ -50,7 +50,7 @@ const UTF16: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 /// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
 /// wanted, `$4` how many of a line or `counts`; the others are grep's options.
 ///
-/// grep looks at the pattern first, so that its complaint is not lost among those about files. With `-F` it
+/// grep tries the pattern on a line first, so that its complaint is not lost among those about files. With `-F` it
 /// is told here of the beginnings of UTF-16; with `-E` they are in the pattern.
 const SEARCH: &str = r#"
 IFS= read -r pattern
@@ -68,9 +68,10 @@ done
 case $1 in
 *F) set -- "$@" -e "$(printf '\377\376')" -e "$(printf '\376\377')" ;;
 esac
-set -- "$@" -e "$pattern" /dev/null
-said=$(grep "$@" 2>&1)
+set -- "$@" -e "$pattern"
+said=$(echo | grep "$@" 2>&1 >/dev/null)
 [ $? -le 1 ] || { printf '%s\n' "$said" >&2; exit 8; }
+set -- "$@" /dev/null
 if [ "$line" = counts ]; then
 xargs -0 -s 400000 grep "$@" | grep -av ':0$' | head -c "$keep"
 else
