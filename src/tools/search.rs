@@ -68,7 +68,7 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let wanted = NamePattern::parse(pattern, Anchor::Root)?;
     let cwd = context.session.cwd();
-    let root = absolute(bounded(or_here(path))?, &cwd, &facts.home)?;
+    let root = root_of(path, &cwd, &facts.home)?;
     let named = named_in(path, pattern);
     // Where the pattern may be meant to begin, and what stands before the names found there.
     let mut places = vec![(
@@ -121,8 +121,12 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
     }
 }
 
-pub(super) fn or_here(path: &str) -> &str {
-    if path.is_empty() { "." } else { path }
+/// The absolute form of the path that a search starts from.
+pub(super) fn root_of(path: &str, cwd: &str, home: &str) -> Result<String, Failure> {
+    match path.trim_end_matches('/') {
+        "" | "." if !path.starts_with('/') => Ok(cwd.to_owned()),
+        _ => absolute(bounded(path)?, cwd, home),
+    }
 }
 
 fn below(path: &str, root: &str, home: &str) -> Result<String, Failure> {
@@ -143,7 +147,8 @@ struct Matches {
 impl Matches {
     fn new(wanted: &NamePattern, files: Vec<Vec<u8>>, root: &str) -> Self {
         let matches = |name: &[u8]| {
-            let full = [wanted.base.as_bytes(), name].concat();
+            let base = wanted.base.trim_start_matches('/').as_bytes();
+            let full = [base, name].concat();
             wanted.matches(&[&full], &[root.as_bytes(), b"/", name].concat())
         };
         let all = files.len();
