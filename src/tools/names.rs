@@ -247,7 +247,8 @@ pub(super) fn forms(text: &str) -> Vec<Cow<'_, str>> {
     let mut forms = vec![Cow::Borrowed(text)];
     if !text.is_ascii() {
         for form in [text.nfc().collect::<String>(), text.nfd().collect()] {
-            if !forms.contains(&Cow::Borrowed(form.as_str())) {
+            // Some signs are composed to a letter of ASCII, as that for kelvin: they are not the same text here.
+            if !form.is_ascii() && !forms.contains(&Cow::Borrowed(form.as_str())) {
                 forms.push(Cow::Owned(form));
             }
         }
