@@ -154,7 +154,7 @@ fn ways(hir: &Hir) -> Result<Vec<Way>, String> {
         }
         HirKind::Repetition(_) => return Err(too_many()),
         HirKind::Look(_) | HirKind::Empty | HirKind::Literal(_) | HirKind::Class(_) => {
-            found.push(vec![hir.clone()])
+            found.push(vec![hir.clone()]);
         }
     }
     if found.len() > MOST_WAYS {
@@ -227,7 +227,7 @@ impl Edge {
             }
             HirKind::Look(_) => {
                 for way in self.of(rest)? {
-                    found.push(self.joined(&[part.clone()], &way));
+                    found.push(self.joined(std::slice::from_ref(part), &way));
                 }
             }
             HirKind::Empty => found = self.of(rest)?,

@@ -3,7 +3,7 @@
 //! The host translates the pattern and chooses the files; the sandbox only runs a plain `grep`, with options
 //! that GNU and `BusyBox` share.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -13,15 +13,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::sandbox::files::depth;
 use crate::show::{first_chars, grouped, one_line, short};
 
 use super::listing::{Listing, Root, Trouble, count, no_program, off_the_runtime};
-use super::names::{Anchor, NamePattern, bounded, named_in};
-use super::place::absolute;
+use super::names::{Anchor, NamePattern, named_in};
 use super::regex::{Pattern, translate};
 use super::schema::typed;
 use super::script::Script;
-use super::search::{UNREAD, answer, not_listed, or_here, shown_prefix, skipped_note};
+use super::search::{UNREAD, answer, not_listed, root_of, shown_prefix, skipped_note};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -50,7 +50,7 @@ const UTF16: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 /// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
 /// wanted, `$4` how many of a line or `counts`; the others are grep's options.
 ///
-/// grep looks at the pattern first, so that its complaint is not lost among those about files. With `-F` it
+/// grep tries the pattern on a line first, so that its complaint is not lost among those about files. With `-F` it
 /// is told here of the beginnings of UTF-16; with `-E` they are in the pattern.
 const SEARCH: &str = r#"
 IFS= read -r pattern
@@ -68,9 +68,10 @@ done
 case $1 in
 *F) set -- "$@" -e "$(printf '\377\376')" -e "$(printf '\376\377')" ;;
 esac
-set -- "$@" -e "$pattern" /dev/null
-said=$(grep "$@" 2>&1)
+set -- "$@" -e "$pattern"
+said=$(echo | grep "$@" 2>&1 >/dev/null)
 [ $? -le 1 ] || { printf '%s\n' "$said" >&2; exit 8; }
+set -- "$@" /dev/null
 if [ "$line" = counts ]; then
 xargs -0 -s 400000 grep "$@" | grep -av ':0$' | head -c "$keep"
 else
@@ -176,11 +177,7 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     };
     let (pattern, filter, glob) = off_the_runtime(true, parsing).await??;
     let facts = context.session.probe(context.sandbox.as_ref()).await;
-    let root = absolute(
-        bounded(or_here(&path))?,
-        &context.session.cwd(),
-        &facts.home,
-    )?;
+    let root = root_of(&path, &context.session.cwd(), &facts.home)?;
     let mut listing = Listing::take(&root, &named, context).await?;
     let all = count(listing.files.len());
     let mut odd_names = 0;
@@ -570,7 +567,6 @@ struct Lines {
 impl Lines {
     fn new(output: &[u8], files: &[&[u8]], search: &Search<'_>) -> Self {
         let mut lines = Self::default();
-        let known: HashSet<&[u8]> = files.iter().copied().collect();
         let bound = line_bound(files);
         let mut chars = 0;
         let mut gap = false;
@@ -596,7 +592,7 @@ impl Lines {
                 matches,
                 number,
                 text,
-            }) = Line::parse(line, &known)
+            }) = Line::parse(line, files)
             else {
                 continue;
             };
@@ -665,8 +661,13 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Names may have colons and dashes in them: the right one is `known`.
-    fn parse(line: &'a [u8], known: &HashSet<&[u8]>) -> Option<Self> {
+    /// Names may have colons and dashes in them: the right one is one of `files`, which are sorted as
+    /// [`Listing`] has them.
+    fn parse(line: &'a [u8], files: &[&[u8]]) -> Option<Self> {
+        let known = |name: &[u8]| {
+            let place = |file: &&[u8]| (depth(file), *file).cmp(&(depth(name), name));
+            files.binary_search_by(place).is_ok()
+        };
         let line = line.strip_prefix(b"./")?;
         let marks = line
             .iter()
@@ -678,7 +679,7 @@ impl<'a> Line<'a> {
             let end = rest.iter().position(|b| !b.is_ascii_digit())?;
             let (number, text) = rest.split_at_checked(end)?;
             let text = text.strip_prefix(std::slice::from_ref(mark))?;
-            (!number.is_empty() && known.contains(name)).then_some(Self {
+            (!number.is_empty() && known(name)).then_some(Self {
                 name,
                 matches: *mark == b':',
                 number,

@@ -28,8 +28,8 @@ pub(super) struct NamePattern {
     /// The directories that are spelt out before the first wildcard, with a `/` at the end: all matches are
     /// below them. May be empty or absolute.
     pub(super) base: String,
-    /// There is nothing in it but one name.
-    pub(super) literal: bool,
+    /// The last part, if there is no wildcard in the one pattern that this is.
+    literal: Option<String>,
     wanted: Globs,
     excluded: Globs,
     /// A part begins with a dot, so names that do may match.
@@ -82,7 +82,8 @@ impl NamePattern {
             .map_or("", |slash| only.get(..=slash).unwrap_or_default());
         Ok(Self {
             base: base.to_owned(),
-            literal: !only.is_empty() && wild == only.len(),
+            literal: (!only.is_empty() && wild == only.len())
+                .then(|| only.rsplit('/').next().unwrap_or(only).to_owned()),
             wanted: wanted.build(text)?,
             excluded: excluded.build(text)?,
             hidden: parts.iter().filter(|part| !part.excludes).any(|part| {
@@ -117,6 +118,11 @@ impl NamePattern {
     /// Whether a name may match although a part of it begins with a dot.
     pub(super) fn shows(&self, name: &[u8]) -> bool {
         self.hidden || !is_hidden(name)
+    }
+
+    /// The name that it is, if it is just that.
+    pub(super) fn literal(&self) -> Option<&str> {
+        self.literal.as_deref()
     }
 
     /// Why nothing matches, where that is the pattern's own fault.
@@ -241,7 +247,8 @@ pub(super) fn forms(text: &str) -> Vec<Cow<'_, str>> {
     let mut forms = vec![Cow::Borrowed(text)];
     if !text.is_ascii() {
         for form in [text.nfc().collect::<String>(), text.nfd().collect()] {
-            if !forms.contains(&Cow::Borrowed(form.as_str())) {
+            // Some signs are composed to a letter of ASCII, as that for kelvin: they are not the same text here.
+            if !form.is_ascii() && !forms.contains(&Cow::Borrowed(form.as_str())) {
                 forms.push(Cow::Owned(form));
             }
         }
@@ -356,16 +363,16 @@ mod tests {
     #[test]
     fn the_directories_before_the_first_wildcard_are_known() {
         for (pattern, base, literal) in [
-            ("a/b/*.c", "a/b/", false),
-            ("a/[b]/c", "a/", false),
-            ("/x/y", "/x/", true),
-            ("src", "", true),
-            ("a/*.b,c/*.d", "", false),
-            ("!a/b", "", false),
+            ("a/b/*.c", "a/b/", None),
+            ("a/[b]/c", "a/", None),
+            ("/x/y", "/x/", Some("y")),
+            ("src", "", Some("src")),
+            ("a/*.b,c/*.d", "", None),
+            ("!a/b", "", None),
         ] {
             let parsed = NamePattern::parse(pattern, Anchor::Root).unwrap();
             assert_eq!(
-                (parsed.base.as_str(), parsed.literal),
+                (parsed.base.as_str(), parsed.literal()),
                 (base, literal),
                 "{pattern}"
             );

@@ -100,6 +100,9 @@ fn column(span: &ast::Span) -> usize {
     span.start.column
 }
 
+/// First bytes, and what may follow any of them.
+type Group<'a> = (Vec<(u8, u8)>, Vec<&'a [Utf8Range]>);
+
 #[derive(Default)]
 struct Printer {
     out: Vec<u8>,
@@ -273,7 +276,7 @@ impl Printer {
     /// Sequences of byte ranges in order, as alternatives without the parentheses: those that begin or go on
     /// alike are put together.
     fn sequences(&mut self, sequences: &[&[Utf8Range]]) {
-        let mut groups: Vec<(Vec<(u8, u8)>, Vec<&[Utf8Range]>)> = Vec::new();
+        let mut groups: Vec<Group<'_>> = Vec::new();
         for sequence in sequences {
             let Some((first, rest)) = sequence.split_first() else {
                 continue;
@@ -284,7 +287,7 @@ impl Printer {
                 _ => groups.push((vec![first], vec![rest])),
             }
         }
-        let mut joined: Vec<(Vec<(u8, u8)>, Vec<&[Utf8Range]>)> = Vec::new();
+        let mut joined: Vec<Group<'_>> = Vec::new();
         for (firsts, tails) in groups {
             match joined.last_mut() {
                 Some((before, same)) if *same == tails => before.extend(firsts),

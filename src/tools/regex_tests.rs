@@ -43,6 +43,7 @@ fn patterns_are_said_again_in_bytes() {
         (r"\Ax\z", r"^x\r?$"),
         (r"(?i)ab", "[Aa][Bb]"),
         (r"foo\b-", "foo-"),
+        (r"(?i:k)(?-u:\b)a", r"\xe2\x84\xaaa"),
     ] {
         assert_eq!(said(pattern), ere, "{pattern}");
     }

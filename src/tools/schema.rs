@@ -32,7 +32,14 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("output_mode", "mode"),
     ("-i", "ignore_case"),
     ("case_insensitive", "ignore_case"),
+    ("case_sensitive", "ignore_case"),
     ("-C", "context"),
+    ("-A", "context"),
+    ("-B", "context"),
+    ("type", "glob"),
+    ("-l", "mode"),
+    ("files_with_matches", "mode"),
+    ("-c", "mode"),
     ("text", "content"),
     ("contents", "content"),
     ("file_text", "content"),
@@ -47,7 +54,32 @@ const MILLISECONDS: &[&str] = &["timeout", "timeoutms"];
 const LONGEST_NAME: usize = 64;
 
 /// Values that models use for ours, where a field has a few to choose from.
-const OTHER_VALUES: &[(&str, &str)] = &[("files_with_matches", "files")];
+const OTHER_VALUES: &[(&str, &str)] = &[
+    ("files_with_matches", "files"),
+    ("files-with-matches", "files"),
+];
+
+/// Kinds of files, as ripgrep names them, whose names end otherwise.
+const KINDS: &[(&str, &str)] = &[
+    ("c", "*.{c,h}"),
+    ("cpp", "*.{cpp,cc,cxx,hpp,hh,hxx,h}"),
+    ("csharp", "*.cs"),
+    ("html", "*.{html,htm}"),
+    ("js", "*.{js,jsx,mjs,cjs}"),
+    ("javascript", "*.{js,jsx,mjs,cjs}"),
+    ("kotlin", "*.{kt,kts}"),
+    ("markdown", "*.{md,markdown}"),
+    ("md", "*.{md,markdown}"),
+    ("perl", "*.{pl,pm}"),
+    ("py", "*.{py,pyi}"),
+    ("python", "*.{py,pyi}"),
+    ("ruby", "*.rb"),
+    ("rust", "*.rs"),
+    ("sh", "*.{sh,bash}"),
+    ("ts", "*.{ts,tsx,mts,cts}"),
+    ("typescript", "*.{ts,tsx,mts,cts}"),
+    ("yaml", "*.{yaml,yml}"),
+];
 
 /// Unknown fields that are named in a note.
 const NAMED: usize = 10;
@@ -121,8 +153,7 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs) -> Result<Prepared, String> {
         if !is_required(meant) && value.as_str().is_some_and(|text| text.trim().is_empty()) {
             continue;
         }
-        let fitting = in_seconds(name, value)
-            .map_or_else(|| fitted(schema, value), |seconds| Ok(Value::from(seconds)));
+        let fitting = in_our_words(name, value).map_or_else(|| fitted(schema, value), Ok);
         let value = fitting
             .map_err(|what| complain(&format!("{} {what}", one_line(name)), &value.to_string()))?;
         prepared.args.insert(meant.to_owned(), value);
@@ -247,14 +278,30 @@ fn letters(name: &str) -> String {
     name.replace(['_', '-'], "").to_lowercase()
 }
 
-/// Seconds, where the name is one for milliseconds.
-fn in_seconds(name: &str, value: &Value) -> Option<i64> {
-    let millis = integer(value).filter(|_| MILLISECONDS.contains(&letters(name).as_str()))?;
-    Some(if millis < 1 {
-        millis
-    } else {
-        (millis.saturating_add(999) / 1000).min(999)
-    })
+/// The value as ours has it, where theirs means something else than the same value would for us.
+fn in_our_words(name: &str, value: &Value) -> Option<Value> {
+    let name = letters(name);
+    match (name.as_str(), value) {
+        ("type", Value::String(kind)) if kind.chars().all(char::is_alphanumeric) => {
+            let glob = KINDS.iter().find(|(theirs, _)| theirs == kind);
+            Some(glob.map_or_else(
+                || Value::from(format!("*.{kind}")),
+                |(_, glob)| Value::from(*glob),
+            ))
+        }
+        ("l" | "fileswithmatches", Value::Bool(true)) => Some(Value::from("files")),
+        ("c", Value::Bool(true)) => Some(Value::from("count")),
+        ("casesensitive", Value::Bool(sensitive)) => Some(Value::from(!sensitive)),
+        (name, value) if MILLISECONDS.contains(&name) => {
+            let millis = integer(value)?;
+            Some(Value::from(if millis < 1 {
+                millis
+            } else {
+                (millis.saturating_add(999) / 1000).min(999)
+            }))
+        }
+        _ => None,
+    }
 }
 
 /// `value` as the schema wants it, or what is wrong with it.

@@ -171,3 +171,47 @@ fn complaints_name_the_field_the_schema_and_what_arrived() {
     );
     assert_eq!(example(&spec()), "{\"path\":\"…\"}");
 }
+
+#[test]
+fn a_search_is_asked_for_as_other_harnesses_have_it() {
+    let spec = &*super::super::grep::SPEC;
+    for (given, taken) in [
+        (
+            json!({"output_mode": "files_with_matches", "include": "*.rs", "-i": true}),
+            json!({"mode": "files", "glob": "*.rs", "ignore_case": true}),
+        ),
+        (
+            json!({"mode": "files_with_matches"}),
+            json!({"mode": "files"}),
+        ),
+        (
+            json!({"-A": 2, "type": "rust"}),
+            json!({"context": 2, "glob": "*.rs"}),
+        ),
+        (json!({"type": "proto"}), json!({"glob": "*.proto"})),
+        (
+            json!({"files_with_matches": true}),
+            json!({"mode": "files"}),
+        ),
+        (
+            json!({"case_sensitive": false}),
+            json!({"ignore_case": true}),
+        ),
+    ] {
+        let mut args = given.clone();
+        args["pattern"] = json!("x");
+        let mut taken = taken.as_object().unwrap().clone();
+        taken.insert("pattern".to_owned(), json!("x"));
+        assert_eq!(
+            prepare(spec, &ToolArgs::Json(args)).unwrap().args,
+            taken,
+            "{given}"
+        );
+    }
+    let args = json!({"pattern": "x", "output_mode": "tree"});
+    let why = prepare(spec, &ToolArgs::Json(args)).unwrap_err();
+    assert!(why.contains("output_mode must be one of content"), "{why}");
+    let args = json!({"pattern": "x", "head_limit": 5});
+    let prepared = prepare(spec, &ToolArgs::Json(args)).unwrap();
+    assert_eq!(prepared.ignored_fields, ["head_limit"]);
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
 use serde::Deserialize;
@@ -68,7 +68,7 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let wanted = NamePattern::parse(pattern, Anchor::Root)?;
     let cwd = context.session.cwd();
-    let root = absolute(bounded(or_here(path))?, &cwd, &facts.home)?;
+    let root = root_of(path, &cwd, &facts.home)?;
     let named = named_in(path, pattern);
     // Where the pattern may be meant to begin, and what stands before the names found there.
     let mut places = vec![(
@@ -86,33 +86,47 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
             places.push((from_here, wanted.base.clone()));
         }
     }
-    let mut seen = None;
+    let wanted = Arc::new(wanted);
+    let mut missing = None;
+    let mut nothing = None;
     for (place, prefix) in places {
         let listing = Listing::take(&place, &named, context).await?;
-        if listing.root == Root::Directory {
-            let prefix = if listing.path == place {
-                prefix
-            } else {
-                format!("{}/", listing.path)
-            };
-            return found(wanted, listing, prefix, pattern, &named, context).await;
+        if listing.root != Root::Directory {
+            missing.get_or_insert(listing);
+            continue;
         }
-        seen.get_or_insert(listing);
+        let prefix = if listing.path == place {
+            prefix
+        } else {
+            format!("{}/", listing.path)
+        };
+        match found(Arc::clone(&wanted), listing, prefix, &named, context).await? {
+            Found::Files(text) => return Ok(answer(context, &text)),
+            Found::Nothing(text) => drop(nothing.get_or_insert(text)),
+        }
     }
-    match seen {
-        Some(listing) if wanted.base.is_empty() || listing.root == Root::Closed => {
+    if let Some(complaint) = wanted.complaint() {
+        return Err(complaint);
+    }
+    match (nothing, missing) {
+        (Some(text), _) => Ok(answer(context, &text)),
+        (None, Some(listing)) if wanted.base.is_empty() || listing.root == Root::Closed => {
             let given = if path.is_empty() { &wanted.base } else { path };
             Err(not_listed(&listing, given, context).await)
         }
-        _ => Ok(answer(
+        (None, _) => Ok(answer(
             context,
             &format!("(no matches): {} is no directory", one_line(&wanted.base)),
         )),
     }
 }
 
-pub(super) fn or_here(path: &str) -> &str {
-    if path.is_empty() { "." } else { path }
+/// The absolute form of the path that a search starts from.
+pub(super) fn root_of(path: &str, cwd: &str, home: &str) -> Result<String, Failure> {
+    match path.trim_end_matches('/') {
+        "" | "." if !path.starts_with('/') => Ok(cwd.to_owned()),
+        _ => absolute(bounded(path)?, cwd, home),
+    }
 }
 
 fn below(path: &str, root: &str, home: &str) -> Result<String, Failure> {
@@ -133,7 +147,8 @@ struct Matches {
 impl Matches {
     fn new(wanted: &NamePattern, files: Vec<Vec<u8>>, root: &str) -> Self {
         let matches = |name: &[u8]| {
-            let full = [wanted.base.as_bytes(), name].concat();
+            let base = wanted.base.trim_start_matches('/').as_bytes();
+            let full = [base, name].concat();
             wanted.matches(&[&full], &[root.as_bytes(), b"/", name].concat())
         };
         let all = files.len();
@@ -171,19 +186,24 @@ impl Matches {
     }
 }
 
+/// What a look at one place gave, for the model.
+enum Found {
+    Files(String),
+    Nothing(String),
+}
+
 async fn found(
-    wanted: NamePattern,
+    wanted: Arc<NamePattern>,
     mut listing: Listing,
     prefix: String,
-    pattern: &str,
     named: &[&str],
     context: &ToolContext,
-) -> Result<ToolAnswer, Failure> {
+) -> Result<Found, Failure> {
     let files = std::mem::take(&mut listing.files);
     let root = listing.path.clone();
-    let work = move || (Matches::new(&wanted, files, &root), wanted);
-    let (matches, wanted) = off_the_runtime(true, work).await?;
-    let only_hidden = matches.shown.is_empty() && !matches.hidden.is_empty();
+    let pattern = Arc::clone(&wanted);
+    let matches = off_the_runtime(true, move || Matches::new(&pattern, files, &root)).await?;
+    let only_hidden = matches.shown.is_empty();
     let names = if only_hidden {
         &matches.hidden
     } else {
@@ -195,33 +215,25 @@ async fn found(
         writeln!(text, "{}", one_line(&format!("{prefix}{name}"))).ok();
     }
     if names.is_empty() {
-        if let Some(complaint) = wanted.complaint() {
-            return Err(complaint);
+        let mut directory = matches.directory;
+        if let (None, Some(name)) = (&directory, wanted.literal()) {
+            let path = format!("{}/{name}", listing.path);
+            let place = Place::look(&path, false, context).await?;
+            directory = (place.kind == Kind::Directory).then(|| name.as_bytes().to_vec());
         }
-        let mut directory = matches
-            .directory
-            .map(|name| format!("{prefix}{}", String::from_utf8_lossy(&name)));
-        if directory.is_none() && wanted.literal {
-            let last = pattern.rsplit('/').next().unwrap_or(pattern);
-            let place = Place::look(&format!("{}/{last}", listing.path), false, context).await?;
-            directory = (place.kind == Kind::Directory).then(|| pattern.to_owned());
-        }
-        match directory {
+        text = match directory {
             Some(name) => {
-                let name = one_line(&name);
-                write!(
-                    text,
+                let name = one_line(&format!("{prefix}{}", String::from_utf8_lossy(&name)));
+                format!(
                     "(no matches): {name} is a directory, and only files are found. Use {name}/**"
                 )
             }
-            None => write!(
-                text,
+            None => format!(
                 "(no matches among {} files){}",
                 grouped(count(matches.files)),
                 skipped_note(named)
             ),
-        }
-        .ok();
+        };
     } else if names.len() > SHOWN_PATHS {
         write!(
             text,
@@ -230,14 +242,19 @@ async fn found(
         )
         .ok();
     }
-    if only_hidden {
+    text.truncate(text.trim_end().len());
+    if only_hidden && !names.is_empty() {
         text.push_str("\n[only names with a part that begins with a dot match]");
     }
     if listing.cut {
         text.push_str("\n[too many files to look at all of them: give a narrower path]");
     }
     text.push_str(&listing.trouble.note(UNREAD));
-    Ok(answer(context, text.trim_end()))
+    Ok(if names.is_empty() {
+        Found::Nothing(text)
+    } else {
+        Found::Files(text)
+    })
 }
 
 /// What is said before the words of a `find` that could not go everywhere.

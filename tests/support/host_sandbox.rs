@@ -37,7 +37,7 @@ pub enum Shell {
 pub struct HostSandbox {
     id: String,
     /// Removed when this is dropped.
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
     working_dir: String,
     env: BTreeMap<String, String>,
 }
@@ -61,7 +61,7 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|program| program.exists())
 }
 
-fn write_program(path: &Path, text: &str) {
+pub fn write_program(path: &Path, text: &str) {
     std::fs::write(path, text).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
@@ -127,7 +127,7 @@ impl HostSandbox {
         .into();
         Arc::new(Self {
             id,
-            _root: root,
+            root,
             working_dir,
             env,
         })
@@ -136,6 +136,11 @@ impl HostSandbox {
     /// The working directory on this host.
     pub fn home(&self) -> &Path {
         Path::new(&self.working_dir)
+    }
+
+    /// Where its programs lie that come before the host's own.
+    pub fn bin(&self) -> PathBuf {
+        self.root.path().join("bin")
     }
 
     /// Processes that run in this sandbox.

@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use crate::support::host_sandbox::{Shell, write_program};
+
 use super::in_every_shell;
 
 in_every_shell! {
@@ -98,6 +100,233 @@ in_every_shell! {
         let text = find(json!({"pattern": "start"})).await;
         assert!(text.ends_with(" […]") && text.chars().count() < 320, "{text}");
         let why = rig.complaint("grep", json!({"pattern": "x", "path": "srx"})).await;
-        assert!(why.contains("src/"), "{why}");
+        assert!(why.contains("names there: src"), "{why}");
+    }
+
+    async fn text_of_any_language_is_found_as_the_pattern_means_it(rig) {
+        rig.put("a.txt", "Müller\nМосква и мы\nx_1 = y\nfoo bar\nüfoo\n中文\nTODO one\nplain\n");
+        // The same word with its accent as a character of its own.
+        rig.put("nfd.txt", "Mu\u{308}ller\n");
+        rig.put("latin1.txt", b"caf\xe9 \xabfoo\xbb\n");
+        rig.put("dos.txt", "end;\r\n");
+        for (pattern, found) in [
+            ("^M.ller$", "a.txt:1:Müller"),
+            (r"^M\p{L}ller", "a.txt:1:Müller"),
+            ("Müller", "a.txt:1:Müller\nnfd.txt:1:Mu\u{308}ller"),
+            ("Mu\u{308}ller", "a.txt:1:Müller\nnfd.txt:1:Mu\u{308}ller"),
+            ("(?i)MÜLLER", "a.txt:1:Müller\nnfd.txt:1:Mu\u{308}ller"),
+            (r"^\w+$", "a.txt:1:Müller\na.txt:5:üfoo\na.txt:6:中文\na.txt:8:plain\nnfd.txt:1:Mu\u{308}ller"),
+            ("[а-я]+ и", "a.txt:2:Москва и мы"),
+            ("[一-龥]", "a.txt:6:中文"),
+            (r"\bмы\b", "a.txt:2:Москва и мы"),
+            (r"\bfoo\b", "a.txt:4:foo bar\nlatin1.txt:1:caf\u{fffd} \u{fffd}foo\u{fffd}"),
+            (r"x[\W_]1", "a.txt:3:x_1 = y"),
+            (r"^[^\W\d]+\b.*=", ""),
+            (r"^foo[\S ]+$", "a.txt:4:foo bar"),
+            ("(?i)todo|fixme", "a.txt:7:TODO one"),
+            (r"^pl[^\n]+$", "a.txt:8:plain"),
+            (r"^[^\x00-\x7f]+$", "a.txt:6:中文"),
+            ("end;$", "dos.txt:1:end;\\r"),
+        ] {
+            let text = rig.text("grep", json!({"pattern": pattern})).await;
+            if found.is_empty() {
+                assert!(text.starts_with("(no matches in 4 files)"), "{pattern}: {text}");
+            } else {
+                assert_eq!(text, found, "{pattern}");
+            }
+        }
+    }
+
+    async fn nothing_is_cut_before_it_is_counted(rig) {
+        use sandcaster::sandbox::Sandbox as _;
+        let mark = rig.sandbox.id().to_owned();
+        for n in 0..6_000 {
+            rig.put(&format!("{mark}{}/{n:05}.txt", "long".repeat(40)), "x\n");
+        }
+        rig.put(&format!("{mark}{}/z.txt", "long".repeat(40)), "needle\n");
+        for n in 0..1_500 {
+            rig.put(&format!("{}/{n:05}.log", "more".repeat(40)), format!("{}\n", "y".repeat(1_500)));
+        }
+        // A mebibyte of counts that are zero.
+        let text = rig.text("grep", json!({"pattern": "needle", "mode": "files"})).await;
+        assert!(text.ends_with("/z.txt:1"), "{text}");
+        // More lines than are fetched.
+        let text = rig.text("grep", json!({"pattern": "y"})).await;
+        assert!(text.contains("All 1,500 matching lines by file"), "{text}");
+        assert!(text.ends_with("[1,500 matching lines in 1,500 files; the first 100 are shown]"), "{text}");
+        // Nothing of ours is left.
+        let left = rig.bash(&format!("grep -lsF {mark} /tmp/.sandcaster/search-*; true")).await;
+        assert!(!left.text.contains("search-"), "{}", left.text);
+    }
+
+    async fn what_could_not_be_searched_is_told(rig) {
+        rig.put("a.txt", "needle\n");
+        rig.put("wide.txt", "\u{feff}needle\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>());
+        rig.put("big.txt", "\u{feff}needle\n".encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<_>>());
+        for (args, found) in [
+            (json!({"pattern": "needle"}), "a.txt:1:needle"),
+            (json!({"pattern": "n.edle"}), "a.txt:1:needle"),
+            (json!({"pattern": "needle", "mode": "files"}), "a.txt:1"),
+            (json!({"pattern": "e+dle", "mode": "count"}), "[1 matching lines in 1 files]"),
+            (json!({"pattern": "none"}), "(no matches in 3 files)"),
+            (json!({"pattern": "none", "mode": "files"}), "(no matches in 3 files)"),
+        ] {
+            let text = rig.text("grep", args.clone()).await;
+            assert!(text.starts_with(found), "{args}: {text}");
+            assert!(text.ends_with("\n[not searched, for they are in UTF-16 (see iconv): 2: big.txt, wide.txt]"), "{args}: {text}");
+        }
+        // What grep itself says of a pattern.
+        let why = rig.complaint("grep", json!({"pattern": "ab{40000}|foo"})).await;
+        assert!(why.contains("nothing was searched: grep: "), "{why}");
+        for (tool, args) in [
+            ("grep", json!({"pattern": "x".repeat(140_000)})),
+            ("grep", json!({"pattern": "x", "path": "y".repeat(140_000)})),
+            ("grep", json!({"pattern": "x", "glob": "y".repeat(140_000)})),
+            ("glob", json!({"pattern": "y".repeat(140_000)})),
+            ("glob", json!({"pattern": "*", "path": "y".repeat(140_000)})),
+        ] {
+            let why = rig.complaint(tool, args).await;
+            assert!(why.contains("longer than 4000"), "{why}");
+        }
+    }
+
+    async fn half_of_a_secret_is_never_shown(rig) {
+        let mut rig = rig;
+        let key = "sandcaster-key-of-some-length-0123456789";
+        rig.context.redactor = sandcaster::secrets::Redactor::new([&sandcaster::secrets::Secret::new(key)]);
+        for at in [270, 290, 1_250, 1_290] {
+            rig.put("a.txt", format!("needle {}{key} end\n", "x".repeat(at)));
+            let text = rig.text("grep", json!({"pattern": "needle"})).await;
+            assert!(!text.contains("sandc"), "{at}: {text}");
+        }
+        // So many that what is left of the line is short.
+        rig.put("a.txt", format!("needle {}\n", format!("{key} ").repeat(100)));
+        let text = rig.text("grep", json!({"pattern": "needle"})).await;
+        assert!(!text.contains("sandc") && text.contains("[redacted]"), "{text}");
+    }
+
+    async fn odd_names_are_found_by_what_they_are(rig) {
+        rig.put("pages/[id]/view.tsx", "x\n");
+        rig.put("cost $5/- [ ] todo.md", "x\n");
+        rig.put("a:1:b.txt", "x\n");
+        rig.put("c-2-d.txt", "x\ny\n");
+        rig.put("cafe\u{301}/menu.txt", "x\n");
+        rig.put(".tool/options.json", "x\n");
+        std::fs::create_dir_all(rig.sandbox.home().join("src/empty")).unwrap();
+        rig.put("src/a.rs", "x\n");
+        std::os::unix::fs::symlink("src/a.rs", rig.sandbox.home().join("link.rs")).unwrap();
+        std::os::unix::fs::symlink("..", rig.sandbox.home().join("src/up")).unwrap();
+        std::os::unix::fs::symlink("nowhere", rig.sandbox.home().join("dangling.rs")).unwrap();
+        let find = |args| rig.text("glob", args);
+        for (args, found) in [
+            (json!({"pattern": "pages/[id]/view.tsx"}), "pages/[id]/view.tsx"),
+            (json!({"pattern": "pages/[id]/*"}), "pages/[id]/view.tsx"),
+            (json!({"pattern": "- [ ] todo.md"}), "cost $5/- [ ] todo.md"),
+            (json!({"pattern": "cost $5/*"}), "cost $5/- [ ] todo.md"),
+            (json!({"pattern": "*.rs"}), "link.rs\nsrc/a.rs"),
+            (json!({"pattern": "/src/*.rs"}), "src/a.rs"),
+            (json!({"pattern": "src/*.rs", "path": "src"}), "src/a.rs"),
+            (json!({"pattern": "*.rs,*.tsx"}), "link.rs\nsrc/a.rs\npages/[id]/view.tsx"),
+            (json!({"pattern": "**/options.json"}), ".tool/options.json\n[only names with a part that begins with a dot match]"),
+            (json!({"pattern": "**/cafe\u{301}/*"}), "cafe\u{301}/menu.txt"),
+            (json!({"pattern": "**/caf\u{e9}/*"}), "cafe\u{301}/menu.txt"),
+        ] {
+            assert_eq!(find(args.clone()).await, found, "{args}");
+        }
+        let home = rig.home();
+        assert_eq!(find(json!({"pattern": "caf\u{e9}/*"})).await, format!("{home}/cafe\u{301}/menu.txt"));
+        for dir in ["src", "src/empty", "*/empty", "[id]"] {
+            let text = find(json!({"pattern": dir})).await;
+            let expected = if dir == "*/empty" { "(no matches among 8 files)" } else { "is a directory" };
+            assert!(text.contains(expected), "{dir}: {text}");
+        }
+        let find = |args| rig.text("grep", args);
+        for (args, found) in [
+            (json!({"pattern": "x", "glob": "pages/[id]/*"}), "pages/[id]/view.tsx:1:x"),
+            (json!({"pattern": "x", "glob": "/src/*.rs"}), "src/a.rs:1:x"),
+            (json!({"pattern": "x", "path": "src", "glob": "src/*.rs"}), "src/a.rs:1:x"),
+            (json!({"pattern": "x", "path": "src", "glob": format!("{home}/src/*.rs")}), "src/a.rs:1:x"),
+            (json!({"pattern": "x", "glob": "*.rs"}), "link.rs:1:x\nsrc/a.rs:1:x"),
+            (json!({"pattern": "x", "glob": "!*.{rs,md,json,txt}"}), "pages/[id]/view.tsx:1:x"),
+            (json!({"pattern": "x", "glob": "*.tsx, *.md"}), "cost $5/- [ ] todo.md:1:x\npages/[id]/view.tsx:1:x"),
+            (json!({"pattern": "x", "glob": "a:*"}), "a:1:b.txt:1:x"),
+            (json!({"pattern": "y", "context": 1, "glob": "c-2*"}), "c-2-d.txt-1-x\nc-2-d.txt:2:y"),
+            (json!({"pattern": "x", "path": "cost $5"}), "cost $5/- [ ] todo.md:1:x"),
+            (json!({"pattern": "x", "path": "cost $5/- [ ] todo.md"}), "cost $5/- [ ] todo.md:1:x"),
+        ] {
+            assert_eq!(find(args.clone()).await, found, "{args}");
+        }
+        let text = find(json!({"pattern": "x", "path": "caf\u{e9}"})).await;
+        assert_eq!(text, format!("{home}/cafe\u{301}/menu.txt:1:x"));
+        let none = find(json!({"pattern": "x", "glob": "*.zig"})).await;
+        assert!(none.starts_with("(no matches: of 8 files none has a name like *.zig)"), "{none}");
+    }
+}
+
+/// Only another user than root can be refused anything.
+#[tokio::test]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn files_and_directories_that_are_closed_are_told() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let rig = super::Rig::new(Shell::Bash);
+    rig.put("a.txt", "needle\n");
+    rig.put("closed.txt", "needle\n");
+    rig.put("closed/b.txt", "needle\n");
+    let set = |name: &str, mode| {
+        let path = rig.sandbox.home().join(name);
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set("closed.txt", 0);
+    set("closed", 0);
+    // Root is refused nothing: then the programs say what they would say to another.
+    if nix::unistd::geteuid().is_root() {
+        let bin = rig.sandbox.bin();
+        let says =
+            "case \"$*\" in *closed.txt*) echo 'grep: ./closed.txt: Permission denied' >&2 ;; esac";
+        write_program(
+            &bin.join("grep"),
+            &format!("#!/bin/sh\n{says}\nexec /usr/bin/grep \"$@\"\n"),
+        );
+        let says = "echo \"find: './closed': Permission denied\" >&2";
+        write_program(
+            &bin.join("find"),
+            &format!("#!/bin/sh\n{says}\nexec /usr/bin/find \"$@\"\n"),
+        );
+    }
+    let text = rig
+        .text("grep", json!({"pattern": "needle", "path": "."}))
+        .await;
+    assert!(text.starts_with("a.txt:1:needle"), "{text}");
+    assert!(
+        text.contains("[not searched: 1: grep: ./closed.txt: Permission denied]"),
+        "{text}"
+    );
+    assert!(
+        text.contains("[not looked into: 1: find: './closed': Permission denied]"),
+        "{text}"
+    );
+    let text = rig.text("glob", json!({"pattern": "*.zig"})).await;
+    assert!(
+        text.contains("[not looked into: 1: find: './closed'"),
+        "{text}"
+    );
+    set("closed", 0o755);
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+async fn a_sandbox_without_a_program_that_is_needed_says_so() {
+    let rig = super::Rig::new(Shell::Dash);
+    rig.put("a.txt", "needle\n");
+    let bin = rig.sandbox.bin();
+    for (missing, tool, args) in [
+        ("xargs", "grep", json!({"pattern": "needle"})),
+        ("find", "glob", json!({"pattern": "*"})),
+        ("cut", "grep", json!({"pattern": "needle"})),
+    ] {
+        std::fs::rename(bin.join(missing), bin.join("hidden")).unwrap();
+        let why = rig.complaint(tool, args).await;
+        std::fs::rename(bin.join("hidden"), bin.join(missing)).unwrap();
+        assert!(why.contains(&format!("no `{missing}`")), "{why}");
     }
 }
