@@ -1,5 +1,9 @@
 //! Text for places that take less than any text.
 
+use std::borrow::Cow;
+
+use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed};
+
 /// `text` with every byte but unreserved characters (RFC 3986) and those of `keep` percent-encoded.
 pub fn percent_encoded(text: &str, keep: &[u8]) -> String {
     let mut out = String::with_capacity(text.len());
@@ -52,6 +56,18 @@ pub fn json_pieces(text: &str, most: usize) -> impl Iterator<Item = &str> {
         rest = after;
         Some(piece)
     })
+}
+
+/// `text` with its accents composed (NFC).
+pub fn composed(text: &str) -> Cow<'_, str> {
+    const NFC: ComposingNormalizerBorrowed<'static> = ComposingNormalizerBorrowed::new_nfc();
+    NFC.normalize(text)
+}
+
+/// `text` with its accents as signs of their own (NFD).
+pub fn decomposed(text: &str) -> Cow<'_, str> {
+    const NFD: DecomposingNormalizerBorrowed<'static> = DecomposingNormalizerBorrowed::new_nfd();
+    NFD.normalize(text)
 }
 
 #[cfg(test)]

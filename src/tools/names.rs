@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 
 use globset::{Candidate, Glob, GlobBuilder, GlobSet};
-use unicode_normalization::UnicodeNormalization as _;
 
+use crate::encoding;
 use crate::sandbox::files::SKIPPED;
 use crate::show::{one_line, short};
 
@@ -148,7 +148,7 @@ struct Builder {
 impl Builder {
     /// Adds `pattern`, also as the very name that it may be; gives what is wrong with it.
     fn add(&mut self, pattern: &str, anchor: Anchor) -> Option<String> {
-        let composed: String = pattern.nfc().collect();
+        let composed = encoding::composed(pattern).into_owned();
         let mut broken = None;
         let mut variants = vec![composed.clone()];
         if composed.contains(SPECIAL) {
@@ -237,7 +237,10 @@ fn split(text: &str) -> Vec<Part<'_>> {
 /// A name with its accents composed, so that it is the same name however it was typed.
 fn composed(name: &[u8]) -> Cow<'_, [u8]> {
     match std::str::from_utf8(name) {
-        Ok(text) if !text.is_ascii() => Cow::Owned(text.nfc().collect::<String>().into_bytes()),
+        Ok(text) if !text.is_ascii() => match encoding::composed(text) {
+            Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+            Cow::Owned(text) => Cow::Owned(text.into_bytes()),
+        },
         _ => Cow::Borrowed(name),
     }
 }
@@ -246,10 +249,10 @@ fn composed(name: &[u8]) -> Cow<'_, [u8]> {
 pub(super) fn forms(text: &str) -> Vec<Cow<'_, str>> {
     let mut forms = vec![Cow::Borrowed(text)];
     if !text.is_ascii() {
-        for form in [text.nfc().collect::<String>(), text.nfd().collect()] {
+        for form in [encoding::composed(text), encoding::decomposed(text)] {
             // Some signs are composed to a letter of ASCII, as that for kelvin: they are not the same text here.
-            if !form.is_ascii() && !forms.contains(&Cow::Borrowed(form.as_str())) {
-                forms.push(Cow::Owned(form));
+            if !form.is_ascii() && !forms.contains(&form) {
+                forms.push(form);
             }
         }
     }

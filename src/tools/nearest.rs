@@ -8,9 +8,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::fmt::Write as _;
 
-use icu_normalizer::ComposingNormalizerBorrowed;
 use memchr::memrchr;
 
+use crate::encoding::composed;
 use crate::secrets::Redactor;
 use crate::show::{first_chars, one_line};
 
@@ -222,11 +222,6 @@ fn squeezed(text: &str, blank: fn(char) -> bool) -> Cow<'_, str> {
         }
     }
     out.into()
-}
-
-fn composed(text: &str) -> Cow<'_, str> {
-    const NFC: ComposingNormalizerBorrowed<'static> = ComposingNormalizerBorrowed::new_nfc();
-    NFC.normalize(text)
 }
 
 /// A blank of any width, but no line end.

@@ -11,7 +11,8 @@ use regex_syntax::ast::{self, ErrorKind};
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look, Repetition};
 use regex_syntax::utf8::{Utf8Range, Utf8Sequence, Utf8Sequences};
 use regex_syntax::{ParserBuilder, is_meta_character};
-use unicode_normalization::UnicodeNormalization as _;
+
+use crate::encoding;
 
 use super::boundaries;
 use super::names::forms;
@@ -385,7 +386,7 @@ fn decomposed(class: &ClassUnicode) -> Vec<String> {
     }
     beyond
         .flat_map(|range| range.start()..=range.end())
-        .map(|c| std::iter::once(c).nfd().collect::<String>())
+        .map(|c| encoding::decomposed(c.encode_utf8(&mut [0; 4])).into_owned())
         .filter(|form| form.chars().count() > 1)
         .collect()
 }
