@@ -301,7 +301,7 @@ impl Call<'_> {
                     let shown: Vec<&str> = left.iter().take(20).map(String::as_str).collect();
                     write!(
                         line,
-                        ". Still running, and begun since it was: {}",
+                        ". Begun meanwhile and still running: {}",
                         shown.join(", ")
                     )
                     .ok();
