@@ -99,7 +99,7 @@ fn answer(request: &LlmRequest<'_>) -> Result<(String, Option<ToolCall>), LlmErr
                 format!("Line {place} of {}.", commands.len())
             };
             let call = ToolCall {
-                id: request.call_ids.issue(&format!("demo_call_{place}")),
+                id: request.call_ids.issue(""),
                 name: BASH.to_owned(),
                 args: ToolArgs::Json(json!({ "command": command })),
                 echo: None,
