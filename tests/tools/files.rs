@@ -44,7 +44,7 @@ in_every_shell! {
         rig.put("dir/line\nend", "1");
         rig.put("empty", "");
         rig.put("data.bin", [&b"\x7fELF"[..], &[0; 60]].concat());
-        rig.put("big.bin", [&b"\x7fELF"[..], &[0; 300_000]].concat());
+        rig.put("big.bin", [b"\x7fELF".to_vec(), vec![0; 300_000]].concat());
         rig.bash("mkfifo fifo; ln -s nowhere dangling").await;
         assert_eq!(
             rig.text("file_read", json!({"path": "dir"})).await,
