@@ -12,6 +12,7 @@ use crate::events::{EventSink, LogFailed, RunEvent, StopReason, WarningEvent};
 use crate::ids::RunId;
 use crate::llm::{LlmError, LlmProvider};
 use crate::secrets::Redactor;
+use crate::show;
 use crate::spec::RunSpec;
 
 /// What an agent is given.
@@ -61,9 +62,9 @@ impl RunContext {
         self.emit(RunEvent::Warning(warning)).await
     }
 
-    /// The beginning of somebody's words, without secrets: cleaned before it is cut.
+    /// The beginning of somebody's words on one line, without secrets: cleaned before it is cut.
     pub(super) fn shown(&self, words: &str, most: usize) -> String {
-        self.redactor.clean(words).chars().take(most).collect()
+        show::short(&self.redactor.clean(words), most)
     }
 }
 

@@ -41,14 +41,10 @@ impl Printer {
         self.text(&format!("{text}\n"))
     }
 
-    /// A line to stderr. Nobody reading it is no fault.
+    /// A line to stderr, without control characters: notes quote services and models, and end up on terminals
+    /// by way of files too. Nobody reading it is no fault.
     pub(super) fn note(self, text: &str) {
-        let text = if self.err_is_terminal {
-            visible(text)
-        } else {
-            text.to_owned()
-        };
-        drop(writeln!(io::stderr().lock(), "{text}"));
+        drop(writeln!(io::stderr().lock(), "{}", visible(text)));
     }
 }
 

@@ -109,6 +109,10 @@ impl Help {
         match self {
             Self::LineEnd => {
                 let old = without_line_end(asked.old).filter(|old| !old.is_empty())?;
+                // A file that ends in a line end has the one that was asked for, or lacks the text before it.
+                if matches!(file.last(), Some(b'\n' | b'\r')) {
+                    return None;
+                }
                 let mut seen = Seen::new(file, old);
                 let at = seen.text.len().checked_sub(old.len())?;
                 let fits = seen.text.ends_with(old.as_bytes());

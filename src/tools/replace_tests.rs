@@ -117,6 +117,10 @@ fn a_surplus_line_end_is_helped_at_the_end_of_the_file_only() {
         ("a\nb", "a\n\n"),
         ("ab\r\n", "a\n"),
         ("", "\n"),
+        // The file has the line end that is its last one.
+        ("TOKEN=abc\n", "\n\n"),
+        ("k: 1\r\n", "\n\n"),
+        ("a\nb\n", "b\n\n"),
     ] {
         assert_eq!(
             refused(file, old, "x\n"),

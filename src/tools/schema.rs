@@ -48,8 +48,9 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("timeout_ms", "timeout_seconds"),
 ];
 
-/// Those of the names that are in milliseconds, as other harnesses have it.
-const MILLISECONDS: &[&str] = &["timeout", "timeoutms"];
+/// Those of the names that other harnesses have in milliseconds: the first always, the second from 1000 on,
+/// since nobody means 30 ms.
+const MILLISECONDS: [&str; 2] = ["timeoutms", "timeout"];
 /// Longer names mean nothing.
 const LONGEST_NAME: usize = 64;
 
@@ -293,11 +294,12 @@ fn in_our_words(name: &str, value: &Value) -> Option<Value> {
         ("c", Value::Bool(true)) => Some(Value::from("count")),
         ("casesensitive", Value::Bool(sensitive)) => Some(Value::from(!sensitive)),
         (name, value) if MILLISECONDS.contains(&name) => {
-            let millis = integer(value)?;
-            Some(Value::from(if millis < 1 {
-                millis
+            let number = integer(value)?;
+            let is_seconds = number < 1 || (name == MILLISECONDS[1] && number < 1000);
+            Some(Value::from(if is_seconds {
+                number
             } else {
-                (millis.saturating_add(999) / 1000).min(999)
+                (number.saturating_add(999) / 1000).min(999)
             }))
         }
         _ => None,

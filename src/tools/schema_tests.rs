@@ -45,7 +45,7 @@ fn what_can_only_mean_one_thing_is_accepted() {
         ),
         (
             json!({"path": "a", "timeout": 500}),
-            json!({"path": "a", "timeout_seconds": 1}),
+            json!({"path": "a", "timeout_seconds": 500}),
         ),
         (
             json!({"path": "a", "timeout_ms": 2_000_000}),

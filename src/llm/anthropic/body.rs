@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use serde::Deserialize;
+
 use super::wire::{
     Body, Content, Format, Mark, Message as WireMessage, NAME, OutputConfig, Own, Source, Thinking,
     Tool, ToolChoice as WireChoice,
@@ -203,6 +205,13 @@ fn messages<'a>(history: &'a [Message], facts: &ModelFacts) -> Vec<WireMessage<'
             _ => out.push(WireMessage { role, content }),
         }
     }
+    // Thinking that led to nothing more is refused at the end of a message.
+    for message in &mut out {
+        while message.role == "assistant" && message.content.last().is_some_and(is_thinking) {
+            message.content.pop();
+        }
+    }
+    out.retain(|message| !message.content.is_empty());
     // The newest user message is marked, and the place that the request before marked: a mark looks back
     // only 20 blocks for an entry, which a turn with many calls exceeds.
     let users = out
@@ -215,6 +224,19 @@ fn messages<'a>(history: &'a [Message], facts: &ModelFacts) -> Vec<WireMessage<'
         }
     }
     out
+}
+
+fn is_thinking(content: &Content<'_>) -> bool {
+    #[derive(Deserialize)]
+    struct Kind<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: Cow<'a, str>,
+    }
+    let Content::Echo(raw) = content else {
+        return false;
+    };
+    serde_json::from_str::<Kind<'_>>(raw.get())
+        .is_ok_and(|block| matches!(&*block.kind, "thinking" | "redacted_thinking"))
 }
 
 /// One block of a reply, as it is sent back. `None` for what the API would refuse.

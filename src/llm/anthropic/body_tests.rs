@@ -561,3 +561,26 @@ fn echoes_go_back_byte_for_byte_to_their_own_provider_alone() {
     let other = of("openai");
     assert!(other.contains(r#"[{"type":"text","text":"a"}]"#), "{other}");
 }
+
+#[test]
+fn thinking_at_the_end_of_a_reply_is_not_sent_back() {
+    let raw = |json: &str| {
+        Block::Opaque(Echo::new(
+            serde_json::value::RawValue::from_string(json.to_owned()).unwrap(),
+        ))
+    };
+    let thinking = || raw(r#"{"type":"thinking","thinking":"a","signature":"s"}"#);
+    let redacted = || raw(r#"{"type":"redacted_thinking","data":"d"}"#);
+    let body = |blocks| {
+        let reply = Message::Assistant(Reply {
+            provider: "anthropic",
+            blocks,
+        });
+        sent(&request("claude-opus-5", vec![user("go"), reply, user("on")])).0
+    };
+    let kept = body(vec![thinking(), Block::text("said"), thinking(), redacted()]);
+    assert_eq!(kept.matches("thinking").count(), 2, "{kept}");
+    assert!(kept.contains(r#"{"type":"text","text":"said"}]"#), "{kept}");
+    let nothing = body(vec![thinking()]);
+    assert!(!nothing.contains("assistant"), "{nothing}");
+}
