@@ -33,7 +33,7 @@ pub fn png(width: u32, height: u32) -> Vec<u8> {
         let start = out.len();
         out.extend(name);
         out.extend(data);
-        let sum = crc(&out[start..]);
+        let sum = crc32fast::hash(&out[start..]);
         out.extend(sum.to_be_bytes());
     }
     out
@@ -45,16 +45,4 @@ fn adler(bytes: &[u8]) -> u32 {
         (a, (a + b) % 65_521)
     });
     b << 16 | a
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            if crc & 1 == 1 {
-                crc >> 1 ^ 0xedb8_8320
-            } else {
-                crc >> 1
-            }
-        })
-    })
 }

@@ -6,8 +6,9 @@
 //!
 //! The way down: [`cli`] and [`api`] parse, [`config`] resolves to a [`spec::RunSpec`], [`runs`] admits
 //! it and owns its life, [`agent`] drives an [`llm`] provider and the [`tools`] in a [`sandbox`],
-//! [`store`] keeps the log. [`events`], [`ids`], [`paths`], [`clock`], [`secrets`] and [`error`] are
-//! the words that all of them use. `ARCHITECTURE.md` has the map and the invariants.
+//! [`store`] keeps the log, whose entries are [`events`]. [`chat`], [`clock`], [`encoding`], [`error`],
+//! [`ids`], [`paths`], [`secrets`], `show` and [`spec`] are the words that all of them use.
+//! `ARCHITECTURE.md` has the map and the invariants.
 
 pub mod agent;
 pub mod api;

@@ -316,30 +316,51 @@ fn the_circle_check_finds_circles_between_files_folders_and_their_heads() {
     );
 }
 
+/// Whether a line of `head` declares the module `name`.
+fn declares(head: &str, name: &str) -> bool {
+    head.lines().any(|line| {
+        let before = line.trim().strip_suffix(&format!("mod {name};"));
+        before.is_some_and(|before| before.is_empty() || before.starts_with("pub"))
+    })
+}
+
 #[test]
 fn every_test_file_is_named_by_a_mod_line() {
-    let files = files_below("tests");
-    let all: String = files
-        .iter()
-        .map(|file| fs::read_to_string(file).unwrap())
-        .collect();
-    for file in &files {
-        let name = match file.file_stem().unwrap().to_str().unwrap() {
-            "mod" => file
-                .parent()
-                .unwrap()
-                .file_name()
-                .unwrap()
-                .to_str()
-                .unwrap(),
-            "main" => continue,
-            name => name,
+    assert!(declares("pub mod one;", "one") && declares("    mod one;", "one"));
+    assert!(!declares("// mod one;", "one") && !declares("mod one_more;", "one"));
+    let tests = root().join("tests");
+    for file in files_below("tests") {
+        let parent = file.parent().unwrap();
+        let (of, name) = match file.file_stem().unwrap().to_str().unwrap() {
+            "mod" => (parent.parent().unwrap(), parent.file_name().unwrap()),
+            "main" if parent == tests => continue,
+            _ => (parent, file.file_stem().unwrap()),
         };
-        let named =
-            all.contains(&format!("mod {name};")) || all.contains(&format!("/{name}.rs\"]"));
+        let head = of.join(if of == tests { "main.rs" } else { "mod.rs" });
+        let text = fs::read_to_string(&head).unwrap_or_default();
+        assert!(
+            declares(&text, name.to_str().unwrap()),
+            "{} is in no mod line of {}, so it never runs",
+            file.display(),
+            head.display()
+        );
+    }
+    let sources = files_below("src");
+    for file in &sources {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        if !name.ends_with("_tests.rs") {
+            continue;
+        }
+        let line = format!("#[path = \"{name}\"]\nmod ");
+        let beside = sources.iter().filter(|other| {
+            other.parent() == file.parent() && !other.to_str().unwrap().ends_with("_tests.rs")
+        });
+        let named = beside
+            .map(|other| fs::read_to_string(other).unwrap())
+            .any(|text| text.contains(&line));
         assert!(
             named,
-            "{} is in no mod line, so it never runs",
+            "{} is in no mod line beside it, so it never runs",
             file.display()
         );
     }
@@ -386,4 +407,28 @@ fn architecture_is_short_and_names_every_module() {
         let known = text.contains(&name) || name == "error.md";
         assert!(known, "ARCHITECTURE.md does not name src/{name}");
     }
+}
+
+#[test]
+fn the_architecture_starts_at_files_that_exist() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, table) = text.split_once("## Where to start").unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| a "));
+    let mut checked = 0;
+    for row in rows {
+        for word in row.split('`').skip(1).step_by(2) {
+            let exists = if let Some((module, table)) = word.split_once("::") {
+                let head = root().join(format!("src/{module}/mod.rs"));
+                let head = fs::read_to_string(head).unwrap_or_default();
+                head.contains(&format!("static {table}:"))
+            } else if let Some((folder, _)) = word.split_once("<name>") {
+                root().join("src").join(folder).is_dir()
+            } else {
+                root().join("src").join(word).is_file()
+            };
+            assert!(exists, "{word} of {row} is not in src/");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 9, "{checked}");
 }

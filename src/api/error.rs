@@ -11,10 +11,13 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use crate::error::{Detail, ErrorCode, Problem};
+use crate::show::short;
 use crate::store::StoreError;
 
 /// How long a client should wait when nobody knows better.
 const DEFAULT_RETRY: Duration = Duration::from_secs(5);
+/// Characters of a path that a message shows.
+pub(super) const SHOWN_PATH: usize = 200;
 
 /// The status of a request that is refused with `code`, and of a run in waiting JSON mode that ended
 /// with it (but see [`status_of_end`]).
@@ -222,7 +225,7 @@ pub(super) fn internal() -> Problem {
 
 /// No such method here. axum adds `Allow`.
 pub(super) async fn method_not_allowed(request: Request) -> Problem {
-    let path: String = request.uri().path().chars().take(200).collect();
+    let path = short(request.uri().path(), SHOWN_PATH);
     Problem::new(
         ErrorCode::MethodNotAllowed,
         format!("{path} does not answer {}", request.method()),

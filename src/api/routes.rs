@@ -6,11 +6,13 @@ use axum::routing::{get, post};
 use tokio::net::TcpListener;
 
 use super::access::{Access, RouteDef};
+use super::error::SHOWN_PATH;
 use super::limits::Limits;
 use super::listen::{self, Shutdown};
 use super::state::ApiState;
 use super::{error, files, guard, health, query, runs, webhooks};
 use crate::error::{ErrorCode, Problem};
+use crate::show::short;
 
 macro_rules! routes {
     ($($method:ident $name:literal $path:literal $access:ident $handler:path;)*) => {
@@ -42,20 +44,31 @@ fn access(matched: Option<&str>) -> Access {
     row.map_or(Access::Key, |row| row.access)
 }
 
-/// Whether a path without empty parts is that of a route.
-fn known(path: &str) -> bool {
-    ROUTES.iter().any(|route| {
-        let mut parts = path.split('/');
-        let mut wanted = route.path.split('/');
-        loop {
-            match (wanted.next(), parts.next()) {
-                (None, None) => return true,
-                (Some(rest), Some(_)) if rest.starts_with("{*") => return true,
-                (Some(name), Some(_)) if name.starts_with('{') => {}
-                (Some(name), Some(part)) if name == part => {}
-                _ => return false,
-            }
+/// Whether a route's path has these `parts`.
+fn fits(route: &str, parts: &[&str]) -> bool {
+    let mut parts = parts.iter();
+    let mut wanted = route.split('/').skip(1);
+    loop {
+        match (wanted.next(), parts.next()) {
+            (None, None) => return true,
+            (Some(rest), Some(_)) if rest.starts_with("{*") => return true,
+            (Some(name), Some(_)) if name.starts_with('{') => {}
+            (Some(name), Some(part)) if name == *part => {}
+            _ => return false,
         }
+    }
+}
+
+/// The route's path whose id `path` leaves empty, as an unset variable of a script does.
+fn without_id(path: &str) -> Option<&'static str> {
+    let mut parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+    parts.dedup_by(|a, b| a.is_empty() && b.is_empty());
+    ROUTES.iter().map(|route| route.path).find(|route| {
+        let mut pairs = route.split('/').skip(1).zip(&parts);
+        fits(route, &parts)
+            && pairs.any(|(name, part)| {
+                part.is_empty() && name.starts_with('{') && !name.starts_with("{*")
+            })
     })
 }
 
@@ -88,15 +101,19 @@ pub async fn serve(listener: TcpListener, state: ApiState, shutdown: Shutdown) {
 /// No such path.
 async fn not_found(request: Request) -> Problem {
     let path = request.uri().path();
-    let shown: String = path.chars().take(200).collect();
+    let shown = short(path, SHOWN_PATH);
     let problem = Problem::new(
         ErrorCode::NotFound,
         format!("there is nothing at {} {shown}", request.method()),
     );
+    if let Some(route) = without_id(path) {
+        return problem.hint(format!("the run's id is missing: the path is {route}"));
+    }
     // A base URL that ends in a slash makes doubled ones, and some clients add one at the end.
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     let meant = format!("/{}", parts.join("/"));
-    if meant != path && meant.len() <= 200 && known(&meant) {
+    let known = || ROUTES.iter().any(|route| fits(route.path, &parts));
+    if meant != path && meant.len() <= SHOWN_PATH && known() {
         return problem.hint(format!("did you mean {meant}?"));
     }
     problem.hint("the API is described in the README: POST /query starts a run")

@@ -1,7 +1,7 @@
 //! Checks of single values, shared by requests, `sandcaster.json` and the environment.
 //!
-//! A message names the limit and the value's kind or length, never the value: it may be a secret in
-//! the wrong place.
+//! A message names the limit and the value's kind or length. Only where a name was wanted and this is none of
+//! the known ones, it is shown, shortened and escaped; any other value may be a secret in the wrong place.
 
 use std::ops::RangeInclusive;
 
@@ -9,7 +9,7 @@ use super::json::{self, Node, Path};
 use crate::error::ErrorCode;
 use crate::llm::{self, PROVIDERS, ProviderDef};
 use crate::sandbox::{self, BACKENDS, BackendDef};
-use crate::show::did_you_mean;
+use crate::show::{did_you_mean, quoted};
 use crate::spec::{NanoUsd, ThinkingLevel};
 use crate::tools::{self, TOOLS, ToolDef};
 
@@ -179,11 +179,12 @@ pub(crate) fn thinking(node: &Node) -> Result<ThinkingLevel, Wrong> {
 pub(crate) fn provider(node: &Node) -> Result<&'static ProviderDef, Wrong> {
     let name = text(node, &(1..=MODEL_CHARS))?;
     llm::provider(name).ok_or_else(|| {
-        let mut wrong = unknown(
-            "LLM provider",
-            name,
-            &PROVIDERS.iter().map(|def| def.name).collect::<Vec<_>>(),
-        );
+        let built = PROVIDERS
+            .iter()
+            .filter(|def| matches!(def.build, llm::Build::With(_)))
+            .map(|def| def.name);
+        let mut wrong =
+            unknown("LLM provider", name, built.clone()).hint(did_you_mean(name, built));
         wrong.code = ErrorCode::ProviderUnknown;
         // Two that the older sandcaster had, for hosts of Anthropic's models.
         if matches!(name, "vertex" | "bedrock") {
@@ -199,34 +200,38 @@ pub(crate) fn provider(node: &Node) -> Result<&'static ProviderDef, Wrong> {
 pub(crate) fn backend(node: &Node) -> Result<&'static BackendDef, Wrong> {
     let name = text(node, &(1..=MODEL_CHARS))?;
     sandbox::backend(name).ok_or_else(|| {
-        let mut wrong = unknown(
-            "sandbox backend",
-            name,
-            &BACKENDS.iter().map(|def| def.name).collect::<Vec<_>>(),
-        );
+        let mut wrong = unknown("sandbox backend", name, built_backends())
+            .hint(did_you_mean(name, built_backends()));
         wrong.code = ErrorCode::ProviderUnknown;
         wrong
     })
+}
+
+/// The backends that a message may send somebody to.
+pub(super) fn built_backends() -> impl Iterator<Item = &'static str> {
+    BACKENDS
+        .iter()
+        .filter(|def| matches!(def.build, sandbox::Build::With(_)))
+        .map(|def| def.name)
 }
 
 /// A tool, built or not, by any of its names.
 pub(crate) fn tool(node: &Node) -> Result<&'static ToolDef, Wrong> {
     let name = text(node, &(1..=MODEL_CHARS))?;
     tools::tool(name).ok_or_else(|| {
-        let names = TOOLS
-            .iter()
+        let built = TOOLS.iter().filter(|def| def.built.is_some());
+        let names = built
+            .clone()
             .flat_map(|def| std::iter::once(def.name).chain(def.aliases.iter().copied()));
-        let hint = did_you_mean(name, names);
-        let known = TOOLS.iter().map(|def| def.name).collect::<Vec<_>>();
-        unknown("tool", name, &known).hint(hint)
+        unknown("tool", name, built.map(|def| def.name)).hint(did_you_mean(name, names))
     })
 }
 
-fn unknown(what: &str, typed: &str, known: &[&'static str]) -> Wrong {
+/// `typed` is a name in no row of a table whose built rows are `built`.
+fn unknown(what: &str, typed: &str, built: impl Iterator<Item = &'static str>) -> Wrong {
     Wrong::new(format!(
-        "is no known {what} (it has {} characters); known are {}",
-        typed.chars().count(),
-        known.join(", ")
+        "is {}, which is no known {what}; known are {}",
+        quoted(typed),
+        built.collect::<Vec<_>>().join(", ")
     ))
-    .hint(did_you_mean(typed, known.iter().copied()))
 }

@@ -8,15 +8,29 @@ pub(super) struct Unreadable<'t> {
     pub(super) text: &'t str,
     /// What is wrong with it.
     pub(super) why: &'static str,
+    /// The variable of ours whose line would be a part of its value.
+    pub(super) swallows: Option<&'t str>,
+}
+
+impl<'t> Unreadable<'t> {
+    fn new(text: &'t str, why: &'static str) -> Self {
+        Self {
+            text,
+            why,
+            swallows: None,
+        }
+    }
 }
 
 /// Gives each line that says something, by its number: its name and value, or why it can't be read.
 ///
 /// A value may stand in quotes: in `'…'` every character is itself, in `"…"` a `\` stands before `\`, `"`, `$`
 /// and the letters of `\n`, `\r` and `\t`. Both may go over several lines. Without quotes a value has no blank, and
-/// a `#` after a blank begins a comment. `export` before the name is skipped.
+/// a `#` after a blank begins a comment. `export` before the name is skipped. A quote that goes on over a line that
+/// sets a variable of `ours` was forgotten, not meant; such a line is read by itself.
 pub(super) fn read<'t>(
     text: &'t str,
+    ours: impl Fn(&str) -> bool,
     mut take: impl FnMut(usize, Result<(&'t str, String), Unreadable<'t>>),
 ) {
     let mut rest = text;
@@ -26,12 +40,11 @@ pub(super) fn read<'t>(
         let mut next = after;
         let said = line.trim();
         if !said.is_empty() && !said.starts_with('#') {
-            let entry = name(line).and_then(|(name, at)| {
-                let (value, after) = value(rest.get(at..).unwrap_or_default())?;
+            let entry = entry(line, rest, &ours).map(|(name, value, after)| {
                 next = after;
-                Ok((name, value))
+                (name, value)
             });
-            take(number, entry.map_err(|why| Unreadable { text: line, why }));
+            take(number, entry);
         }
         let used = rest.len() - next.len();
         number += rest
@@ -41,6 +54,32 @@ pub(super) fn read<'t>(
             .count();
         rest = next;
     }
+}
+
+/// The name and the value that `line` begins, and what follows them in `rest`, whose first line it is.
+fn entry<'t>(
+    line: &'t str,
+    rest: &'t str,
+    ours: impl Fn(&str) -> bool,
+) -> Result<(&'t str, String, &'t str), Unreadable<'t>> {
+    let unreadable = |why| Unreadable::new(line, why);
+    let (named, at) = name(line).map_err(unreadable)?;
+    let whole = rest.get(at..).unwrap_or_default();
+    let (value, after) = value(whole).map_err(unreadable)?;
+    let written = whole.strip_suffix(after).unwrap_or(whole);
+    let swallowed = written
+        .lines()
+        .skip(1)
+        .filter_map(|line| name(line).ok())
+        .map(|(name, _)| name)
+        .find(|name| ours(name));
+    if swallowed.is_some() {
+        return Err(Unreadable {
+            swallows: swallowed,
+            ..unreadable(SWALLOWS)
+        });
+    }
+    Ok((named, value, after))
 }
 
 /// The name that a line gives a value to, and where the value begins.
@@ -76,15 +115,27 @@ fn value(text: &str) -> Result<(String, &str), &'static str> {
             (value.to_owned(), after)
         }
     };
-    let (tail, after) = after.split_once('\n').unwrap_or((after, ""));
+    let rest = after;
+    let (tail, after) = rest.split_once('\n').unwrap_or((rest, ""));
     let comment = tail.trim_start();
+    // Only a quote goes on over a line's end.
+    let late = start
+        .strip_suffix(rest)
+        .is_some_and(|written| written.contains('\n'));
     if comment.is_empty() || (comment.starts_with('#') && comment.len() < tail.len()) {
         return Ok((value, after));
     }
-    Err("something follows the value; put a value that has blanks into quotes")
+    Err(if late { LATE } else { FOLLOWED })
 }
 
+const FOLLOWED: &str = "something follows the value; put a value that has blanks into quotes";
 const OPEN: &str = "its quote is never closed";
+const LATE: &str =
+    "its quote is closed only in a later line, where something follows it; close it in this line";
+const SWALLOWS: &str =
+    "a quote that is opened in this line is closed only after the line that sets it";
+const ESCAPE: &str = "it has a \\ before a character that needs none; use '…' for text as it is";
+const LATE_ESCAPE: &str = "its quote is not closed in this line, and a later line has a \\ before a character that needs none";
 
 /// What stands before the closing `"`, and what follows it.
 fn escaped(text: &str) -> Result<(String, &str), &'static str> {
@@ -98,7 +149,11 @@ fn escaped(text: &str) -> Result<(String, &str), &'static str> {
                 Some((_, 'r')) => '\r',
                 Some((_, 't')) => '\t',
                 Some((_, c @ ('\\' | '"' | '$' | '\''))) => c,
-                _ => return Err("it has a \\ before a character that needs none; use \'…\' for text as it is"),
+                None => return Err(OPEN),
+                Some(_) if text.get(..at).is_some_and(|before| before.contains('\n')) => {
+                    return Err(LATE_ESCAPE);
+                }
+                Some(_) => return Err(ESCAPE),
             }),
             c => value.push(c),
         }
@@ -116,7 +171,8 @@ mod tests {
 
     fn values(text: &str) -> Vec<(usize, Entry)> {
         let mut found = Vec::new();
-        read(text, |line, entry| {
+        let ours = |name: &str| name == "OURS";
+        read(text, ours, |line, entry| {
             let entry = entry.map(|(name, value)| (name.to_owned(), value));
             found.push((line, entry.map_err(|unreadable| unreadable.why)));
         });
@@ -178,6 +234,36 @@ mod tests {
         assert_eq!(found[1].0, 3);
         assert!(found[1].1.is_err());
         assert_eq!(found[2], (4, Ok(("C".to_owned(), "1".to_owned()))));
+    }
+
+    #[test]
+    fn a_forgotten_quote_is_told_as_that_and_takes_no_line_of_ours() {
+        for (text, why) in [
+            ("A=\"x\nOURS=1\nB=y\"", SWALLOWS),
+            ("A='x\n export OURS = 1'", SWALLOWS),
+            ("A=\"x\nOURS=\"1\"", LATE),
+            ("A='x\nOURS='1'", LATE),
+            ("A=\"x\nOURS=1", OPEN),
+            ("A=\"x\nOURS=1\\", OPEN),
+            ("A=\"x\nOURS=1\nB=c:\\q", LATE_ESCAPE),
+        ] {
+            let mut found = Vec::new();
+            read(
+                text,
+                |name| name == "OURS",
+                |line, entry| found.push((line, entry)),
+            );
+            let Err(first) = &found[0].1 else {
+                panic!("{text}: {found:?}")
+            };
+            assert_eq!(first.why, why, "{text}");
+            let swallows = (why == SWALLOWS).then_some("OURS");
+            assert_eq!(first.swallows, swallows, "{text}");
+            assert_eq!(found[1].0, 2, "{text}: {found:?}");
+        }
+        for text in ["A=\"x\\nOURS=1\"", "A=\"x\nTHEIRS=1\"", "A='x\nOURS'"] {
+            assert!(matches!(values(text)[..], [(1, Ok(_))]), "{text}");
+        }
     }
 
     proptest! {

@@ -322,8 +322,7 @@ pub(super) fn set_max_sandboxes(
     node: &Node,
 ) -> Result<(), Bad> {
     let Some(def) = BACKENDS.iter().find(|def| def.name == backend) else {
-        let names = BACKENDS.iter().map(|def| def.name);
-        let hint = did_you_mean(backend, names);
+        let hint = did_you_mean(backend, check::built_backends());
         return Err(Wrong::new("is no sandbox backend").hint(hint).into());
     };
     if !matches!(node, Node::Null) {

@@ -36,24 +36,38 @@ pub(super) fn read_dotenv(cwd: &Path, errors: &mut Vec<String>) -> DotEnv {
         return read;
     };
     let names = known_names();
-    dotenv::read(text, |line, entry| match entry {
+    let ours = |name: &str| names.iter().any(|known| known == name);
+    dotenv::read(text, ours, |line, entry| match entry {
+        // Other readers of such files disagree on which of two counts.
+        Ok((name, _)) if ours(name) && read.values.contains_key(name) => {
+            errors.push(format!(
+                ".env, line {line}: {name} is set twice; keep one of the two lines"
+            ));
+        }
         Ok((name, value)) => {
-            // The first of repeated names counts, as for other readers of such files.
             read.values.entry(name.to_owned()).or_insert(value);
         }
         // The line itself may hold a key, so only its number is told.
-        Err(Unreadable { text, why }) => {
-            match names.iter().find(|name| text.contains(name.as_str())) {
-                Some(name) => {
-                    errors.push(format!(".env, line {line}: {name} can't be read: {why}"));
-                }
-                None => read.warnings.push(format!(
-                    ".env, line {line} can't be read and is ignored: {why}"
-                )),
+        Err(Unreadable {
+            text,
+            why,
+            swallows,
+        }) => match swallows.or_else(|| words(text).find(|word| ours(word))) {
+            Some(name) => {
+                errors.push(format!(".env, line {line}: {name} can't be read: {why}"));
             }
-        }
+            None => read.warnings.push(format!(
+                ".env, line {line} can't be read and is ignored: {why}"
+            )),
+        },
     });
     read
+}
+
+/// What an unreadable line may have meant to set: the words before its `=`, or all if it has none.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    let (meant, _) = line.split_once('=').unwrap_or((line, ""));
+    meant.split(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '.')))
 }
 
 /// Names that mean something to sandcaster.

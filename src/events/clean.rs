@@ -122,6 +122,7 @@ fn clean_facts(redactor: &Redactor, facts: &mut Facts) {
     for fact in facts.values() {
         match fact {
             Fact::Word(name) => clean_name(redactor, name),
+            Fact::Id(_) => {}
             Fact::Data(value) => {
                 redactor.clean_value(value, Names::Ours);
             }
@@ -158,6 +159,7 @@ mod tests {
     use crate::error::{ErrorCode, Problem, WarningCode};
     use crate::ids::{RunId, Seq};
     use crate::secrets::{REDACTED, Secret};
+    use crate::spec::ModelChoice;
 
     /// Every event, with `said` wherever somebody's words can stand.
     fn events(said: &str) -> Vec<RunEvent> {
@@ -172,6 +174,13 @@ mod tests {
         system.sandbox_id = Some("local-0123456789".to_owned());
         system.run_id = RunId::parse("run_0123456789abcdef0123456789abcdef");
         system.facts.add("sandboxProvider", "cloudflare");
+        let run = RunId::parse("run_fedcba9876543210fedcba9876543210").unwrap();
+        let model = ModelChoice {
+            provider: "anthropic",
+            id: "claude-opus-4-6".to_owned(),
+        };
+        let mut init = SystemEvent::init(run, &model, "e2b", "2026-03-20T14:22:10Z");
+        (init.message, init.content) = (text(), text());
         let problem =
             Problem::new(ErrorCode::InvalidTemplateForProvider, said).hint(said.to_owned());
         let used = |name: Name| ToolUseEvent {
@@ -184,6 +193,7 @@ mod tests {
             turn: 1,
         };
         vec![
+            RunEvent::System(init),
             RunEvent::System(system),
             RunEvent::Assistant(Delta::new(said, 1)),
             RunEvent::Thinking(Delta::new(said, 1)),
@@ -204,6 +214,7 @@ mod tests {
                 WarningEvent::new(WarningCode::ContextCompacted, said)
                     .fact("toolName", "read_skill")
                     .fact("event", text())
+                    .fact("sandboxId", Fact::id("ixyz0123456789abcdef"))
                     .fact("tokensBefore", 7_u64)
                     .fact("files", vec![json!({"reason": said})]),
             ),
@@ -241,6 +252,8 @@ mod tests {
         }
         words.retain(|word| !word.contains("said") && word.len() >= 2);
         assert!(words.contains("toolCallId") && words.contains("sandbox_created"));
+        assert!(words.contains("claude-opus-4-6") && words.contains("2026-03-20T14:22:10Z"));
+        assert!(words.contains("ixyz0123456789abcdef"));
         for word in words {
             let redactor = Redactor::searching(&word);
             for mut event in events("said") {

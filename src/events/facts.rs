@@ -9,14 +9,23 @@ use serde_json::Value;
 /// the place of one, and cleaned like any text.
 pub type Name = Cow<'static, str>;
 
-/// A further fact of an event.
+/// A further fact of an event. An owned text is somebody's words, unless it is said to be an id.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Fact {
     /// A closed word of ours, or a number.
     Word(Name),
+    /// An id, or another word of a form that no text has, made while running: never altered.
+    Id(String),
     /// Anything else; the names in it are ours.
     Data(Value),
+}
+
+impl Fact {
+    /// An id, a model's name, a time: what programs compare.
+    pub fn id(id: impl Into<String>) -> Self {
+        Self::Id(id.into())
+    }
 }
 
 impl From<&'static str> for Fact {

@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::facts::{Fact, Facts, Name};
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::ids::RunId;
+use crate::spec::ModelChoice;
 
 /// One thing that happened in a run. Its JSON starts with `type`; `seq` is added when it is stored.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -64,6 +65,22 @@ impl SystemEvent {
             message,
             ..Self::default()
         }
+    }
+
+    /// The first event of `run`, which is to end by `deadline` (RFC 3339).
+    pub fn init(
+        run: RunId,
+        model: &ModelChoice,
+        backend: &'static str,
+        deadline: impl Into<String>,
+    ) -> Self {
+        let mut event = Self::new("init", "Run started");
+        event.run_id = Some(run);
+        event.facts.add("model", Fact::id(model.id.clone()));
+        event.facts.add("provider", model.provider);
+        event.facts.add("sandboxProvider", backend);
+        event.facts.add("deadline", Fact::id(deadline));
+        event
     }
 }
 

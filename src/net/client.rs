@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use reqwest::{NoProxy, Proxy};
+use reqwest::{NoProxy, Proxy, Url};
 
 /// A client for LLM providers and sandbox backends: HTTP/1.1, no redirects, no total timeout (streams
 /// have their own deadlines).
@@ -51,7 +51,7 @@ impl Proxies {
     /// read them; never for loopback addresses.
     ///
     /// # Errors
-    /// The variable that names no proxy.
+    /// The variable that names no proxy, or one that speaks something else than HTTP.
     pub fn from_env<'e>(get: impl Fn(&str) -> Option<&'e str>) -> Result<Self, &'static str> {
         let first = |names: [&'static str; 2]| {
             names
@@ -72,11 +72,25 @@ impl Proxies {
             (["ALL_PROXY", "all_proxy"], Proxy::all::<&'e str>),
         ] {
             if let Some((name, url)) = first(names) {
-                let proxy = make(url.trim()).map_err(|_| name)?;
+                let url = url.trim();
+                if !speaks_http(url) {
+                    return Err(name);
+                }
+                let proxy = make(url).map_err(|_| name)?;
                 proxies.push(proxy.no_proxy(direct.clone()));
             }
         }
         Ok(Self(proxies))
+    }
+}
+
+/// Whether a proxy's URL has a scheme that works here, or none: then it is `http`. Others would be taken, and
+/// fail each request.
+fn speaks_http(url: &str) -> bool {
+    match Url::parse(url) {
+        Ok(url) if url.has_host() => matches!(url.scheme(), "http" | "https"),
+        // `host:3128` looks like a scheme and has no host.
+        Ok(_) | Err(_) => true,
     }
 }
 
@@ -153,7 +167,31 @@ mod tests {
 
     #[test]
     fn what_names_no_proxy_is_told_by_its_variable() {
-        let wrong = Proxies::from_env(|name| (name == "HTTPS_PROXY").then_some("http://a b"));
-        assert_eq!(wrong.unwrap_err(), "HTTPS_PROXY");
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "all_proxy"] {
+            let outcome = |url: &'static str| {
+                let proxies = Proxies::from_env(|name| (name == variable).then_some(url));
+                proxies.map(|proxies| proxies.0.len())
+            };
+            for url in [
+                "http://a b",
+                "socks5://127.0.0.1:1080",
+                "socks5h://127.0.0.1:1080",
+                "SOCKS4://127.0.0.1:1080",
+                "ftp://127.0.0.1:21",
+                "htp://127.0.0.1:3128",
+                "://127.0.0.1:3128",
+            ] {
+                assert_eq!(outcome(url), Err(variable), "{url}");
+            }
+            for url in [
+                "http://127.0.0.1:3128",
+                " HTTPS://user:hunter2@127.0.0.1:3128/ ",
+                "127.0.0.1:3128",
+                "proxy.example:3128",
+                "proxy.example",
+            ] {
+                assert_eq!(outcome(url), Ok(1), "{url}");
+            }
+        }
     }
 }

@@ -260,15 +260,10 @@ impl Runs {
             background: spec.presence == Presence::Background,
             started_at,
         };
-        let mut first = SystemEvent::new("init", "Run started");
-        first.run_id = Some(id.clone());
         let deadline = started_at
             .checked_add(spec.timeout)
             .map_or_else(|_| String::new(), rfc3339_seconds);
-        first.facts.add("model", spec.model.id.clone());
-        first.facts.add("provider", spec.model.provider);
-        first.facts.add("sandboxProvider", spec.sandbox.backend);
-        first.facts.add("deadline", deadline);
+        let first = SystemEvent::init(id.clone(), &spec.model, spec.sandbox.backend, deadline);
         let writer = inner
             .logs
             .create(new, RunEvent::System(first))
@@ -293,6 +288,7 @@ impl Runs {
             store: Arc::clone(&inner.store),
             tasks: inner.tasks.clone(),
             clock: inner.clock.clone(),
+            redactor: inner.redactor.clone(),
         };
         let live = LiveRun {
             control,

@@ -18,15 +18,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{RunControl, Stop};
 use super::lifetime::{extend, lifetime};
-use super::signal::{Questions, SandboxNews, SandboxSignal, WORD};
+use super::signal::{Questions, SandboxNews, SandboxSignal, word};
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Workspace, WorkspaceSource};
 use crate::clock::{Clock, Deadline};
 use crate::error::{ErrorCode, Problem, WarningCode};
-use crate::events::{EventSink, RunEvent, SystemEvent, WarningEvent};
+use crate::events::{EventSink, Fact, RunEvent, SystemEvent, WarningEvent};
 use crate::ids::RunId;
 use crate::sandbox::{FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec};
-use crate::show::prose;
+use crate::secrets::Redactor;
 use crate::spec::RunSpec;
 use crate::store::{RunStore, SandboxRecord};
 
@@ -106,6 +106,7 @@ pub(super) struct Owner {
     pub(super) store: Arc<dyn RunStore>,
     pub(super) tasks: Tasks,
     pub(super) clock: Clock,
+    pub(super) redactor: Redactor,
 }
 
 type Made = Option<Result<Arc<Workspace>, Problem>>;
@@ -287,6 +288,7 @@ impl Inner {
         let BackendEntry { name, backend, .. } = &self.entry;
         match news {
             SandboxNews::Killed { reason } => {
+                let reason = reason.map(|reason| word(&reason, &self.owner.redactor));
                 let asked = self
                     .questions
                     .ask(backend.as_ref(), name, &sandbox_id, reason, signed);
@@ -295,11 +297,11 @@ impl Inner {
                 }
             }
             SandboxNews::Other { event } if signed => {
-                let event = prose(&event, WORD);
+                let event = word(&event, &self.owner.redactor);
                 let message = format!("{name} reports {event} for the run's sandbox");
                 let warning = WarningEvent::new(WarningCode::SandboxEvent, message)
                     .fact("event", event)
-                    .fact("sandboxId", sandbox_id);
+                    .fact("sandboxId", Fact::id(sandbox_id));
                 // A log that is closed needs no warning any more.
                 let _told = self.owner.sink.emit(RunEvent::Warning(warning)).await;
             }

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::sandbox::{SandboxBackend, SandboxError};
+use crate::secrets::Redactor;
 use crate::show::prose;
 
 /// Between two questions about one sandbox.
@@ -16,7 +17,12 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 /// An answer that takes longer is none.
 const ASK_LIMIT: Duration = Duration::from_secs(3);
 /// The longest foreign word that is repeated in a run's log.
-pub(super) const WORD: usize = 100;
+const WORD: usize = 100;
+
+/// A foreign word fit for a run's log. Cleaned as a whole: a cut could leave half a secret.
+pub(super) fn word(text: &str, redactor: &Redactor) -> String {
+    prose(&redactor.clean(text), WORD)
+}
 
 /// News about a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,8 +70,8 @@ struct State {
 }
 
 impl Questions {
-    /// Asks `backend` about the sandbox that was reported dead, soon; gives why it is lost, if it is. `None`
-    /// too when a question that is still to be asked answers this report as well.
+    /// Asks `backend` about the sandbox that was reported dead for `reason` (a [`word`]), soon; gives why it is
+    /// lost, if it is. `None` too when a question that is still to be asked answers this report as well.
     pub(super) async fn ask(
         &self,
         backend: &dyn SandboxBackend,
@@ -94,8 +100,7 @@ impl Questions {
             state.asked = Some(Instant::now());
             state.waiting.take().unwrap_or_default()
         };
-        let because =
-            reason.map_or_else(String::new, |reason| format!(" ({})", prose(&reason, WORD)));
+        let because = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
         match tokio::time::timeout(ASK_LIMIT, backend.alive(sandbox_id)).await {
             Ok(Ok(true)) => {
                 tracing::info!(

@@ -120,3 +120,14 @@ async fn a_signed_report_strengthens_the_unsigned_one_that_still_waits() {
     assert_eq!(proof, None);
     assert_eq!(oracle.asked(), 2);
 }
+
+#[test]
+fn a_foreign_word_is_cleaned_before_it_is_cut() {
+    let key = "a-key-of-16-or-more";
+    let redactor = Redactor::new([&crate::secrets::Secret::new(key)]);
+    for before in 0..=WORD {
+        let shown = word(&format!("{}{key}", "x".repeat(before)), &redactor);
+        assert!(!shown.contains("a-k"), "{before}: {shown}");
+    }
+    assert_eq!(word("timeout\n", &redactor), "timeout");
+}

@@ -84,20 +84,20 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""allowedTools": ["bsh"]"#, INVALID, "allowedTools[0]", "did you mean `bash`?"),
     (r#""allowedTools": ["fileRead"]"#, INVALID, "allowedTools[0]", "`file_read`"),
     (r#""allowedTools": ["READ"]"#, INVALID, "allowedTools[0]", "`Read`"),
-    (r#""allowedTools": ["launch_rockets"]"#, INVALID, "allowedTools[0]", "known are bash"),
+    (r#""allowedTools": ["launch_rockets"]"#, INVALID, "allowedTools[0]", "is \"launch_rockets\", which is no known tool"),
     (r#""allowedTools": ["spawn_sandbox"]"#, LATER, "allowedTools[0]", "`spawn_sandbox`"),
 
     (r#""provider": 1"#, INVALID, "provider", "string"),
     (r#""provider": """#, INVALID, "provider", "empty"),
     (r#""provider": "antropic""#, UNKNOWN, "provider", "did you mean `anthropic`?"),
     (r#""provider": "Anthropic""#, UNKNOWN, "provider", "`anthropic`"),
-    (r#""provider": "someone-else""#, UNKNOWN, "provider", "known are anthropic"),
+    (r#""provider": "someone-else""#, UNKNOWN, "provider", "is \"someone-else\", which is no known LLM provider"),
     (r#""provider": "bedrock""#, UNKNOWN, "provider", "ANTHROPIC_BASE_URL"),
     (r#""provider": "vertex""#, UNKNOWN, "provider", "not supported"),
 
     (r#""sandboxProvider": []"#, INVALID, "sandboxProvider", "string"),
     (r#""sandboxProvider": "locl""#, UNKNOWN, "sandboxProvider", "did you mean `local`?"),
-    (r#""sandboxProvider": "kubernetes""#, UNKNOWN, "sandboxProvider", "known are e2b"),
+    (r#""sandboxProvider": "kubernetes""#, UNKNOWN, "sandboxProvider", "is \"kubernetes\", which is no known sandbox backend"),
     (r#""sandboxProvider": "vercel""#, LATER, "sandboxProvider", "`vercel`"),
     (r#""sandboxProvider": "cloudflare""#, LATER, "sandboxProvider", "`cloudflare`"),
 
@@ -364,17 +364,54 @@ fn one_answer_lists_all_faults_up_to_twenty() {
 }
 
 #[test]
-fn no_answer_repeats_a_value() {
-    let secret = "hunter2hunter2";
-    for field in [
-        "model",
-        "provider",
-        "sandboxProvider",
-        "thinkingLevel",
-        "timeout",
-        "background",
-        "files",
+fn an_unknown_name_is_shown_with_what_is_built_and_nothing_else() {
+    let providers = "anthropic, demo";
+    let backends = "e2b, local";
+    let tools = "bash, file_read, file_write, file_edit, glob, grep";
+    let long = "x".repeat(150);
+    let cut = format!("{}…", "x".repeat(100));
+    for (name, shown) in [
+        ("nobody", "nobody"),
+        // Near to what is known and not built.
+        ("opnai", "opnai"),
+        ("dokcer", "dokcer"),
+        ("vercell", "vercell"),
+        ("webfetch", "webfetch"),
+        ("kill_sandboxes", "kill_sandboxes"),
+        ("a\\u001b\\u202eb", "a\\u{1b}\\u{202e}b"),
+        (long.as_str(), cut.as_str()),
     ] {
+        for (fields, what, known) in [
+            (
+                format!(r#""provider": "{name}""#),
+                "LLM provider",
+                providers,
+            ),
+            (
+                format!(r#""sandboxProvider": "{name}""#),
+                "sandbox backend",
+                backends,
+            ),
+            (format!(r#""allowedTools": ["{name}"]"#), "tool", tools),
+        ] {
+            let body = format!(r#"{{"prompt": "hi", {fields}}}"#);
+            let problem = refuse(&with_key(), body.as_bytes());
+            let expected = format!(r#"is "{shown}", which is no known {what}; known are {known}"#);
+            assert!(
+                problem.details[0].message.ends_with(&expected),
+                "{body}: {problem:?}"
+            );
+            assert_eq!(problem.hint, None, "{body}");
+        }
+    }
+    let error = load(r#"{"server": {"maxSandboxes": {"dokcer": 1}}}"#, &[]).unwrap_err();
+    assert!(!error.contains("docker"), "{error}");
+}
+
+#[test]
+fn no_answer_repeats_a_value_but_an_unknown_name() {
+    let secret = "hunter2hunter2";
+    for field in ["model", "thinkingLevel", "timeout", "background", "files"] {
         let body = format!(r#"{{"prompt": "hi", "{field}": "{secret} {secret}"}}"#);
         let problem = refuse(&with_key(), body.as_bytes());
         assert!(
@@ -382,8 +419,6 @@ fn no_answer_repeats_a_value() {
             "{field}: {problem:?}"
         );
     }
-    let body = format!(r#"{{"prompt": "hi", "allowedTools": ["{secret}"]}}"#);
-    assert!(!format!("{:?}", refuse(&with_key(), body.as_bytes())).contains(secret));
     let body = format!(r#"{{"prompt": "hi", "files": [{{"name": "a", "content": "{secret}!"}}]}}"#);
     assert!(!format!("{:?}", refuse(&with_key(), body.as_bytes())).contains(secret));
     let problem = refuse(

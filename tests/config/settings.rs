@@ -235,19 +235,24 @@ fn wrong_values_stop_the_start_with_file_position_and_field() {
             "sandcaster.json:1:16: `model` is given twice",
         ),
         ("[]", "sandcaster.json:1:1: must be an object"),
-        ("", "invalid JSON"),
+        (" ", "sandcaster.json:1:1: invalid JSON"),
         (
             "{\n  // note\n}",
             "sandcaster.json:2:3: invalid JSON: key must be a string (comments",
         ),
         ("{\"a\": 1,\n}", "sandcaster.json:2:1: invalid JSON"),
     ] {
-        if file.is_empty() {
-            continue;
-        }
         let error = refused(file);
         assert!(error.contains(says), "{file}: {error}");
     }
+    // For the helper an empty text is no file.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("sandcaster.json"), "").unwrap();
+    let error = load_in(dir.path(), &Overrides::default(), &[]).unwrap_err();
+    assert!(
+        error.contains("sandcaster.json:1:1: invalid JSON"),
+        "{error}"
+    );
     let both = refused(r#"{"maxTurns": 0, "timeout": 0}"#);
     assert_eq!(both.lines().count(), 2, "{both}");
 }
@@ -454,6 +459,36 @@ fn a_broken_dotenv_never_loses_a_key_in_silence() {
             .unwrap_err()
             .contains("UTF-8")
     );
+}
+
+#[test]
+fn a_line_of_dotenv_is_about_the_name_before_its_sign() {
+    let dir = tempfile::tempdir().unwrap();
+    for (text, error) in [
+        ("SUPPORT_NAME=Jane Doe\n", ""),
+        ("MY-PORT=a b\n", ""),
+        ("GREETING=the PORT is 1\n", ""),
+        ("SUPPORT_NAME\n", ""),
+        ("A=1\nA=2\n", ""),
+        ("PORT=a b\n", ".env, line 1: PORT can't"),
+        ("A=1\n export PORT = a b\n", ".env, line 2: PORT can't"),
+        ("set PORT=1\n", ".env, line 1: PORT can't"),
+        ("PORT: 1\n", ".env, line 1: PORT can't"),
+        ("PORT=1\nA=1\nPORT=2\n", ".env, line 3: PORT is set twice"),
+        ("PORT=1\nexport PORT=1\n", ".env, line 2: PORT is set twice"),
+        (
+            "A=\"x\nPORT=1\nB=y\"\n",
+            ".env, line 1: PORT can't be read: a quote",
+        ),
+    ] {
+        std::fs::write(dir.path().join(".env"), text).unwrap();
+        let outcome = load_in(dir.path(), &Overrides::default(), &[]);
+        let told = outcome.err().unwrap_or_default();
+        assert!(
+            told.starts_with(error) && told.is_empty() == error.is_empty(),
+            "{text}: {told}"
+        );
+    }
 }
 
 #[test]

@@ -121,6 +121,48 @@ async fn a_surplus_slash_is_named_with_the_path_that_is_meant() {
 }
 
 #[tokio::test]
+async fn a_missing_id_is_told_as_that() {
+    let server = TestServer::start(keyless()).await;
+    for (path, route) in [
+        ("/runs//events", "/runs/{id}/events"),
+        ("//runs///events/", "/runs/{id}/events"),
+        ("/runs//cancel", "/runs/{id}/cancel"),
+        ("/runs//files/a//b", "/runs/{id}/files/{*path}"),
+    ] {
+        for method in ["GET", "POST"] {
+            let reply = server.request(method, path).send().await;
+            assert_eq!(reply.status, 404, "{path}");
+            assert_eq!(
+                reply.json()["hint"],
+                format!("the run's id is missing: the path is {route}"),
+                "{path}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_long_path_is_shown_with_a_mark_where_it_is_cut() {
+    let server = TestServer::start(keyless()).await;
+    let cut = format!("/{}…", "x".repeat(199));
+    let reply = server.get(&format!("/{}", "x".repeat(300))).send().await;
+    assert_eq!(
+        reply.json()["message"],
+        format!("there is nothing at GET {cut}")
+    );
+    let file = format!("/runs/{RUN}/files/{}", "x".repeat(300));
+    let reply = server.request("PUT", &file).send().await;
+    let message = reply.json()["message"].clone();
+    assert!(
+        message
+            .as_str()
+            .unwrap()
+            .ends_with("x… does not answer PUT"),
+        "{message}"
+    );
+}
+
+#[tokio::test]
 async fn other_methods_are_answered_in_json_with_those_that_work() {
     let server = TestServer::start(keyless()).await;
     for route in ROUTES {

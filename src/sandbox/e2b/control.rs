@@ -8,7 +8,7 @@ use reqwest::header::{ACCEPT, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Url};
 use serde::{Deserialize, Serialize};
 
-use super::errors::{Fault, body, presentable, succeed};
+use super::errors::{Fault, body, succeed, unreadable};
 use super::timing::Timing;
 use crate::clock::Deadline;
 use crate::net::HttpClient;
@@ -142,12 +142,11 @@ impl Control {
 
     pub(super) fn read<T: for<'a> Deserialize<'a>>(&self, bytes: &[u8]) -> Result<T, Fault> {
         serde_json::from_slice(bytes).map_err(|error| {
-            let start = String::from_utf8_lossy(bytes.get(..200).unwrap_or(bytes));
             // An answer that can't be read may still hold a token, of a form that we don't know.
-            if start.contains("oken") {
+            if String::from_utf8_lossy(bytes).contains("oken") {
                 return Fault::Protocol("JSON of an unknown form".to_owned());
             }
-            Fault::Protocol(presentable(&format!("{error}: {start}"), &self.redactor))
+            Fault::Protocol(unreadable(&error.to_string(), bytes, &self.redactor))
         })
     }
 

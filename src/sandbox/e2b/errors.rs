@@ -360,6 +360,12 @@ pub(super) fn presentable(text: &str, redactor: &Redactor) -> String {
     prose(&redactor.clean(text), SHOWN)
 }
 
+/// Why a foreign answer can't be read, and how it begins. Cleaned as a whole: a cut could leave half a secret.
+pub(super) fn unreadable(cause: &str, answer: &[u8], redactor: &Redactor) -> String {
+    let answer = String::from_utf8_lossy(answer);
+    presentable(&format!("{cause}: {answer}"), redactor)
+}
+
 /// Reads a transport error; its text has neither URL nor header.
 pub(super) fn transport(error: &reqwest::Error) -> Fault {
     let mut cause: &dyn std::error::Error = error;

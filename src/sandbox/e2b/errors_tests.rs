@@ -185,3 +185,21 @@ fn control_plane_answers_have_the_documented_codes() {
             .contains("E2B_API_KEY")
     );
 }
+
+#[test]
+fn an_unreadable_answer_is_cleaned_before_it_is_cut() {
+    let key = "e2b_0123456789abcdef";
+    let redactor = Redactor::new([&Secret::new(key)]);
+    // Blanks are shown as one, so that what stands behind the first 200 bytes would be shown.
+    for before in 170..=220 {
+        let answer = format!("{{{}{key}", " ".repeat(before));
+        let shown = unreadable("no JSON", answer.as_bytes(), &redactor);
+        assert!(!shown.contains("e2b_"), "{before}: {shown}");
+        assert!(shown.starts_with("no JSON: { [redacted]"), "{shown}");
+    }
+    for before in 150..=220 {
+        let answer = format!("{}{key}", "x".repeat(before));
+        let shown = unreadable("no JSON", answer.as_bytes(), &redactor);
+        assert!(!shown.contains("e2b"), "{before}: {shown}");
+    }
+}

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::connect::{Event, Frame, FrameDecoder, encode, event, trailer};
 use super::envd::Envd;
-use super::errors::{Fault, RpcError, presentable, succeed, transport};
+use super::errors::{Fault, RpcError, succeed, transport, unreadable};
 use crate::clock::Deadline;
 use crate::sandbox::types::SandboxError;
 use crate::secrets::Redactor;
@@ -143,8 +143,7 @@ impl EventStream {
     }
 
     fn unreadable(&self, cause: &str, json: &Bytes) -> Broken {
-        let start = String::from_utf8_lossy(json.get(..200).unwrap_or(json));
-        Broken::Protocol(presentable(&format!("{cause}: {start}"), &self.redactor))
+        Broken::Protocol(unreadable(cause, json, &self.redactor))
     }
 
     /// Reads what follows the command's end, so that the connection goes back to the pool.
