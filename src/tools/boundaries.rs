@@ -12,8 +12,8 @@ use regex_syntax::hir::{
 
 /// Ways through a pattern that are told apart.
 const MOST_WAYS: usize = 64;
-/// Bytes of a pattern in memory that is taken apart.
-const MOST_MEMORY: usize = 256 * 1024;
+/// Parts of patterns that are looked at or copied, a large class being several: some 10 ms.
+const MOST_PARTS: usize = 256 * 1024;
 
 type Way = Vec<Hir>;
 
@@ -25,13 +25,12 @@ pub(super) fn resolved(hir: &Hir) -> Result<Hir, String> {
     if !has_boundary(hir) {
         return Ok(hir.clone());
     }
-    if hir.properties().memory_usage() > MOST_MEMORY {
-        return Err(too_many());
-    }
-    let mut open = ways(hir)?;
+    let mut budget = Budget(MOST_PARTS);
+    let mut open = ways(hir, &mut budget)?;
     let mut done = Vec::new();
     let mut steps = 0;
     while let Some(way) = open.pop() {
+        budget.spend(&way)?;
         steps += 1;
         if steps > MOST_WAYS * 4 || open.len() + done.len() > MOST_WAYS {
             return Err(too_many());
@@ -51,10 +50,14 @@ pub(super) fn resolved(hir: &Hir) -> Result<Hir, String> {
         let after = after.get(1..).unwrap_or_default();
         let word = words(look);
         for (left, right) in sides(look) {
-            let lefts = Edge::new(Side::Last, *left, &word, look).of(before)?;
-            let rights = Edge::new(Side::First, *right, &word, look).of(after)?;
+            let lefts = Edge::new(Side::Last, *left, &word, look).of(before, &mut budget)?;
+            let rights = Edge::new(Side::First, *right, &word, look).of(after, &mut budget)?;
             for left in &lefts {
-                open.extend(rights.iter().map(|right| [left.as_slice(), right].concat()));
+                for right in &rights {
+                    budget.spend(left)?;
+                    budget.spend(right)?;
+                    open.push([left.as_slice(), right].concat());
+                }
             }
         }
     }
@@ -64,6 +67,31 @@ pub(super) fn resolved(hir: &Hir) -> Result<Hir, String> {
         );
     }
     Ok(Hir::alternation(done))
+}
+
+/// What taking a pattern apart may still cost.
+struct Budget(usize);
+
+impl Budget {
+    fn spend(&mut self, parts: &[Hir]) -> Result<(), String> {
+        let cost = parts.iter().map(weight).sum::<usize>() + 1;
+        self.0 = self.0.checked_sub(cost).ok_or_else(too_many)?;
+        Ok(())
+    }
+}
+
+/// What it costs to copy `hir`. As deep as patterns may be nested.
+fn weight(hir: &Hir) -> usize {
+    let inner = match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => 0,
+        HirKind::Literal(literal) => literal.0.len() / 8,
+        HirKind::Class(Class::Unicode(class)) => class.ranges().len() / 8,
+        HirKind::Class(Class::Bytes(class)) => class.ranges().len() / 8,
+        HirKind::Repetition(repetition) => weight(&repetition.sub),
+        HirKind::Capture(capture) => weight(&capture.sub),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => parts.iter().map(weight).sum(),
+    };
+    inner + 1
 }
 
 pub(super) fn too_many() -> String {
@@ -121,35 +149,46 @@ fn sides(look: Look) -> &'static [(Want, Want)] {
 }
 
 /// The ways through `hir` in which all boundaries are parts of their own.
-fn ways(hir: &Hir) -> Result<Vec<Way>, String> {
+fn ways(hir: &Hir, budget: &mut Budget) -> Result<Vec<Way>, String> {
     if !has_boundary(hir) {
+        budget.spend(std::slice::from_ref(hir))?;
         return Ok(vec![vec![hir.clone()]]);
     }
     let mut found: Vec<Way> = Vec::new();
     match hir.kind() {
-        HirKind::Capture(capture) => found = ways(&capture.sub)?,
+        HirKind::Capture(capture) => found = ways(&capture.sub, budget)?,
         HirKind::Alternation(branches) => {
             for branch in branches {
-                found.extend(ways(branch)?);
+                found.extend(ways(branch, budget)?);
             }
         }
         HirKind::Concat(parts) => {
             found.push(Vec::new());
             for part in parts {
-                let next = ways(part)?;
+                let next = ways(part, budget)?;
                 if found.len() * next.len() > MOST_WAYS {
                     return Err(too_many());
                 }
-                let longer = |way: &Way| {
-                    next.iter()
-                        .map(|part| [way.as_slice(), part].concat())
-                        .collect::<Vec<_>>()
-                };
-                found = found.iter().flat_map(longer).collect();
+                if let [only] = next.as_slice() {
+                    for way in &mut found {
+                        budget.spend(only)?;
+                        way.extend_from_slice(only);
+                    }
+                    continue;
+                }
+                let mut longer = Vec::new();
+                for way in &found {
+                    for part in &next {
+                        budget.spend(way)?;
+                        budget.spend(part)?;
+                        longer.push([way.as_slice(), part].concat());
+                    }
+                }
+                found = longer;
             }
         }
         HirKind::Repetition(repetition) if repetition.min == 0 && repetition.max == Some(1) => {
-            found = ways(&repetition.sub)?;
+            found = ways(&repetition.sub, budget)?;
             found.push(Vec::new());
         }
         HirKind::Repetition(_) => return Err(too_many()),
@@ -200,7 +239,8 @@ impl Edge {
     }
 
     /// `parts`, restricted to what has the wanted character at this edge: in as many ways as it takes.
-    fn of(&self, parts: &[Hir]) -> Result<Vec<Way>, String> {
+    fn of(&self, parts: &[Hir], budget: &mut Budget) -> Result<Vec<Way>, String> {
+        budget.spend(parts)?;
         if self.want == Want::Any {
             return Ok(vec![parts.to_vec()]);
         }
@@ -226,21 +266,25 @@ impl Edge {
                 found.extend((self.want == Want::Other).then(|| parts.to_vec()));
             }
             HirKind::Look(_) => {
-                for way in self.of(rest)? {
+                for way in self.of(rest, budget)? {
                     found.push(self.joined(std::slice::from_ref(part), &way));
                 }
             }
-            HirKind::Empty => found = self.of(rest)?,
+            HirKind::Empty => found = self.of(rest, budget)?,
             HirKind::Class(_) | HirKind::Literal(_) => {
                 found.push(self.joined(&[Hir::class(Class::Unicode(hits))], rest));
             }
             HirKind::Capture(capture) => {
-                found = self.of(&self.joined(std::slice::from_ref(&capture.sub), rest))?;
+                found = self.of(
+                    &self.joined(std::slice::from_ref(&capture.sub), rest),
+                    budget,
+                )?;
             }
-            HirKind::Concat(inner) => found = self.of(&self.joined(inner, rest))?,
+            HirKind::Concat(inner) => found = self.of(&self.joined(inner, rest), budget)?,
             HirKind::Alternation(branches) => {
                 for branch in branches {
-                    found.extend(self.of(&self.joined(std::slice::from_ref(branch), rest))?);
+                    found
+                        .extend(self.of(&self.joined(std::slice::from_ref(branch), rest), budget)?);
                 }
             }
             HirKind::Repetition(repetition) => {
@@ -254,9 +298,9 @@ impl Edge {
                     ..repetition.clone()
                 });
                 let inner = self.joined(std::slice::from_ref(sub), &[more]);
-                found = self.of(&self.joined(&inner, rest))?;
+                found = self.of(&self.joined(&inner, rest), budget)?;
                 if *min == 0 {
-                    found.extend(self.of(rest)?);
+                    found.extend(self.of(rest, budget)?);
                 }
             }
         }
@@ -282,8 +326,12 @@ impl Edge {
 
     /// The characters that `part` may have at this edge, and whether it may be empty.
     fn chars(&self, part: &Hir) -> (ClassUnicode, bool) {
-        let may_be_empty = part.properties().minimum_len() == Some(0);
-        let mut chars = ClassUnicode::empty();
+        let mut ranges = Vec::new();
+        let may_be_empty = self.gather(part, &mut ranges);
+        (ClassUnicode::new(ranges), may_be_empty)
+    }
+
+    fn gather(&self, part: &Hir, ranges: &mut Vec<ClassUnicodeRange>) -> bool {
         match part.kind() {
             HirKind::Empty | HirKind::Look(_) => {}
             HirKind::Literal(literal) => {
@@ -292,21 +340,22 @@ impl Edge {
                     Side::First => text.chars().next(),
                     Side::Last => text.chars().next_back(),
                 };
-                if let Some(c) = c {
-                    chars.push(ClassUnicodeRange::new(c, c));
-                }
+                ranges.extend(c.map(|c| ClassUnicodeRange::new(c, c)));
             }
-            HirKind::Class(Class::Unicode(class)) => chars.union(class),
-            HirKind::Class(Class::Bytes(class)) => {
-                let no_char =
-                    || ClassUnicode::new([ClassUnicodeRange::new('\u{fffd}', '\u{fffd}')]);
-                chars.union(&class.to_unicode_class().unwrap_or_else(no_char));
+            HirKind::Class(Class::Unicode(class)) => ranges.extend(class.ranges()),
+            HirKind::Class(Class::Bytes(class)) => match class.to_unicode_class() {
+                Some(class) => ranges.extend(class.ranges()),
+                None => ranges.push(ClassUnicodeRange::new('\u{fffd}', '\u{fffd}')),
+            },
+            HirKind::Repetition(repetition) => {
+                self.gather(&repetition.sub, ranges);
             }
-            HirKind::Repetition(repetition) => chars = self.chars(&repetition.sub).0,
-            HirKind::Capture(capture) => chars = self.chars(&capture.sub).0,
+            HirKind::Capture(capture) => {
+                self.gather(&capture.sub, ranges);
+            }
             HirKind::Alternation(branches) => {
                 for branch in branches {
-                    chars.union(&self.chars(branch).0);
+                    self.gather(branch, ranges);
                 }
             }
             HirKind::Concat(parts) => {
@@ -315,15 +364,13 @@ impl Edge {
                     Side::First => parts.next(),
                     Side::Last => parts.next_back(),
                 } {
-                    let (more, may_be_empty) = self.chars(part);
-                    chars.union(&more);
-                    if !may_be_empty {
+                    if !self.gather(part, ranges) {
                         break;
                     }
                 }
             }
         }
-        (chars, may_be_empty)
+        part.properties().minimum_len() == Some(0)
     }
 
     /// What stands beyond the pattern.

@@ -3,20 +3,21 @@
 //! The host translates the pattern and chooses the files; the sandbox only runs a plain `grep`, with options
 //! that GNU and `BusyBox` share.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt::Write as _;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
-use crate::sandbox::files::depth;
+use crate::secrets::Redactor;
 use crate::show::{first_chars, grouped, one_line, short};
 
-use super::listing::{Listing, Root, Trouble, count, no_program, off_the_runtime};
+use super::listing::{Listing, Root, Trouble, complaints, count, no_program, off_the_runtime};
 use super::names::{Anchor, NamePattern, named_in};
 use super::regex::{Pattern, translate};
 use super::schema::typed;
@@ -48,10 +49,11 @@ const UTF16: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
 /// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
 /// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
-/// wanted, `$4` how many of a line or `counts`; the others are grep's options.
+/// wanted, `$4` how many of a line; the others are grep's options. For `$4` of `counts` files without a match are
+/// left out; for `marks 99` all lines but those that are a file's first and begin with a mark of UTF-16, and so
+/// some that only seem to.
 ///
-/// grep tries the pattern on a line first, so that its complaint is not lost among those about files. With `-F` it
-/// is told here of the beginnings of UTF-16; with `-E` they are in the pattern.
+/// grep tries the pattern on a line first, so that its complaint is not lost among those about files.
 const SEARCH: &str = r#"
 IFS= read -r pattern
 if [ -n "$1" ]; then
@@ -65,18 +67,19 @@ shift 4
 for n in grep xargs cut head; do
 command -v "$n" >/dev/null || { echo "$n" >&2; exit 7; }
 done
-case $1 in
-*F) set -- "$@" -e "$(printf '\377\376')" -e "$(printf '\376\377')" ;;
-esac
 set -- "$@" -e "$pattern"
 said=$(echo | grep "$@" 2>&1 >/dev/null)
 [ $? -le 1 ] || { printf '%s\n' "$said" >&2; exit 8; }
 set -- "$@" /dev/null
-if [ "$line" = counts ]; then
-xargs -0 -s 400000 grep "$@" | grep -av ':0$' | head -c "$keep"
-else
-xargs -0 -s 400000 grep "$@" | cut -b "1-$line" | head -c "$keep"
-fi
+case $line in
+counts) xargs -0 -s 400000 grep "$@" | grep -av ':0$' ;;
+marks*)
+xargs -0 -s 400000 grep "$@" |
+grep -aF -e "$(printf ':1:\377\376')" -e "$(printf ':1:\376\377')" |
+cut -b "1-${line#marks }"
+;;
+*) xargs -0 -s 400000 grep "$@" | cut -b "1-$line" ;;
+esac | head -c "$keep"
 "#;
 
 /// `grep`.
@@ -152,9 +155,35 @@ struct Search<'a> {
     base: String,
     /// What is shown before a name.
     prefix: String,
-    /// File names, relative to `base`, in the order of the answer.
-    files: Vec<Vec<u8>>,
+    files: Arc<Files>,
     pattern: Pattern,
+}
+
+/// The files that are searched.
+struct Files {
+    /// Their names, relative to the search's base, as the script wants them.
+    list: Bytes,
+    known: HashSet<Vec<u8>>,
+    /// The length of the longest name.
+    longest: usize,
+}
+
+impl Files {
+    fn new(files: Vec<Vec<u8>>) -> Self {
+        let names = files
+            .iter()
+            .flat_map(|name| [b"./", name.as_slice(), b"\0"]);
+        Self {
+            list: names.collect::<Vec<&[u8]>>().concat().into(),
+            longest: files.iter().map(Vec::len).max().unwrap_or(0),
+            known: files.into_iter().collect(),
+        }
+    }
+
+    /// A bound on a line of grep's output.
+    fn line_bound(&self) -> usize {
+        LINE + self.longest
+    }
 }
 
 async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failure> {
@@ -180,8 +209,7 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     let root = root_of(&path, &context.session.cwd(), &facts.home)?;
     let mut listing = Listing::take(&root, &named, context).await?;
     let all = count(listing.files.len());
-    let mut odd_names = 0;
-    let (base, prefix) = match listing.root {
+    let (base, prefix, files, odd_names) = match listing.root {
         Root::Directory => {
             let prefix = if listing.path == root {
                 shown_prefix(&path, "")
@@ -196,27 +224,33 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
             let files = std::mem::take(&mut listing.files);
             let (base, start) = (listing.path.clone(), prefix.clone());
             let filtering = move || chosen(files, filter.as_ref(), &base, &start);
-            (listing.files, odd_names) = off_the_runtime(true, filtering).await??;
-            (listing.path.clone(), prefix)
+            let (files, odd_names) = off_the_runtime(true, filtering).await??;
+            (listing.path.clone(), prefix, files, odd_names)
         }
         Root::File => {
             let (dir, name) = listing.path.rsplit_once('/').unwrap_or(("", &listing.path));
+            if name.contains('\n') {
+                return Err(Failure::Complaint(format!(
+                    "{} has a line end in its name, so grep's lines can't be told apart; rename it, or use bash",
+                    one_line(&path)
+                )));
+            }
             let asked = root
                 .rsplit_once('/')
                 .map_or(root.as_str(), |(_, name)| name);
             let shown = path.strip_suffix(asked).unwrap_or("").to_owned();
-            listing.files = vec![name.as_bytes().to_vec()];
-            (format!("{dir}/"), shown)
+            let files = Files::new(vec![name.as_bytes().to_vec()]);
+            (format!("{dir}/"), shown, files, 0)
         }
         Root::Closed | Root::Missing => return Err(not_listed(&listing, &path, context).await),
     };
-    if listing.files.is_empty() && all > 0 && odd_names == 0 {
+    if files.known.is_empty() && all > 0 && odd_names == 0 {
         return Ok(answer(
             context,
             &format!(
                 "(no matches: of {} files none has a name like {}){}{}",
                 grouped(all),
-                short(&glob, 200),
+                short(&context.redactor.clean(&glob), 200),
                 skipped_note(&named),
                 listing.trouble.note(UNREAD)
             ),
@@ -226,24 +260,24 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         context,
         base,
         prefix,
-        files: listing.files,
+        files: Arc::new(files),
         pattern,
     };
     let mut text = match mode {
-        _ if search.files.is_empty() => String::new(),
+        _ if search.files.known.is_empty() => String::new(),
         Mode::Content => search.content(around.clamp(0, MOST_CONTEXT)).await?,
         Mode::Files => search.summary(SHOWN_FILES).await?,
         Mode::Count => search.summary(0).await?,
     };
     if text.is_empty() || text.starts_with('\n') {
-        let skipped = if path.is_empty() || search.files.is_empty() {
+        let skipped = if path.is_empty() || search.files.known.is_empty() {
             skipped_note(&named)
         } else {
             String::new()
         };
         let none = format!(
             "(no matches in {} files){skipped}",
-            grouped(count(search.files.len()))
+            grouped(count(search.files.known.len()))
         );
         text.insert_str(0, &none);
     }
@@ -267,7 +301,7 @@ fn chosen(
     filter: Option<&NamePattern>,
     base: &str,
     prefix: &str,
-) -> Result<(Vec<Vec<u8>>, usize), Failure> {
+) -> Result<(Files, usize), Failure> {
     if let Some(filter) = filter {
         files.retain(|name| {
             let shown = [prefix.as_bytes(), name].concat();
@@ -281,7 +315,7 @@ fn chosen(
     let all = files.len();
     files.retain(|name| !name.contains(&b'\n'));
     let odd = all - files.len();
-    Ok((files, odd))
+    Ok((Files::new(files), odd))
 }
 
 /// What a search printed, and what it could not do.
@@ -295,41 +329,49 @@ struct Printed {
 enum Form<'a> {
     /// Lines with so many around them.
     Lines(&'a str),
-    /// The first line of each file that has one.
-    First,
     Counts,
+    /// The beginnings of first lines that may be in UTF-16, whatever the pattern.
+    Marks,
 }
 
 impl Search<'_> {
-    /// Runs the sandbox's grep over `files`.
-    async fn run(
-        &self,
-        pattern: &Pattern,
-        form: Form<'_>,
-        files: &[&[u8]],
-    ) -> Result<Printed, Failure> {
-        let kind = if pattern.fixed { "F" } else { "E" };
-        let (options, more, keep) = match form {
-            Form::Lines("0") => (format!("-aHn{kind}"), vec![], KEEP_LINES),
-            Form::Lines(around) => (format!("-aHn{kind}"), vec!["-C", around], KEEP_LINES),
-            Form::First => (format!("-aHn{kind}"), vec!["-m", "1"], KEEP_COUNTS),
-            Form::Counts => (format!("-aHc{kind}"), vec![], KEEP_COUNTS),
+    /// Runs the sandbox's grep over the files.
+    async fn run(&self, form: Form<'_>) -> Result<Printed, Failure> {
+        let Pattern { text, fixed } = &self.pattern;
+        let kind = if *fixed { "F" } else { "E" };
+        let bound = self.files.line_bound().to_string();
+        let (options, more, keep, line) = match form {
+            Form::Lines("0") => (format!("-aHn{kind}"), vec![], KEEP_LINES, bound),
+            Form::Lines(around) => (format!("-aHn{kind}"), vec!["-C", around], KEEP_LINES, bound),
+            Form::Counts => (
+                format!("-aHc{kind}"),
+                vec![],
+                KEEP_COUNTS,
+                "counts".to_owned(),
+            ),
+            Form::Marks => (
+                "-aHnE".to_owned(),
+                vec!["-m", "1"],
+                KEEP_COUNTS,
+                format!("marks {bound}"),
+            ),
         };
-        let line = match form {
-            Form::Lines(_) | Form::First => line_bound(files).to_string(),
-            Form::Counts => "counts".to_owned(),
+        // Any line will do: so no more than the first of a file is read.
+        let pattern = if let Form::Marks = form {
+            b"^"
+        } else {
+            text.as_slice()
         };
-        let names = files.iter().flat_map(|name| [b"./", *name, b"\0"]);
-        let names = names.collect::<Vec<&[u8]>>().concat();
-        let mut stdin = [pattern.text.as_slice(), b"\n"].concat();
+        let mut stdin = [pattern, b"\n"].concat();
+        let names = &self.files.list;
         let mut list = String::new();
         if stdin.len() + names.len() > STDIN {
             let session = &self.context.session;
             let facts = session.probe(self.context.sandbox.as_ref()).await;
             list = format!("{}/search-{}", facts.state_dir, session.output_name());
-            super::store(&list, &list, names.into(), self.context).await?;
+            super::store(&list, &list, names.clone(), self.context).await?;
         } else {
-            stdin.extend(names);
+            stdin.extend_from_slice(names);
         }
         let wanted = keep.to_string();
         let mut args = vec![list.as_str(), &self.base, &wanted, &line, &options];
@@ -344,41 +386,46 @@ impl Search<'_> {
         }
         .run_for(self.context, LIMIT)
         .await?;
-        let said = short(String::from_utf8_lossy(&found.stderr).trim(), 300);
+        let redactor = &self.context.redactor;
+        let said = || short(complaints(&found.stderr, redactor).trim(), 300);
         Err(match found.exit_code {
             0 => {
                 return Ok(Printed {
-                    trouble: Trouble::read(&found.stderr),
+                    trouble: Trouble::read(&found.stderr, redactor),
                     output: found.stdout,
                 });
             }
-            7 => no_program(&found.stderr),
+            7 => no_program(&found.stderr, redactor),
             8 => Failure::Complaint(format!(
-                "the sandbox's grep can't use this pattern, so nothing was searched: {said}"
+                "the sandbox's grep can't use this pattern, so nothing was searched: {}",
+                said()
             )),
-            code => Failure::Complaint(format!("the search failed with exit code {code}: {said}")),
+            code => Failure::Complaint(format!(
+                "the search failed with exit code {code}: {}",
+                said()
+            )),
         })
-    }
-
-    fn names(&self) -> Vec<&[u8]> {
-        self.files.iter().map(Vec::as_slice).collect()
     }
 
     /// Lines with their places; with counts, if they are too many.
     async fn content(&self, around: i64) -> Result<String, Failure> {
-        let names = self.names();
-        let printed = self
-            .run(
-                &or_utf16(&self.pattern),
-                Form::Lines(&around.to_string()),
-                &names,
-            )
-            .await?;
-        let lines = Lines::new(&printed.output, &names, self);
+        let printed = self.run(Form::Lines(&around.to_string())).await?;
+        let utf16 = self.utf16().await?;
+        let many = printed.output.len() >= KEEP_LINES;
+        let (files, redactor) = (Arc::clone(&self.files), self.context.redactor.clone());
+        let (prefix, marked) = (self.prefix.clone(), utf16.clone());
+        let reading = move || {
+            let shown = Shown {
+                prefix: &prefix,
+                redactor: &redactor,
+            };
+            Lines::new(&printed.output, &files, marked, &shown)
+        };
+        let lines = off_the_runtime(true, reading).await?;
         let mut text = lines.text;
         let mut notes = String::new();
-        if printed.output.len() >= KEEP_LINES {
-            let counts = self.counts().await?;
+        if many {
+            let counts = self.counts(utf16).await?;
             text.push_str(&counts.after(lines.shown, &self.prefix));
             notes = counts.notes(&self.prefix);
         } else {
@@ -386,6 +433,9 @@ impl Search<'_> {
                 text.push_str(&lines.counts.after(lines.shown, &self.prefix));
             }
             if lines.junk > 0 {
+                if text.is_empty() {
+                    text.push_str("(no matches in lines of text)");
+                }
                 write!(
                     notes,
                     "\n[matching lines that are not text, and so not shown: {}]",
@@ -401,7 +451,7 @@ impl Search<'_> {
 
     /// Files with the number of their matching lines, at most `most` of them.
     async fn summary(&self, most: usize) -> Result<String, Failure> {
-        let counts = self.counts().await?;
+        let counts = self.counts(self.utf16().await?).await?;
         Ok(if counts.files.is_empty() {
             String::new()
         } else {
@@ -410,53 +460,31 @@ impl Search<'_> {
     }
 
     /// The number of matching lines by file.
-    async fn counts(&self) -> Result<Counts, Failure> {
-        let printed = self
-            .run(&or_utf16(&self.pattern), Form::Counts, &self.names())
-            .await?;
-        let parsing = move || Counts::parse(&printed.output);
-        let mut counts = off_the_runtime(true, parsing).await?;
-        counts.trouble = printed.trouble;
-        if !counts.files.is_empty() {
-            // A file in UTF-16 was counted because of its beginning.
-            let matching: Vec<&[u8]> = counts
-                .files
-                .iter()
-                .map(|(name, _)| name.as_slice())
-                .collect();
-            let printed = self.run(&utf16(), Form::First, &matching).await?;
-            let lines = Lines::new(&printed.output, &matching, self);
-            counts.utf16 = lines.counts.utf16;
-            counts
-                .files
-                .retain(|(name, _)| !counts.utf16.contains(name));
-        }
-        Ok(counts)
+    async fn counts(&self, utf16: BTreeSet<Vec<u8>>) -> Result<Counts, Failure> {
+        let Printed { output, trouble } = self.run(Form::Counts).await?;
+        off_the_runtime(true, move || Counts {
+            trouble,
+            ..Counts::parse(&output, utf16)
+        })
+        .await
+    }
+
+    /// The files in UTF-16, which no pattern can look into.
+    async fn utf16(&self) -> Result<BTreeSet<Vec<u8>>, Failure> {
+        let Printed { output, .. } = self.run(Form::Marks).await?;
+        let files = Arc::clone(&self.files);
+        off_the_runtime(true, move || marked(&output, &files)).await
     }
 }
 
-/// A bound on a line of grep's output that names one of `files`.
-fn line_bound(files: &[&[u8]]) -> usize {
-    LINE + files.iter().map(|name| name.len()).max().unwrap_or(0)
-}
-
-/// The beginning of a file in UTF-16.
-fn utf16() -> Pattern {
-    Pattern {
-        text: b"^(\xff\xfe|\xfe\xff)".to_vec(),
-        fixed: false,
-    }
-}
-
-/// What `pattern` finds, and the files in UTF-16, which it can't look into. For plain text the script does it.
-fn or_utf16(pattern: &Pattern) -> Pattern {
-    if pattern.fixed {
-        return pattern.clone();
-    }
-    Pattern {
-        text: [b"(", pattern.text.as_slice(), b")|", &utf16().text].concat(),
-        fixed: false,
-    }
+/// The files whose first line, if `output` has it, begins with a mark of UTF-16.
+fn marked(output: &[u8], files: &Files) -> BTreeSet<Vec<u8>> {
+    let lines = output.split(|b| *b == b'\n');
+    lines
+        .filter_map(|line| Line::parse(line, &files.known))
+        .filter(|line| line.number == b"1" && UTF16.iter().any(|mark| line.text.starts_with(mark)))
+        .map(|line| line.name.to_vec())
+        .collect()
 }
 
 /// Matching lines by file.
@@ -469,7 +497,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn parse(output: &[u8]) -> Self {
+    fn parse(output: &[u8], utf16: BTreeSet<Vec<u8>>) -> Self {
         let files = output.split(|b| *b == b'\n').filter_map(|line| {
             let colon = line.iter().rposition(|b| *b == b':')?;
             let (name, n) = line.split_at_checked(colon)?;
@@ -477,20 +505,24 @@ impl Counts {
             Some((name.strip_prefix(b"./")?.to_vec(), n))
         });
         Self {
-            files: files.filter(|(_, n)| *n > 0).collect(),
-            ..Self::default()
+            files: files
+                .filter(|(name, n)| *n > 0 && !utf16.contains(name))
+                .collect(),
+            utf16,
+            trouble: Trouble::default(),
         }
     }
 
     fn add(&mut self, name: &[u8]) {
         match self.files.last_mut() {
-            Some((last, n)) if last == name => *n += 1,
+            Some((last, n)) if last == name => *n = n.saturating_add(1),
             _ => self.files.push((name.to_vec(), 1)),
         }
     }
 
     fn total(&self) -> String {
-        grouped(self.files.iter().map(|(_, n)| n).sum())
+        let counts = self.files.iter().map(|(_, n)| *n);
+        grouped(counts.fold(0, u64::saturating_add))
     }
 
     /// At most `most` of the files, and the totals if these are not all.
@@ -565,9 +597,10 @@ struct Lines {
 }
 
 impl Lines {
-    fn new(output: &[u8], files: &[&[u8]], search: &Search<'_>) -> Self {
+    fn new(output: &[u8], files: &Files, utf16: BTreeSet<Vec<u8>>, show: &Shown<'_>) -> Self {
         let mut lines = Self::default();
-        let bound = line_bound(files);
+        lines.counts.utf16 = utf16;
+        let bound = files.line_bound();
         let mut chars = 0;
         let mut gap = false;
         let mut rest = output
@@ -587,18 +620,10 @@ impl Lines {
                 gap = true;
                 continue;
             }
-            let Some(Line {
-                name,
-                matches,
-                number,
-                text,
-            }) = Line::parse(line, files)
-            else {
+            let Some(parsed) = Line::parse(line, &files.known) else {
                 continue;
             };
-            if number == b"1" && UTF16.iter().any(|mark| text.starts_with(mark)) {
-                lines.counts.utf16.insert(name.to_vec());
-            }
+            let Line { name, matches, .. } = parsed;
             if lines.counts.utf16.contains(name) {
                 continue;
             }
@@ -606,13 +631,13 @@ impl Lines {
                 lines.counts.add(name);
             }
             if junk {
-                lines.junk += u64::from(matches);
+                lines.junk = lines.junk.saturating_add(u64::from(matches));
                 continue;
             }
             if lines.over {
                 continue;
             }
-            let shown = search.line(line, bound);
+            let shown = show.line(&parsed, line.len() >= bound);
             let length = shown.chars().count() + 1;
             if lines.shown == SHOWN_LINES || chars + length > SHOWN_CHARS {
                 lines.over = true;
@@ -630,25 +655,37 @@ impl Lines {
     }
 }
 
-impl Search<'_> {
-    /// A line of grep's output as it is shown. Secrets go before anything is cut, or half of one may stay.
-    fn line(&self, line: &[u8], bound: usize) -> String {
-        let text = String::from_utf8_lossy(line.strip_prefix(b"./").unwrap_or(line));
+/// How lines are shown.
+struct Shown<'a> {
+    prefix: &'a str,
+    redactor: &'a Redactor,
+}
+
+impl Shown<'_> {
+    /// A line of grep's output; `cut` if not all of it was fetched. Secrets go before anything is cut, or half of
+    /// one may stay. However long the name is, the text has room of its own.
+    fn line(&self, line: &Line<'_>, cut: bool) -> String {
+        let name = one_line(&String::from_utf8_lossy(line.name));
+        let name = format!("{}{name}", self.prefix);
+        let mark = if line.matches { ':' } else { '-' };
+        let number = String::from_utf8_lossy(line.number);
+        let text = String::from_utf8_lossy(line.text);
         let text: Vec<String> = text.split('\t').map(one_line).collect();
-        let text = format!("{}{}", self.prefix, text.join("\t"));
-        let redactor = &self.context.redactor;
-        let (text, cut) = if line.len() < bound {
-            (redactor.clean(&text).into_owned(), false)
-        } else {
+        let text = text.join("\t");
+        let text = if cut {
             // Its end may be the beginning of a secret: that much is held back.
-            (redactor.stream().push(&text), true)
-        };
-        let shown = first_chars(&text, SHOWN_IN_LINE);
-        if cut || shown.len() < text.len() {
-            format!("{shown} […]")
+            self.redactor.stream().push(&text)
         } else {
-            text
-        }
+            self.redactor.clean(&text).into_owned()
+        };
+        let start = first_chars(&text, SHOWN_IN_LINE);
+        let more = if cut || start.len() < text.len() {
+            " […]"
+        } else {
+            ""
+        };
+        let name = self.redactor.clean(&name);
+        format!("{name}{mark}{number}{mark}{start}{more}")
     }
 }
 
@@ -661,13 +698,8 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Names may have colons and dashes in them: the right one is one of `files`, which are sorted as
-    /// [`Listing`] has them.
-    fn parse(line: &'a [u8], files: &[&[u8]]) -> Option<Self> {
-        let known = |name: &[u8]| {
-            let place = |file: &&[u8]| (depth(file), *file).cmp(&(depth(name), name));
-            files.binary_search_by(place).is_ok()
-        };
+    /// Names may have colons and dashes in them: the right one is one of those that are `known`.
+    fn parse(line: &'a [u8], known: &HashSet<Vec<u8>>) -> Option<Self> {
         let line = line.strip_prefix(b"./")?;
         let marks = line
             .iter()
@@ -679,7 +711,7 @@ impl<'a> Line<'a> {
             let end = rest.iter().position(|b| !b.is_ascii_digit())?;
             let (number, text) = rest.split_at_checked(end)?;
             let text = text.strip_prefix(std::slice::from_ref(mark))?;
-            (!number.is_empty() && known(name)).then_some(Self {
+            (!number.is_empty() && known.contains(name)).then_some(Self {
                 name,
                 matches: *mark == b':',
                 number,
@@ -699,4 +731,45 @@ fn is_junk(line: &[u8]) -> bool {
         .map(|chunk| chunk.invalid().len())
         .sum::<usize>();
     bad * 2 > line.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_any_size_are_summed() {
+        let output = format!("./a:{0}\n./b:{0}\n./c:0\n./d:1\n", u64::MAX);
+        let counts = Counts::parse(output.as_bytes(), BTreeSet::from([b"d".to_vec()]));
+        assert_eq!(counts.files.len(), 2);
+        assert_eq!(counts.total(), grouped(u64::MAX));
+    }
+
+    #[test]
+    fn a_long_name_leaves_room_for_the_text() {
+        let shown = Shown {
+            prefix: "",
+            redactor: &Redactor::default(),
+        };
+        let name = "n".repeat(4_000);
+        let line = Line {
+            name: name.as_bytes(),
+            matches: true,
+            number: b"7",
+            text: b"needle",
+        };
+        assert_eq!(shown.line(&line, false), format!("{name}:7:needle"));
+    }
+
+    #[test]
+    fn only_a_first_line_marks_a_file_as_utf16() {
+        let files = Files::new(
+            ["a", "b", "c:1"]
+                .map(|name| name.as_bytes().to_vec())
+                .to_vec(),
+        );
+        let output = b"./a:1:\xff\xfex\n./b:2:\xff\xfe\n./b:1:x:1:\xff\xfe\n./c:1:1:\xfe\xff\n./d:1:\xff\xfe\n";
+        let found: Vec<_> = marked(output, &files).into_iter().collect();
+        assert_eq!(found, [&b"a"[..], b"c:1"]);
+    }
 }

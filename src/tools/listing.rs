@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::sandbox::files::{SKIPPED, depth};
+use crate::secrets::Redactor;
 use crate::show::{grouped, short};
 
 use super::names::forms;
+use super::place::LONGEST_PATH;
 use super::script::Script;
 use super::types::{Failure, ToolContext};
 
@@ -96,15 +98,16 @@ impl Listing {
         .run_for(context, LIMIT)
         .await?;
         if found.exit_code == 7 {
-            return Err(no_program(&found.stderr));
+            return Err(no_program(&found.stderr, &context.redactor));
         }
         let path = path.to_owned();
-        let large = found.stdout.len() > FEW_BYTES;
-        let work = move || Self::parse(path, &found.stdout, &found.stderr);
+        let large = found.stdout.len() + found.stderr.len() > FEW_BYTES;
+        let redactor = context.redactor.clone();
+        let work = move || Self::parse(path, &found.stdout, &found.stderr, &redactor);
         off_the_runtime(large, work).await
     }
 
-    fn parse(path: String, output: &[u8], errors: &[u8]) -> Self {
+    fn parse(path: String, output: &[u8], errors: &[u8], redactor: &Redactor) -> Self {
         let mut names = output.split_inclusive(|b| *b == 0);
         let root = match names.next() {
             Some(b"d\0") => Root::Directory,
@@ -114,20 +117,29 @@ impl Listing {
         };
         let mut cut = false;
         let mut files = Vec::new();
+        let mut too_long = 0;
         for name in names {
             match name.strip_suffix(b"\0") {
+                // No program could open it, and what is done with a name may take the square of its length.
+                Some(name) if name.len() > LONGEST_PATH => too_long += 1,
                 Some(name) => files.push(name.strip_prefix(b"./").unwrap_or(name).to_vec()),
                 None => cut = true,
             }
         }
         cut |= output.len() >= MOST_BYTES;
-        files.sort_by_cached_key(|name| (depth(name), name.clone()));
+        files.sort_unstable();
+        files.sort_by_cached_key(|name| depth(name));
+        let mut trouble = Trouble::read(errors, redactor);
+        if too_long > 0 {
+            let longest = grouped(count(LONGEST_PATH));
+            trouble.add(too_long, &format!("paths longer than {longest} bytes"));
+        }
         Self {
             root,
             path,
             files,
             cut,
-            trouble: Trouble::read(errors),
+            trouble,
         }
     }
 }
@@ -137,25 +149,35 @@ impl Listing {
 pub(super) struct Trouble {
     lines: u64,
     first: Vec<String>,
+    /// There were more words than are read.
+    cut: bool,
 }
 
 const SHOWN_TROUBLES: usize = 3;
+/// Bytes of complaints that are read.
+const READ_TROUBLES: usize = 64 * 1024;
 
 impl Trouble {
     /// Reads standard error; what a reader that has enough provokes is no trouble.
-    pub(super) fn read(errors: &[u8]) -> Self {
-        let mut trouble = Self::default();
-        for line in String::from_utf8_lossy(errors).lines() {
-            let expected = ["Broken pipe", "signal 13", "-s option"];
-            if line.trim().is_empty() || expected.iter().any(|words| line.contains(words)) {
-                continue;
-            }
-            trouble.lines += 1;
-            if trouble.first.len() < SHOWN_TROUBLES {
-                trouble.first.push(short(line, 200));
+    pub(super) fn read(errors: &[u8], redactor: &Redactor) -> Self {
+        let mut trouble = Self {
+            cut: errors.len() > READ_TROUBLES,
+            ..Self::default()
+        };
+        for line in complaints(errors, redactor).lines() {
+            let line = line.trim();
+            if !line.is_empty() && !is_expected(line) {
+                trouble.add(1, line);
             }
         }
         trouble
+    }
+
+    fn add(&mut self, times: u64, words: &str) {
+        self.lines = self.lines.saturating_add(times);
+        if self.first.len() < SHOWN_TROUBLES {
+            self.first.push(short(words, 200));
+        }
     }
 
     /// A line for the model, after a line end; nothing if all went well.
@@ -169,16 +191,35 @@ impl Trouble {
             ""
         };
         format!(
-            "\n[{what}: {}: {}{more}]",
+            "\n[{what}: {}{}: {}{more}]",
+            if self.cut { "at least " } else { "" },
             grouped(self.lines),
             self.first.join("; ")
         )
     }
 }
 
+/// The beginning of standard error without secrets: these go before anything is cut, or half of one may stay.
+pub(super) fn complaints(errors: &[u8], redactor: &Redactor) -> String {
+    match errors.get(..READ_TROUBLES) {
+        Some(first) => redactor.stream().push(&String::from_utf8_lossy(first)),
+        None => redactor
+            .clean(&String::from_utf8_lossy(errors))
+            .into_owned(),
+    }
+}
+
+/// Of a program whose reader has gone, or of `xargs` about its own bounds. Where the words stand matters: a file's
+/// name may have any.
+fn is_expected(line: &str) -> bool {
+    line.ends_with(": Broken pipe")
+        || line.starts_with("xargs: ")
+            && (line.ends_with("signal 13") || line.contains(" -s option "))
+}
+
 /// A program that the script asked for is not there.
-pub(super) fn no_program(name: &[u8]) -> Failure {
-    let name = short(String::from_utf8_lossy(name).trim(), 100);
+pub(super) fn no_program(name: &[u8], redactor: &Redactor) -> Failure {
+    let name = short(complaints(name, redactor).trim(), 100);
     Failure::Complaint(format!(
         "this sandbox has no `{name}`, without which files can't be searched; use bash"
     ))
@@ -208,7 +249,7 @@ mod tests {
     use super::*;
 
     fn parsed(output: &[u8]) -> Listing {
-        Listing::parse("/w".to_owned(), output, b"")
+        Listing::parse("/w".to_owned(), output, b"", &Redactor::default())
     }
 
     #[test]
@@ -224,13 +265,54 @@ mod tests {
     #[test]
     fn what_could_not_be_done_is_counted_and_said_shortly() {
         let words = "find: './a': Permission denied\n".repeat(5);
-        let note = Trouble::read(format!("{words}find: write error: Broken pipe\n").as_bytes())
+        let read = |errors: &str| Trouble::read(errors.as_bytes(), &Redactor::default());
+        let note = read(&format!("{words}find: write error: Broken pipe\n"))
             .note("directories that can't be entered");
         assert!(
             note.starts_with("\n[directories that can't be entered: 5: find: './a'"),
             "{note}"
         );
         assert!(note.ends_with("; …]"), "{note}");
-        assert_eq!(Trouble::read(b"").note("x"), "");
+        for expected in [
+            "",
+            "grep: write error: Broken pipe",
+            "xargs: grep: terminated by signal 13",
+            "xargs: value 400000 for -s option should be <= 131072",
+        ] {
+            assert_eq!(read(expected).note("x"), "", "{expected}");
+        }
+        for name in ["Broken pipe.md", "signal 13", "-s option "] {
+            let words = format!("grep: ./{name}: Permission denied");
+            assert_eq!(read(&words).note("x"), format!("\n[x: 1: {words}]"));
+        }
+    }
+
+    #[test]
+    fn of_very_many_complaints_the_beginning_is_read() {
+        let words = "find: './a': Permission denied\n".repeat(500_000);
+        let note = Trouble::read(words.as_bytes(), &Redactor::default()).note("x");
+        assert!(note.starts_with("\n[x: at least 2,1"), "{note}");
+    }
+
+    #[test]
+    fn half_of_a_secret_is_never_in_a_complaint() {
+        let redactor = Redactor::searching("0123456789abcdef");
+        for at in [150, 190, READ_TROUBLES - 8] {
+            let words = format!("find: {}0123456789abcdef end", "x".repeat(at - 6));
+            let note = Trouble::read(words.as_bytes(), &redactor).note("x");
+            let kept = complaints(words.as_bytes(), &redactor);
+            assert!(!note.contains("012") && !kept.contains("012"), "{at}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_system_takes_is_told_and_left_out() {
+        let deep = "a/".repeat(100_000);
+        let listing = parsed(format!("d\0./b\0./{deep}\0").as_bytes());
+        assert_eq!(listing.files, [b"b"]);
+        assert_eq!(
+            listing.trouble.note("x"),
+            "\n[x: 1: paths longer than 4,095 bytes]"
+        );
     }
 }

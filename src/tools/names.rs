@@ -6,12 +6,14 @@ use globset::{Candidate, Glob, GlobBuilder, GlobSet};
 
 use crate::encoding;
 use crate::sandbox::files::SKIPPED;
-use crate::show::{one_line, short};
+use crate::show::one_line;
 
 use super::types::Failure;
 
-/// Characters of a pattern, and bytes of a path (as Linux has it).
+/// Characters of a pattern.
 const LONGEST: usize = 4000;
+/// Parts of a pattern: each may be several automata.
+const MOST_PARTS: usize = 64;
 
 /// Where a pattern with directories in it begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,11 @@ impl NamePattern {
                 "pattern is empty; give one as *.py or src/**/*.rs".to_owned(),
             ));
         }
+        if parts.len() > MOST_PARTS {
+            return Err(Failure::Complaint(format!(
+                "the name pattern has more than {MOST_PARTS} parts; use {{a,b}} or fewer of them"
+            )));
+        }
         let (mut wanted, mut excluded) = (Builder::default(), Builder::default());
         let mut broken = None;
         for part in &parts {
@@ -89,6 +96,7 @@ impl NamePattern {
             hidden: parts.iter().filter(|part| !part.excludes).any(|part| {
                 part.text
                     .split(['/', '{', ','])
+                    .filter(|name| !matches!(*name, "." | ".."))
                     .any(|name| name.starts_with('.') || name.starts_with("[.]"))
             }),
             broken,
@@ -179,7 +187,7 @@ impl Builder {
                 Err(error) if at == 0 => {
                     broken = Some(format!(
                         "pattern {} can't be read: {}. To match a special character itself write \\ before it",
-                        short(pattern, 200),
+                        one_line(pattern),
                         error.kind()
                     ));
                 }
@@ -195,8 +203,7 @@ impl Builder {
     }
 
     fn build(&self, text: &str) -> Result<Globs, Failure> {
-        let too_much =
-            |_| Failure::Complaint(format!("pattern {} is too complex", short(text, 200)));
+        let too_much = |_| Failure::Complaint(format!("pattern {} is too complex", one_line(text)));
         Ok(Globs {
             relative: GlobSet::new(&self.relative).map_err(too_much)?,
             absolute: GlobSet::new(&self.absolute).map_err(too_much)?,
@@ -280,16 +287,6 @@ pub(super) fn named_in(path: &str, pattern: &str) -> Vec<&'static str> {
         .collect()
 }
 
-/// Refuses a path that no system takes, before it is made an argument.
-pub(super) fn bounded(path: &str) -> Result<&str, Failure> {
-    if path.len() > LONGEST {
-        return Err(Failure::Complaint(format!(
-            "path is longer than {LONGEST} bytes, and no file has such a path"
-        )));
-    }
-    Ok(path)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +333,8 @@ mod tests {
             ("*", Root, ".hidden", false),
             (".*", Root, ".hidden", true),
             ("**/.env*", Root, "a/.env.local", true),
+            ("../src/*", Root, "../src/.env", false),
+            ("../src/.*", Root, "../src/.env", true),
             ("./a.txt", Root, "a.txt", true),
             ("a?c", Root, "a/c", false),
             ("\\[x\\].md", Root, "[x].md", true),
@@ -361,6 +360,8 @@ mod tests {
             );
         }
         assert!(NamePattern::parse(&"x".repeat(5000), Root).is_err());
+        assert!(NamePattern::parse(&"x,".repeat(64), Root).is_ok());
+        assert!(NamePattern::parse(&"x,".repeat(65), Root).is_err());
     }
 
     #[test]

@@ -18,7 +18,7 @@ const LISTING: usize = 256 * 1024;
 const SHOWN_ENTRIES: usize = 200;
 
 /// More than any system takes (`PATH_MAX`, which counts a NUL too).
-const LONGEST_PATH: usize = 4095;
+pub(super) const LONGEST_PATH: usize = 4095;
 
 /// Says what `$1` is, in fields that end with NUL: kind, size, text (if `$2` is 1 and it is of at most 8 MiB:
 /// its lines, those in CRLF, the first bytes), where a symlink leads, whether it may be read; of a missing one

@@ -36,7 +36,8 @@ const DECOMPOSED: usize = 64;
 const BEGINNINGS: (u8, u8) = (0xc0, 0xff);
 const WITH_BASH: &str = "use bash with grep -P, or python3";
 
-/// Translates `pattern`. Linear in what comes out, which is bounded; some 100 µs.
+/// Translates `pattern`. Linear in what comes out, which is bounded, and so is the work on word boundaries: some
+/// 100 µs, and tens of milliseconds at the worst.
 ///
 /// # Errors
 /// Why it can't be searched for, and the nearest thing that can.

@@ -94,6 +94,31 @@ fn what_cannot_be_said_is_refused_with_a_way_out() {
     }
 }
 
+/// Each of these copied a long pattern for each of its parts, or went as deep as it is long.
+#[test]
+fn what_word_boundaries_cost_is_bounded() {
+    for pattern in [
+        format!("{}{}", r"(\ba|b)".repeat(6), ".a".repeat(1_950)),
+        format!(r"\b{}", "^".repeat(3_900)),
+        format!("{}{}", "x?".repeat(1_900), r"\b"),
+        format!(r"{}\b{}", "(".repeat(200), ")".repeat(200)),
+    ] {
+        let start = std::time::Instant::now();
+        let translated = translate(&pattern, false);
+        let took = start.elapsed();
+        assert!(took.as_millis() < 1_000, "{took:?}: {:.20}", pattern);
+        if let Err(why) = translated {
+            assert!(
+                why.contains("boundaries") || why.contains("too long"),
+                "{why}"
+            );
+        }
+    }
+    // What people write has room.
+    let long = format!(r"\b\w+@\w+\.\w+\b{}", ".a".repeat(100));
+    assert!(translate(&long, false).is_ok());
+}
+
 proptest::proptest! {
     #[test]
     fn translating_never_panics_and_gives_no_line_end_or_nul(pattern in "[\\[\\]^a-c\\\\dsSwWbB(|)?*+{},0-9.:&~$iuü-]{0,24}") {

@@ -1,7 +1,8 @@
 //! `glob`, and what it shares with `grep`: the sandbox lists files, the host matches their names.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
@@ -13,12 +14,14 @@ use crate::sandbox::files::SKIPPED;
 use crate::show::{grouped, one_line};
 
 use super::listing::{Listing, Root, count, off_the_runtime};
-use super::names::{Anchor, NamePattern, bounded, named_in};
+use super::names::{Anchor, NamePattern, named_in};
 use super::place::{Kind, Place, absolute};
 use super::schema::typed;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
 
 const SHOWN_PATHS: usize = 200;
+/// Bytes of directories' names that are looked at when no file matches.
+const LOOKED_AT: usize = 8 * 1024 * 1024;
 
 /// `glob`.
 #[derive(Debug)]
@@ -66,7 +69,9 @@ impl Tool for Glob {
 
 async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAnswer, Failure> {
     let facts = context.session.probe(context.sandbox.as_ref()).await;
-    let wanted = NamePattern::parse(pattern, Anchor::Root)?;
+    let text = pattern.to_owned();
+    let parsing = move || NamePattern::parse(&text, Anchor::Root);
+    let wanted = off_the_runtime(true, parsing).await??;
     let cwd = context.session.cwd();
     let root = root_of(path, &cwd, &facts.home)?;
     let named = named_in(path, pattern);
@@ -82,7 +87,7 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
         ));
     } else if !wanted.base.is_empty() {
         let from_here = below(&wanted.base, &cwd, &facts.home)?;
-        if from_here.starts_with(&root) {
+        if Path::new(&from_here).starts_with(&root) {
             places.push((from_here, wanted.base.clone()));
         }
     }
@@ -125,7 +130,7 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
 pub(super) fn root_of(path: &str, cwd: &str, home: &str) -> Result<String, Failure> {
     match path.trim_end_matches('/') {
         "" | "." if !path.starts_with('/') => Ok(cwd.to_owned()),
-        _ => absolute(bounded(path)?, cwd, home),
+        _ => absolute(path, cwd, home),
     }
 }
 
@@ -133,7 +138,7 @@ fn below(path: &str, root: &str, home: &str) -> Result<String, Failure> {
     if path.is_empty() {
         return Ok(root.to_owned());
     }
-    absolute(bounded(path)?, root, home)
+    absolute(path, root, home)
 }
 
 /// Names that match, without and with a part that begins with a dot, and a directory that does.
@@ -152,31 +157,14 @@ impl Matches {
             wanted.matches(&[&full], &[root.as_bytes(), b"/", name].concat())
         };
         let all = files.len();
-        let mut directories = BTreeSet::new();
-        let (mut shown, mut hidden) = (Vec::new(), Vec::new());
-        for name in files {
-            if matches(&name) {
-                let into = if wanted.shows(&name) {
-                    &mut shown
-                } else {
-                    &mut hidden
-                };
-                into.push(name);
-            } else if shown.is_empty() {
-                let slashes = name.iter().enumerate().filter(|(_, b)| **b == b'/');
-                let parents = slashes.filter_map(|(at, _)| name.get(..at));
-                for parent in parents.collect::<Vec<_>>() {
-                    if !directories.contains(parent) {
-                        directories.insert(parent.to_vec());
-                    }
-                }
-            }
-        }
-        let directory = if shown.is_empty() && hidden.is_empty() {
-            directories.into_iter().find(|name| matches(name))
+        let (matching, others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|name| matches(name));
+        let directory = if matching.is_empty() {
+            directory_among(&others, matches).map(<[u8]>::to_vec)
         } else {
             None
         };
+        let (shown, hidden) = matching.into_iter().partition(|name| wanted.shows(name));
         Self {
             files: all,
             shown,
@@ -184,6 +172,32 @@ impl Matches {
             directory,
         }
     }
+}
+
+/// The first directory, by its bytes, that `files` are in and that `matches`. Only as many are looked at as
+/// [`LOOKED_AT`] allows: one file may be in thousands.
+fn directory_among(files: &[Vec<u8>], mut matches: impl FnMut(&[u8]) -> bool) -> Option<&[u8]> {
+    let mut seen = HashSet::new();
+    let mut room = LOOKED_AT;
+    let mut found: Option<&[u8]> = None;
+    for name in files {
+        let mut rest = name.as_slice();
+        while let Some(slash) = rest.iter().rposition(|b| *b == b'/') {
+            rest = rest.get(..slash).unwrap_or_default();
+            // If this one was seen, then all above it were.
+            if !seen.insert(rest) {
+                break;
+            }
+            let Some(less) = room.checked_sub(rest.len() + size_of::<&[u8]>()) else {
+                return found;
+            };
+            room = less;
+            if found.is_none_or(|found| rest < found) && matches(rest) {
+                found = Some(rest);
+            }
+        }
+    }
+    found
 }
 
 /// What a look at one place gave, for the model.
@@ -294,5 +308,33 @@ pub(super) async fn not_listed(listing: &Listing, given: &str, context: &ToolCon
             }),
             Err(outcome) => outcome,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_found_by_their_names() {
+        let files = ["b/c/x", "b/c/y", "a/c/x", "z"].map(|name| name.as_bytes().to_vec());
+        let ends = |end: &'static [u8]| move |name: &[u8]| name.ends_with(end);
+        assert_eq!(directory_among(&files, ends(b"c")), Some(&b"a/c"[..]));
+        assert_eq!(directory_among(&files, ends(b"b")), Some(&b"b"[..]));
+        assert_eq!(directory_among(&files, ends(b"z")), None);
+    }
+
+    #[test]
+    fn deep_files_do_not_make_a_search_for_directories_long() {
+        let files: Vec<Vec<u8>> = (0..2_000)
+            .map(|n| format!("{n:04}/{}x", "a/".repeat(2_000)).into_bytes())
+            .collect();
+        let mut looked_at = 0;
+        let found = directory_among(&files, |name| {
+            looked_at += name.len();
+            false
+        });
+        assert_eq!(found, None);
+        assert!(looked_at > 0 && looked_at <= LOOKED_AT, "{looked_at}");
     }
 }

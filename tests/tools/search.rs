@@ -185,9 +185,50 @@ in_every_shell! {
             ("glob", json!({"pattern": "y".repeat(140_000)})),
             ("glob", json!({"pattern": "*", "path": "y".repeat(140_000)})),
         ] {
+            let is_path = args.get("path").is_some();
             let why = rig.complaint(tool, args).await;
-            assert!(why.contains("longer than 4000"), "{why}");
+            let words = if is_path { "no path can have more than 4,095" } else { "longer than 4000" };
+            assert!(why.contains(words), "{why}");
         }
+    }
+
+    async fn marks_of_utf16_within_files_are_no_matches(rig) {
+        rig.put("a.txt", "needle\n");
+        rig.put("bin.dat", b"x\xfe\xff\xff\n");
+        rig.put("second.dat", b"a\n\xff\xfeb\n");
+        for pattern in ["needle", "ne+dle"] {
+            for (mode, found) in [
+                ("content", "a.txt:1:needle"),
+                ("files", "a.txt:1"),
+                ("count", "[1 matching lines in 1 files]"),
+            ] {
+                let text = rig.text("grep", json!({"pattern": pattern, "mode": mode})).await;
+                assert_eq!(text, found, "{pattern} {mode}");
+            }
+        }
+        // What the pattern itself finds there is no text.
+        let text = rig.text("grep", json!({"pattern": "x", "path": "bin.dat"})).await;
+        assert_eq!(text, "bin.dat:1:x\u{fffd}\u{fffd}\u{fffd}");
+        rig.put("nul.dat", b"x\0\0\n");
+        let text = rig.text("grep", json!({"pattern": "x", "path": "nul.dat"})).await;
+        assert!(!text.contains("no matches in 1 files"), "{text}");
+    }
+
+    async fn searches_stay_where_they_are_asked_for(rig) {
+        rig.put("src/b.txt", "needle\n");
+        rig.put("src/.env", "needle\n");
+        rig.put("src2/a.rs", "needle\n");
+        let none = rig.text("glob", json!({"pattern": "src2/*.rs", "path": "src"})).await;
+        assert!(none.starts_with("(no matches): src2/ is no directory"), "{none}");
+        let text = rig.text("glob", json!({"pattern": "../src/*", "path": "src2"})).await;
+        assert_eq!(text, "src2/../src/b.txt");
+        rig.put("odd\nname.txt", "needle\n");
+        let why = rig.complaint("grep", json!({"pattern": "needle", "path": "odd\nname.txt"})).await;
+        assert!(why.contains("line end in its name"), "{why}");
+        let deep = ["d".repeat(150), "e".repeat(150), "f.txt".to_owned()].join("/");
+        rig.put(&deep, "a needle in it\n");
+        let text = rig.text("grep", json!({"pattern": "a needle"})).await;
+        assert_eq!(text.lines().next(), Some(format!("{deep}:1:a needle in it").as_str()));
     }
 
     async fn half_of_a_secret_is_never_shown(rig) {
