@@ -145,7 +145,9 @@ impl Piece {
         let mut fields = printed.rsplitn(4, |b| *b == 0);
         let mut number = || -> Option<Option<u64>> {
             let text = std::str::from_utf8(fields.next()?).ok()?;
-            Some(text.trim().parse().ok())
+            // Up to what an offset can be, so that a page's lines can be counted on from there.
+            let number = text.trim().parse::<i64>().ok();
+            Some(number.and_then(|number| u64::try_from(number).ok()))
         };
         let (total, from, beginning) = (number()?, number()??, number()??);
         let printed = fields.next()?;

@@ -271,3 +271,25 @@ fn what_the_sandbox_cuts_out_is_read_strictly() {
         (&b"b\0c"[..], 7, Some(9))
     );
 }
+
+#[test]
+fn numbers_that_no_file_has_are_refused() {
+    for absurd in [u64::MAX, u64::MAX - 1, 1 << 63] {
+        assert_eq!(
+            Piece::parse(format!("x\0{absurd}\x001\x001").as_bytes()),
+            None
+        );
+        assert_eq!(
+            Piece::parse(format!("x\x001\0{absurd}\x001").as_bytes()),
+            None
+        );
+    }
+    let window = Window::new(Some(i64::MAX), None);
+    let piece = Piece::parse(format!("xa\nb\n\x001\0{}\0", i64::MAX).as_bytes()).unwrap();
+    let page = page_of(&piece, window, &Redactor::default()).unwrap();
+    assert!(
+        page.starts_with("9223372036854775807\ta\n9223372036854775808\tb"),
+        "{page}"
+    );
+    assert!(complaint(small(b"a\n", window)).contains("past the end"));
+}
