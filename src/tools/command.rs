@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::ids;
 use crate::sandbox::{ExecOutput, ExecStream, SandboxError, exec_sh};
+use crate::secrets::Redactor;
 use crate::show::one_line;
 
 use super::facts::Facts;
@@ -236,7 +237,7 @@ impl Call<'_> {
             gap,
             stopped,
             left,
-            killed: killed(&outer_said),
+            killed: killed(&outer_said, &self.context.redactor),
             took: started.elapsed(),
             excerpt: keeper.finish().excerpt(&SHOWN),
             bytes,
@@ -344,9 +345,10 @@ impl Call<'_> {
 }
 
 /// What the sandbox says of processes that it killed itself, among the outer shell's words.
-fn killed(outer_said: &[u8]) -> Vec<String> {
-    String::from_utf8_lossy(outer_said)
-        .lines()
+fn killed(outer_said: &[u8], redactor: &Redactor) -> Vec<String> {
+    // It may have been cut, in a key too.
+    let said = redactor.stream().push(&String::from_utf8_lossy(outer_said));
+    said.lines()
         .filter_map(|line| line.strip_prefix("sandcaster: "))
         .filter(|said| said.starts_with("killed process "))
         .map(one_line)

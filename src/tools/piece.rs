@@ -189,7 +189,8 @@ pub(super) async fn slice(
     };
     let ended = script.run_for(context, SLICE_LIMIT).await?;
     Piece::parse(&ended.stdout).ok_or_else(|| {
-        let why = prose(&String::from_utf8_lossy(&ended.stderr), 300);
+        let said = String::from_utf8_lossy(&ended.stderr);
+        let why = prose(&context.redactor.clean(&said), 300);
         Failure::Complaint(format!("{name} could not be read: {why}"))
     })
 }

@@ -467,6 +467,18 @@ in_every_shell! {
         assert!(again, "each command has a file of its own");
     }
 
+    async fn no_part_of_a_key_is_shown_of_an_output_that_goes_on(rig) {
+        let mut rig = rig;
+        let key = "sandcaster-key-0123456789-".repeat(4);
+        rig.context.redactor = sandcaster::secrets::Redactor::new([&sandcaster::secrets::Secret::new(&key)]);
+        rig.put("keys", key.repeat(100));
+        for before in ["", "xxxxxxxxx", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"] {
+            let command = format!("printf '%s' {before}; cat keys");
+            let text = rig.text("bash", json!({"command": command, "background": true})).await;
+            assert!(text.contains("[redacted]") && !text.contains("sandcaster-k"), "{text}");
+        }
+    }
+
     async fn an_output_that_could_not_be_kept_is_told(rig) {
         let many = "i=0; while [ $i -lt 9000 ]; do echo line $i; i=$((i+1)); done";
         let first = rig.bash(many).await.output_path.unwrap();
@@ -491,6 +503,9 @@ in_every_shell! {
         let a = rig.bash("echo a; exit 1").await.fingerprint();
         assert_ne!(a, rig.bash("echo a; exit 2").await.fingerprint());
         assert_ne!(a, rig.bash("echo b; exit 1").await.fingerprint());
+        rig.bash("mkdir -p one/two").await;
+        let (one, two) = (rig.bash("cd one").await, rig.bash("cd two").await);
+        assert_ne!(one.fingerprint(), two.fingerprint());
     }
 
     async fn the_true_cause_is_told_when_nothing_could_be_started(rig) {
