@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::sandbox::SandboxError;
 use crate::show::{first_chars, one_line, size};
 
 use super::command::{Call, Ended, OUTPUT_FILE, Stop};
@@ -88,7 +89,16 @@ impl Tool for Bash {
             background: args.background,
         };
         call.output_path = call.path_of(output);
-        let ended = call.run(&args.command).await?;
+        let ended = match call.run(&args.command).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                // What was begun may still write: its file is not used for another command.
+                let begun = !matches!(error, SandboxError::NotStarted(_));
+                context.session.tell_output(output, begun);
+                context.session.settle_output(output);
+                return Err(error.into());
+            }
+        };
         Ok(call.answer(ended).await)
     }
 }
@@ -375,6 +385,11 @@ impl Call<'_> {
     /// The answer for a program that was started in the background.
     fn started(&self, record: &EndRecord, ended: &Ended, notes: &[String]) -> ToolAnswer {
         let kept = ended.begun.as_ref().is_none_or(|begun| begun.kept);
+        let session = &self.context.session;
+        session.tell_output(self.output, kept);
+        if record.code.is_some() || !kept {
+            session.settle_output(self.output);
+        }
         let mut read = ended.excerpt.head.clone();
         if ended.bytes >= READ {
             // It goes on in the file: what may be the beginning of a key is held back.

@@ -6,6 +6,7 @@ use crate::chat::ImageType;
 use crate::show::prose;
 
 use super::image;
+pub(super) use super::listing::count;
 use super::place::Place;
 use super::script::Script;
 use super::types::{Failure, ToolContext};
@@ -201,8 +202,4 @@ fn utf16(file: &[u8], unit: fn([u8; 2]) -> u16) -> Vec<u8> {
         .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
         .collect::<String>()
         .into_bytes()
-}
-
-pub(super) fn count(n: usize) -> u64 {
-    u64::try_from(n).unwrap_or(u64::MAX)
 }

@@ -458,13 +458,12 @@ in_every_shell! {
         let ours = paths[0].rsplit_once('/').unwrap().1.split_once('-').unwrap().0.to_owned();
         let count = || std::fs::read_dir(&dir).unwrap().flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)).count();
         // A slow machine may take a while to see that nobody holds the file any more.
-        let mut again = false;
+        let before = count();
         for n in 0..50 {
-            let before = count();
             rig.bash(&format!("echo {n}; exit {n}")).await;
-            again |= count() == before;
         }
-        assert!(again, "each command has a file of its own");
+        let more = count() - before;
+        assert!(more <= 10, "{more} files of 50 commands");
     }
 
     async fn no_part_of_a_key_is_shown_of_an_output_that_goes_on(rig) {
