@@ -109,7 +109,7 @@ async fn search() {
 
 async fn call(name: &str, args: &Value, context: &ToolContext) -> Duration {
     let built = tool(name).and_then(|def| def.built).expect("a tool");
-    let prepared = prepare(built.spec, &ToolArgs::Json(args.clone()));
+    let prepared = prepare(built.spec, &ToolArgs::Json(args.clone()), &context.redactor);
     let begun = Instant::now();
     let prepared = prepared.unwrap_or_else(|why| panic!("{name} {args}: {why}"));
     let outcome = built.tool.call(prepared.args, context).await;

@@ -210,7 +210,7 @@ async fn plan<'a>(
             return Ok(planned(name.into(), Plan::Refuse(text)));
         }
     };
-    let prepared = match tools::prepare(built.spec, &call.args) {
+    let prepared = match tools::prepare(built.spec, &call.args, &context.redactor) {
         Ok(prepared) => prepared,
         Err(mut complaint) => {
             if guard.misunderstood(def.name) {

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
+use crate::sandbox::SandboxError;
 use crate::show::{first_chars, one_line, size};
 
 use super::command::{Call, Ended, OUTPUT_FILE, Stop};
@@ -22,7 +23,9 @@ use super::wrapper::{EndRecord, Moved, kept};
 
 const DEFAULT_SECS: i64 = 120;
 const MOST_SECS: i64 = 600;
-/// Characters of a background program's first output.
+/// Bytes of a background program's first output that are read, as the text around it has it.
+const READ: u64 = 8192;
+/// Characters of it that are shown.
 const STARTED: usize = 4096;
 
 /// The tool.
@@ -86,7 +89,16 @@ impl Tool for Bash {
             background: args.background,
         };
         call.output_path = call.path_of(output);
-        let ended = call.run(&args.command).await?;
+        let ended = match call.run(&args.command).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                // What was begun may still write: its file is not used for another command.
+                let begun = !matches!(error, SandboxError::NotStarted(_));
+                context.session.tell_output(output, begun);
+                context.session.settle_output(output);
+                return Err(error.into());
+            }
+        };
         Ok(call.answer(ended).await)
     }
 }
@@ -171,12 +183,13 @@ impl Call<'_> {
             truncated,
             total_chars: truncated.then_some(ended.excerpt.total_chars),
             output_path: kept.map(|_| self.output_path.clone()),
-            cwd: new_cwd,
             outcome: Some(fingerprint((
                 code,
+                &new_cwd,
                 &ended.excerpt.head,
                 &ended.excerpt.tail,
             ))),
+            cwd: new_cwd,
             ..ToolAnswer::default()
         }
     }
@@ -372,8 +385,18 @@ impl Call<'_> {
     /// The answer for a program that was started in the background.
     fn started(&self, record: &EndRecord, ended: &Ended, notes: &[String]) -> ToolAnswer {
         let kept = ended.begun.as_ref().is_none_or(|begun| begun.kept);
-        // Cut after it was cleaned, and shorter than what was read: half a key is not recognised.
-        let output = first_chars(&ended.excerpt.head, STARTED).trim_end();
+        let session = &self.context.session;
+        session.tell_output(self.output, kept);
+        if record.code.is_some() || !kept {
+            session.settle_output(self.output);
+        }
+        let mut read = ended.excerpt.head.clone();
+        if ended.bytes >= READ {
+            // It goes on in the file: what may be the beginning of a key is held back.
+            let whole = read.trim_end_matches(['\u{fffd}', '\n']);
+            read = self.context.redactor.stream().push(whole);
+        }
+        let output = first_chars(&read, STARTED).trim_end();
         let mut text = output.to_owned();
         let file = if kept {
             format!("output in {}", self.output_path)

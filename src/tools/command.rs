@@ -8,7 +8,8 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::ids;
-use crate::sandbox::{ExecOutput, ExecStream, SandboxError, exec_sh};
+use crate::sandbox::{ExecOutput, ExecStream, SandboxError, apart, exec_sh};
+use crate::secrets::Redactor;
 use crate::show::one_line;
 
 use super::facts::Facts;
@@ -17,7 +18,7 @@ use super::types::ToolContext;
 use super::wrapper::{Begun, EndRecord, Left, RecordScanner, Wrapped, sweep};
 
 /// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
-const LONGEST_ARGUMENT: usize = 100_000;
+const LONGEST_COMMAND: usize = 100_000;
 /// Output after which a command is stopped (`design.md`, settled 31).
 const FLOOD: u64 = 32 * 1024 * 1024;
 /// What `ulimit -f 20480` lets into the output file at least.
@@ -75,6 +76,13 @@ pub(super) struct Ended {
     pub(super) excerpt: Excerpt,
     /// Bytes of output before the record.
     pub(super) bytes: u64,
+}
+
+/// The output as the sandbox has kept it.
+struct Reread {
+    keeper: TextKeeper,
+    bytes: u64,
+    end: EndRecord,
 }
 
 type Sweeping = Pin<Box<dyn Future<Output = Left> + Send>>;
@@ -199,11 +207,8 @@ impl Call<'_> {
         } else {
             None
         };
-        if let Some((whole, end)) = reread {
-            keeper = TextKeeper::new(&self.context.redactor);
-            keeper.push(&whole);
-            bytes = u64::try_from(whole.len()).unwrap_or(u64::MAX);
-            record = Some(end);
+        if let Some(whole) = reread {
+            (keeper, bytes, record) = (whole.keeper, whole.bytes, Some(whole.end));
             gap = false;
         } else if let Some(error) = broken {
             return Err(error);
@@ -236,7 +241,7 @@ impl Call<'_> {
             gap,
             stopped,
             left,
-            killed: killed(&outer_said),
+            killed: killed(&outer_said, &self.context.redactor),
             took: started.elapsed(),
             excerpt: keeper.finish().excerpt(&SHOWN),
             bytes,
@@ -244,7 +249,7 @@ impl Call<'_> {
     }
 
     /// The output and the end record as the sandbox has kept them, where the stream lost something.
-    async fn reread(&self, nonce: &str) -> Option<(Vec<u8>, EndRecord)> {
+    async fn reread(&self, nonce: &str) -> Option<Reread> {
         let sandbox = self.context.sandbox.as_ref();
         let reading = sandbox.read(&self.output_path, OUTPUT_FILE);
         let bytes = tokio::select! {
@@ -252,8 +257,17 @@ impl Call<'_> {
             () = self.context.cancel.cancelled() => return None,
             read = tokio::time::timeout_at(self.context.deadline.instant(), reading) => read.ok()?.ok()?,
         };
-        let (shown, end) = RecordScanner::new(nonce).push(&bytes);
-        Some((shown, end?))
+        let (nonce, redactor) = (nonce.to_owned(), self.context.redactor.clone());
+        // Up to 10 MiB: too much for the runtime's threads.
+        let read = move || {
+            let (shown, end) = RecordScanner::new(&nonce).push(&bytes);
+            let end = end?;
+            let mut keeper = TextKeeper::new(&redactor);
+            keeper.push(&shown);
+            let bytes = u64::try_from(shown.len()).unwrap_or(u64::MAX);
+            Some(Reread { keeper, bytes, end })
+        };
+        apart(read).await?
     }
 
     async fn open(
@@ -264,7 +278,7 @@ impl Call<'_> {
     ) -> Result<ExecStream, SandboxError> {
         let sandbox = self.context.sandbox.as_ref();
         let session = &self.context.session;
-        let long = command.len() > LONGEST_ARGUMENT;
+        let long = command.len() > LONGEST_COMMAND;
         let script = if long {
             format!("{}.sh", self.output_path)
         } else {
@@ -344,9 +358,10 @@ impl Call<'_> {
 }
 
 /// What the sandbox says of processes that it killed itself, among the outer shell's words.
-fn killed(outer_said: &[u8]) -> Vec<String> {
-    String::from_utf8_lossy(outer_said)
-        .lines()
+fn killed(outer_said: &[u8], redactor: &Redactor) -> Vec<String> {
+    // It may have been cut, in a key too.
+    let said = redactor.stream().push(&String::from_utf8_lossy(outer_said));
+    said.lines()
         .filter_map(|line| line.strip_prefix("sandcaster: "))
         .filter(|said| said.starts_with("killed process "))
         .map(one_line)

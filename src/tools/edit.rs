@@ -10,9 +10,10 @@ use bytes::Bytes;
 use memchr::memchr_iter;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use similar::{ChangeTag, TextDiff};
+use similar::{ChangeTag, DiffTag, TextDiff};
 
 use crate::chat::ToolSpec;
+use crate::sandbox::apart;
 use crate::secrets::Redactor;
 use crate::show::{first_chars, one_line};
 
@@ -100,14 +101,9 @@ async fn edit(args: EditArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     let path = args.path.clone();
     let redactor = context.redactor.clone();
     // Up to 8 MiB are searched and compared: too long for a thread of the runtime.
-    let done = tokio::task::spawn_blocking(move || change(&file, &args, &redactor));
-    let (replaced, shown) = match done.await {
-        Ok(done) => done.map_err(|why| complain(&why))?,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => return Err(Failure::Cancelled),
-        },
-    };
+    let done = apart(move || change(&file, &args, &redactor)).await;
+    let done = done.ok_or(Failure::Cancelled)?;
+    let (replaced, shown) = done.map_err(|why| complain(&why))?;
     super::store(&place.path, &path, Bytes::from(replaced.bytes), context).await?;
     let mut text = format!(
         "edited {name}{}: {} replacement",
@@ -152,6 +148,12 @@ fn change(file: &[u8], args: &EditArgs, redactor: &Redactor) -> Result<(Replaced
     Ok((replaced, shown))
 }
 
+/// The lines of `text` that are compared, and one more if there are more.
+fn split(text: &str) -> Vec<&str> {
+    let lines = text.split_inclusive('\n');
+    lines.take(MOST_COMPARED + AROUND + 1).collect()
+}
+
 /// What an edit changed.
 #[derive(Debug, Default)]
 struct Shown {
@@ -178,16 +180,25 @@ impl Shown {
             String::from_utf8_lossy(bytes.get(from..to).unwrap_or_default()).into_owned()
         };
         let (old, new) = (stretch(old), stretch(new));
-        let split = |text| str::split_inclusive(text, '\n').take(MOST_COMPARED);
-        let (old, new): (Vec<&str>, Vec<&str>) = (split(&old).collect(), split(&new).collect());
-        let cut = old.len().max(new.len()) == MOST_COMPARED;
+        let (mut old, mut new) = (split(&old), split(&new));
+        // More than the lines around the last change are left out, so it is one of them.
+        let cut = old.len().max(new.len()) > MOST_COMPARED + AROUND;
+        if cut {
+            old.truncate(MOST_COMPARED);
+            new.truncate(MOST_COMPARED);
+        }
         let diff = TextDiff::configure()
             .timeout(LONGEST)
             .diff_slices(&old, &new);
         let mut shown = Self::default();
         let (mut left, mut unseen) = (MOST_SHOWN_LINES, cut);
-        for group in diff.grouped_ops(AROUND) {
-            if let (Some(begin), Some(end)) = (group.first(), group.last()) {
+        let mut groups = diff.grouped_ops(AROUND).into_iter().peekable();
+        while let Some(group) = groups.next() {
+            // What a change at the cut replaces is not known; that its new lines are in the file is.
+            let known = !cut
+                || groups.peek().is_some()
+                || group.last().is_some_and(|op| op.tag() == DiffTag::Equal);
+            if let (true, Some(begin), Some(end)) = (known, group.first(), group.last()) {
                 // An empty range is named by the line before it.
                 let range = |at: Range<usize>| (first + at.start + at.len().min(1), at.len());
                 let (from, old) = range(begin.old_range().start..end.old_range().end);
@@ -198,12 +209,14 @@ impl Shown {
                 shown.lines.push_str("\n…");
             }
             for change in group.iter().flat_map(|op| diff.iter_changes(op)) {
-                if left == 0 && shown.diff.len() > MOST_DIFF {
+                if left == 0 && (!known || shown.diff.len() > MOST_DIFF) {
                     unseen |= change.tag() != ChangeTag::Equal;
                     continue;
                 }
                 let line = shown_line(change.value(), redactor);
-                write!(shown.diff, "\n{}{line}", change.tag()).ok();
+                if known {
+                    write!(shown.diff, "\n{}{line}", change.tag()).ok();
+                }
                 match change.new_index() {
                     Some(at) if left > 0 => {
                         left -= 1;
@@ -221,7 +234,9 @@ impl Shown {
         let whole = shown.diff.trim_start_matches('\n');
         let begin = first_chars(whole, MOST_DIFF);
         shown.diff = if cut || begin.len() < whole.len() {
-            format!("{}\n[diff cut]", begin.trim_end_matches('\n'))
+            let begin = begin.trim_end_matches('\n');
+            let end = if begin.is_empty() { "" } else { "\n" };
+            format!("{begin}{end}[diff cut]")
         } else {
             begin.to_owned()
         };
@@ -319,6 +334,52 @@ mod tests {
             late.diff.contains("-8000\n+late") && !late.diff.contains("cut"),
             "{}",
             late.diff
+        );
+    }
+
+    #[test]
+    fn a_long_diff_says_nothing_that_is_not_so() {
+        let lines =
+            |range: std::ops::Range<usize>| -> String { range.map(|n| format!("{n}\n")).collect() };
+        let diff =
+            |old: &str, new: &str| Shown::of(old.as_bytes(), new.as_bytes(), &Redactor::default());
+        for count in [MOST_COMPARED, MOST_COMPARED + AROUND] {
+            let old = lines(0..count);
+            let new = old.replace("\n10\n", "\nten\n") + "end\n";
+            let whole = diff(&old[..old.len() - 6], &new[..new.len() - 6]);
+            assert!(!whole.diff.contains("cut"), "{}", whole.diff);
+        }
+        // Five lines more at the beginning move those at the cut.
+        let old = lines(0..30_000);
+        let new = "new\n".repeat(5) + &old.replace("\n29000\n", "\nlate\n");
+        let cut = diff(&old, &new);
+        assert_eq!(
+            cut.diff,
+            format!(
+                "@@ -1,3 +1,8 @@{}\n 0\n 1\n 2\n[diff cut]",
+                "\n+new".repeat(5)
+            )
+        );
+        assert!(
+            cut.lines
+                .ends_with("[more lines changed; see them with file_read]")
+        );
+        // A change before the cut is shown; what stands at it is not.
+        let new = old.replace("\n10\n", "\nten\n");
+        let new = new[..new.find("\n19990\n").unwrap()].to_owned() + "\nend\n";
+        let cut = diff(&old, &new);
+        assert!(
+            cut.diff.contains("-10\n+ten") && cut.diff.ends_with("\n 13\n[diff cut]"),
+            "{}",
+            cut.diff
+        );
+        // The new lines of one that begins before the cut are in the file.
+        let cut = diff("a\nb\n", &format!("a\n{}b\n", lines(0..30_000)));
+        assert_eq!(cut.diff, "[diff cut]");
+        assert!(
+            cut.lines.starts_with("\n1\ta\n2\t0\n3\t1\n"),
+            "{}",
+            cut.lines
         );
     }
 

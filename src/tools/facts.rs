@@ -133,8 +133,14 @@ impl Facts {
             "looked" => self.looked = true,
             "uid" => self.uid = value.parse().ok(),
             "arch" => self.arch = Some(value_owned()),
-            "os" => self.os = Some(value_owned().chars().take(100).collect()),
-            "free" => self.disk_free = value.parse::<u64>().ok().map(|kib| kib * 1024),
+            // Nothing is cut: half of a key could stay.
+            "os" if value.len() <= 200 => self.os = Some(value_owned()),
+            "free" => {
+                self.disk_free = value
+                    .parse::<u64>()
+                    .ok()
+                    .and_then(|kib| kib.checked_mul(1024))
+            }
             "own" => self.path = Some(value.to_owned()),
             "path" => self.path = Some(merged(self.path.as_deref().unwrap_or_default(), value)),
             _ => return,
@@ -186,6 +192,16 @@ impl Facts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_system_has_is_not_believed() {
+        let mut facts = Facts::unknown("/w");
+        facts.learn("free", &u64::MAX.to_string());
+        facts.learn("os", &"x".repeat(201));
+        assert_eq!((facts.disk_free, &facts.os), (None, &None));
+        facts.learn("free", "3");
+        assert_eq!(facts.disk_free, Some(3072));
+    }
 
     #[test]
     fn a_profile_adds_to_the_path_and_hides_nothing() {

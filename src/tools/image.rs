@@ -10,16 +10,22 @@ pub(super) const MOST_BYTES: u64 = 3_700_000;
 /// Pixels a side that providers take.
 pub(super) const MOST_PIXELS: u32 = 8_000;
 
-/// The kind by its magic number, whatever the file's name says.
+/// The kind by its magic number, whatever the file's name says. Some of these are letters, with which a text may
+/// begin as well.
 pub(super) fn kind(bytes: &[u8]) -> Option<ImageType> {
     let begins = |magic: &[u8]| bytes.starts_with(magic);
+    let is_text = || {
+        bytes
+            .iter()
+            .all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace())
+    };
     if begins(b"\x89PNG\r\n\x1a\n") {
         Some(ImageType::Png)
     } else if begins(b"\xff\xd8\xff") {
         Some(ImageType::Jpeg)
-    } else if begins(b"GIF87a") || begins(b"GIF89a") {
+    } else if (begins(b"GIF87a") || begins(b"GIF89a")) && !is_text() {
         Some(ImageType::Gif)
-    } else if begins(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
+    } else if begins(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") && !is_text() {
         Some(ImageType::Webp)
     } else {
         None

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::sandbox::apart;
 use crate::sandbox::files::{SKIPPED, depth};
 use crate::secrets::Redactor;
 use crate::show::{grouped, short};
@@ -233,11 +234,7 @@ pub(super) async fn off_the_runtime<T: Send + 'static>(
     if !large {
         return Ok(work());
     }
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_) => Failure::Cancelled,
-    })
+    apart(work).await.ok_or(Failure::Cancelled)
 }
 
 pub(super) fn count(n: usize) -> u64 {

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
 
 use memchr::memrchr;
@@ -159,12 +159,35 @@ impl<'f> Near<'f> {
         }
         let unix = |text: &str| text.replace("\r\n", "\n").replace('\r', "\n");
         let (there, old) = (unix(&there), unix(old));
-        let (what, _) = FOLDS.iter().find(|(_, fold)| {
-            let old = fold(&old);
-            !old.is_empty() && fold(&there).contains(old.as_ref())
-        })?;
+        let (what, _) = FOLDS
+            .iter()
+            .find(|(_, fold)| equal_folded(&there, &old, *fold))?;
         Some(what)
     }
+}
+
+/// Whether `old` stands in `there` when both are folded. Where the fold drops what `old` begins or ends with, only
+/// up to the border of a line: `30` and a line end are no beginning of `300`.
+fn equal_folded(there: &str, old: &str, fold: Fold) -> bool {
+    let wanted = fold(old);
+    let dropped = |c: Option<char>| c.is_some_and(|c| fold(c.encode_utf8(&mut [0; 4])).is_empty());
+    let at_start = dropped(old.chars().next()) && !wanted.starts_with(char::is_whitespace);
+    let at_end = dropped(old.chars().next_back());
+    let mut text = String::with_capacity(there.len());
+    let mut borders = BTreeSet::new();
+    for line in there.split_inclusive('\n') {
+        borders.insert(text.len());
+        text.push_str(&fold(line));
+        borders.insert(text.len());
+        if text.ends_with('\n') {
+            borders.insert(text.len() - 1);
+        }
+    }
+    !wanted.is_empty()
+        && text.match_indices(wanted.as_ref()).any(|(at, found)| {
+            (!at_start || borders.contains(&at))
+                && (!at_end || borders.contains(&(at + found.len())))
+        })
 }
 
 type Fold = for<'t> fn(&'t str) -> Cow<'t, str>;

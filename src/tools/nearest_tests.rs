@@ -67,6 +67,12 @@ fn a_reason_is_told_only_if_it_is_the_whole_difference() {
         ),
         ("Hello World\n", "hello world", "upper and lower case"),
         ("call( a,b )\n", "call(a, b)", "blanks and line ends"),
+        ("f(a,\n  b)\ng()\n", "f(a, b)\n", "blanks and line ends"),
+        (
+            "timeout = 30",
+            "timeout = 30  ",
+            "blanks at the ends of lines",
+        ),
         (
             "Say “hello”\tto him\n",
             "say \"hello\" to him",
@@ -83,6 +89,16 @@ fn a_reason_is_told_only_if_it_is_the_whole_difference() {
         ("\treturn a + b\n", "    return a - b"),
         ("print('sum')\n", "print(\"sun\")"),
         ("Hello World\n", "hello worlds"),
+        // What is cut away with the blanks at its end is not all that differs.
+        ("timeout = 300\n", "timeout = 30\n"),
+        ("timeout = 300\n", "timeout = 30 "),
+        ("timeout = 300\n", "timeout = 30\r\n"),
+        ("timeout  = 300\n", "timeout = 30\u{200b}"),
+        ("timeout = 30 # seconds\n", "timeout = 30\n"),
+        ("my_timeout = 30\n", "\ntimeout  = 30"),
+        ("foo(a)\n})\n", "foo(a)\n}\n"),
+        ("foo(a)\n  })\n", "foo(a)\n}\n"),
+        ("Timeout = 300\n", "timeout  = 30\n"),
     ] {
         let why = explained(file, old, "-");
         assert!(!why.contains("differs"), "{old:?}: {why}");

@@ -12,7 +12,7 @@ use super::types::{Failure, ToolAnswer};
 
 const MOST_CHARS: usize = 50_000;
 const MOST_IN_LINE: usize = 2_000;
-/// Of a longer line no more is looked at: all that is shown, and room for a secret that begins in it.
+/// Of a longer line no more is looked at.
 const MOST_DECODED: usize = 16 * 1024;
 
 /// The page that was asked for, and what the model can't see in it.
@@ -176,7 +176,12 @@ impl Page<'_> {
         let decoded = line.get(..MOST_DECODED).map_or(line, whole_characters);
         let text = String::from_utf8_lossy(decoded);
         self.invalid |= matches!(text, Cow::Owned(_));
-        let text = redactor.clean(&text);
+        // Of a line that goes on, an end that may be the beginning of a secret is held back.
+        let text = if decoded.len() < line.len() || self.cut_line {
+            Cow::Owned(redactor.stream().push(&text))
+        } else {
+            redactor.clean(&text)
+        };
         let start = text.char_indices().nth(MOST_IN_LINE);
         let start = start.map_or(&*text, |(at, _)| text.get(..at).unwrap_or(&text));
         let mut shown = format!("{number}\t");

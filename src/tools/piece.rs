@@ -6,6 +6,7 @@ use crate::chat::ImageType;
 use crate::show::prose;
 
 use super::image;
+pub(super) use super::listing::count;
 use super::place::Place;
 use super::script::Script;
 use super::types::{Failure, ToolContext};
@@ -145,7 +146,9 @@ impl Piece {
         let mut fields = printed.rsplitn(4, |b| *b == 0);
         let mut number = || -> Option<Option<u64>> {
             let text = std::str::from_utf8(fields.next()?).ok()?;
-            Some(text.trim().parse().ok())
+            // Up to what an offset can be, so that a page's lines can be counted on from there.
+            let number = text.trim().parse::<i64>().ok();
+            Some(number.and_then(|number| u64::try_from(number).ok()))
         };
         let (total, from, beginning) = (number()?, number()??, number()??);
         let printed = fields.next()?;
@@ -187,7 +190,8 @@ pub(super) async fn slice(
     };
     let ended = script.run_for(context, SLICE_LIMIT).await?;
     Piece::parse(&ended.stdout).ok_or_else(|| {
-        let why = prose(&String::from_utf8_lossy(&ended.stderr), 300);
+        let said = String::from_utf8_lossy(&ended.stderr);
+        let why = prose(&context.redactor.clean(&said), 300);
         Failure::Complaint(format!("{name} could not be read: {why}"))
     })
 }
@@ -198,8 +202,4 @@ fn utf16(file: &[u8], unit: fn([u8; 2]) -> u16) -> Vec<u8> {
         .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
         .collect::<String>()
         .into_bytes()
-}
-
-pub(super) fn count(n: usize) -> u64 {
-    u64::try_from(n).unwrap_or(u64::MAX)
 }

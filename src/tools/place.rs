@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::listing::count;
+use super::names::forms;
 use super::script::Script;
 use crate::sandbox::{FileErrorKind, SandboxError};
 use crate::show::{alike, grouped, one_line, size};
@@ -161,15 +163,15 @@ pub(super) fn absolute(path: &str, cwd: &str, home: &str) -> Result<String, Fail
     if trimmed.len() > LONGEST_PATH {
         return Err(Failure::Complaint(format!(
             "path is {} bytes long; no path can have more than {}",
-            grouped(u64::try_from(trimmed.len()).unwrap_or(u64::MAX)),
-            grouped(4095)
+            grouped(count(trimmed.len())),
+            grouped(count(LONGEST_PATH))
         )));
     }
     Ok(if trimmed.is_empty() { "/" } else { trimmed }.to_owned())
 }
 
 impl Place {
-    /// Looks at `path`, as the model gave it.
+    /// Looks at `path`, as the model gave it; if nothing is there, with its accents typed in another way.
     pub(super) async fn look(
         path: &str,
         count_lines: bool,
@@ -177,15 +179,32 @@ impl Place {
     ) -> Result<Self, Failure> {
         let facts = context.session.probe(context.sandbox.as_ref()).await;
         let path = absolute(path, &context.session.cwd(), &facts.home)?;
+        let first = Self::inspect(&path, count_lines, context).await?;
+        if first.kind == Kind::Missing {
+            for form in forms(&path).iter().skip(1) {
+                let other = Self::inspect(form, count_lines, context).await?;
+                if other.kind != Kind::Missing {
+                    return Ok(other);
+                }
+            }
+        }
+        Ok(first)
+    }
+
+    async fn inspect(
+        path: &str,
+        count_lines: bool,
+        context: &ToolContext,
+    ) -> Result<Self, Failure> {
         let found = Script {
             text: INSPECT,
-            args: vec![&path, if count_lines { "1" } else { "0" }],
+            args: vec![path, if count_lines { "1" } else { "0" }],
             keep: LISTING + 16 * 1024,
             ..Script::default()
         }
         .run_for(context, LIMIT)
         .await?;
-        Ok(Self::parse(path, &found.stdout))
+        Ok(Self::parse(path.to_owned(), &found.stdout))
     }
 
     pub(super) fn parse(path: String, output: &[u8]) -> Self {
@@ -310,13 +329,16 @@ impl Place {
         }
         let shown = self.entries.get(..SHOWN_ENTRIES).unwrap_or(&self.entries);
         let mut args = vec![self.path.as_str()];
-        let links = shown.iter().filter(|entry| entry.is(LINK));
+        // By a name that is not UTF-8 no link can be asked for.
+        let asked = |entry: &Entry| entry.is(LINK) && !entry.name.contains('\u{fffd}');
+        let links = shown.iter().filter(|entry| asked(entry));
         args.extend(links.map(|entry| entry.name.as_str()));
         let led = if args.len() > 1 {
             let script = Script {
                 text: LINKS,
                 args,
-                keep: LISTING,
+                // A target is at most as long as a path.
+                keep: SHOWN_ENTRIES * (LONGEST_PATH + 8),
                 ..Script::default()
             };
             script.run_for(context, LIMIT).await?.stdout
@@ -328,7 +350,9 @@ impl Place {
         let mut lines = Vec::with_capacity(shown.len() + 1);
         for entry in shown {
             let name = one_line(&entry.name);
-            lines.push(if entry.is(LINK) {
+            lines.push(if entry.is(LINK) && !asked(entry) {
+                format!("{name} (a link; its name is not UTF-8)")
+            } else if entry.is(LINK) {
                 let kind = led.next().unwrap_or_default();
                 let target = one_line(led.next().unwrap_or_default());
                 match kind {

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::{Image, ImageType, ToolSpec};
+use crate::sandbox::apart;
 use crate::show::{one_line, size};
 
 use super::image;
@@ -86,8 +87,9 @@ async fn read(given: &str, window: Window, context: &ToolContext) -> Result<Tool
     let (file, piece) = if place.size <= WHOLE {
         // Files of the kernel's say that they are empty, so the limit is not the size.
         let file = super::fetch(&place, FETCHED, context).await?;
-        let piece = Piece::whole(&file, window);
-        (Some(file), piece)
+        let bytes = file.clone();
+        let piece = apart(move || Piece::whole(&bytes, window)).await;
+        (Some(file), piece.ok_or(Failure::Cancelled)?)
     } else {
         (None, slice(&name, &place, window, context).await?)
     };
@@ -155,16 +157,15 @@ async fn picture(name: &str, kind: ImageType, file: Bytes) -> Result<ToolAnswer,
     // Megabytes: not on a thread of the runtime.
     let work =
         move || image::check(kind, &file).map(|sides| (sides, STANDARD.encode(&file).into()));
-    let checked = tokio::task::spawn_blocking(work).await;
+    let checked = apart(work).await.ok_or(Failure::Cancelled)?;
     let complain = |why: &str| Err(Failure::Complaint(format!("{name} {why}")));
     let ((width, height), base64) = match checked {
-        Ok(Ok(whole)) => whole,
-        Ok(Err(damage)) => {
+        Ok(whole) => whole,
+        Err(damage) => {
             return complain(&format!(
                 "begins like {kind} but {damage}: it is damaged and can't be shown"
             ));
         }
-        Err(_) => return complain("could not be checked"),
     };
     if width.max(height) > image::MOST_PIXELS || width.min(height) == 0 {
         return complain(&format!(

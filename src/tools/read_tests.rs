@@ -271,3 +271,53 @@ fn what_the_sandbox_cuts_out_is_read_strictly() {
         (&b"b\0c"[..], 7, Some(9))
     );
 }
+
+#[test]
+fn numbers_that_no_file_has_are_refused() {
+    for absurd in [u64::MAX, u64::MAX - 1, 1 << 63] {
+        assert_eq!(
+            Piece::parse(format!("x\0{absurd}\x001\x001").as_bytes()),
+            None
+        );
+        assert_eq!(
+            Piece::parse(format!("x\x001\0{absurd}\x001").as_bytes()),
+            None
+        );
+    }
+    let window = Window::new(Some(i64::MAX), None);
+    let piece = Piece::parse(format!("xa\nb\n\x001\0{}\0", i64::MAX).as_bytes()).unwrap();
+    let page = page_of(&piece, window, &Redactor::default()).unwrap();
+    assert!(
+        page.starts_with("9223372036854775807\ta\n9223372036854775808\tb"),
+        "{page}"
+    );
+    assert!(complaint(small(b"a\n", window)).contains("past the end"));
+}
+
+#[test]
+fn no_part_of_a_key_is_shown_of_a_line_that_goes_on() {
+    let key = Secret::new("sandcaster-key-0123456789");
+    let redactor = Redactor::new([&key]);
+    for before in 0..key.expose().len() {
+        // So many keys that what is left of all that is looked at is shown whole.
+        let line = "y".repeat(before) + &key.expose().repeat(20_000);
+        let piece = Piece::whole(line.as_bytes(), all());
+        let page = page_of(&piece, all(), &redactor).unwrap();
+        assert!(
+            page.contains("more bytes in this line"),
+            "{}",
+            &page[page.len() - 300..]
+        );
+        assert!(!page.contains("sandc"), "{before}");
+        let mut long = key.expose().repeat(SLICE_BYTES / key.expose().len() + 1);
+        long.insert_str(0, &"y".repeat(before));
+        let page = large(long.as_bytes(), all(), false).unwrap();
+        assert!(page.starts_with("1\t"), "{page}");
+    }
+    // With a short line that ends where all of the key but its end has come.
+    let dense = format!("{}{}", "[]".repeat(600), "sandcaster-key-");
+    let mut cut = Piece::whole(dense.as_bytes(), all());
+    cut.cut = true;
+    let page = page_of(&cut, all(), &redactor).unwrap();
+    assert!(!page.contains("sandc"), "{page}");
+}

@@ -149,12 +149,14 @@ fn without_line_end(text: &str) -> Option<&str> {
     Some(shorter.strip_suffix('\r').unwrap_or(shorter))
 }
 
-/// `12<TAB>text`, with blanks before the number where it stands in a column.
+/// `12<TAB>text`, with blanks before the number where it stands in a column. No file has more lines than 32 bits
+/// count.
 fn numbered(line: &str) -> Option<(usize, &str)> {
     let (number, rest) = line.split_once('\t')?;
     let number = number.trim_start_matches(' ');
     let digits = number.bytes().all(|b| b.is_ascii_digit());
-    Some((number.parse().ok().filter(|_| digits)?, rest))
+    let number: u32 = number.parse().ok().filter(|_| digits)?;
+    Some((usize::try_from(number).ok()?, rest))
 }
 
 fn is_numbered(line: &str) -> bool {
@@ -166,10 +168,12 @@ fn without_numbers(text: &str) -> Option<(usize, String)> {
     let mut lines = text.split_inclusive('\n');
     let (first, rest) = numbered(lines.next()?)?;
     let mut bare = rest.to_owned();
-    for (line, expected) in lines.zip(first + 1..) {
+    let mut last = first;
+    for line in lines {
         let (number, rest) = numbered(line)?;
         bare.push_str(rest);
-        (number == expected).then_some(())?;
+        (last.checked_add(1) == Some(number)).then_some(())?;
+        last = number;
     }
     (!bare.is_empty()).then_some((first, bare))
 }

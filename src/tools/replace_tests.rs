@@ -461,3 +461,23 @@ proptest::proptest! {
         proptest::prop_assert_eq!(replaced.bytes, expected);
     }
 }
+
+#[test]
+fn numbers_that_no_line_has_are_text() {
+    for number in [u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
+        let next = number.wrapping_add(1);
+        for old in [
+            format!("{number}\tx"),
+            format!("{number}\tx\n{next}\ty\n"),
+            format!("{}\tx\n{number}\ty\n{next}\tz\n", number - 1),
+        ] {
+            let asked = Asked {
+                old: &old,
+                new: "z",
+                all: false,
+                most: 100,
+            };
+            assert_eq!(replace(b"x\ny\n", asked), Err(Refusal::NotFound), "{old:?}");
+        }
+    }
+}

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::chat::{ToolArgs, ToolSpec};
+use crate::secrets::Redactor;
 use crate::show::{did_you_mean, first_chars, one_line, short};
 
 use super::types::Failure;
@@ -108,17 +109,20 @@ impl Prepared {
     }
 }
 
-/// Repairs and checks the arguments of a call of the tool that `spec` describes.
+/// Repairs and checks the arguments of a call of the tool that `spec` describes; `redactor` cleans what is told
+/// of them.
 ///
 /// # Errors
 /// A complaint for the model: what is wrong, the schema in a line, the beginning of what arrived.
-pub fn prepare(spec: &ToolSpec, args: &ToolArgs) -> Result<Prepared, String> {
+pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<Prepared, String> {
     let complain = |what: &str, got: &str| {
+        // Cleaned before it is cut; it may have been cut in a key on its way here.
+        let got = redactor.stream().push(got);
         format!(
             "{}: {what}. Expected {}. Got: {}",
             spec.name,
             shape(spec),
-            one_line(first_chars(got, 200))
+            one_line(first_chars(&got, 200))
         )
     };
     let value = match args {
@@ -148,13 +152,17 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs) -> Result<Prepared, String> {
         let meant =
             meaning(name, properties).filter(|(meant, _)| !prepared.args.contains_key(*meant));
         let Some((meant, schema)) = meant else {
-            prepared.ignored_fields.push(unknown(name, properties));
+            let name = redactor.clean(name);
+            prepared.ignored_fields.push(unknown(&name, properties));
             continue;
         };
         if !is_required(meant) && value.as_str().is_some_and(|text| text.trim().is_empty()) {
             continue;
         }
         let fitting = in_our_words(name, value).map_or_else(|| fitted(schema, value), Ok);
+        if matches!(fitting, Ok(Value::Null)) {
+            continue;
+        }
         let value = fitting
             .map_err(|what| complain(&format!("{} {what}", one_line(name)), &value.to_string()))?;
         prepared.args.insert(meant.to_owned(), value);
@@ -279,10 +287,12 @@ fn letters(name: &str) -> String {
     name.replace(['_', '-'], "").to_lowercase()
 }
 
-/// The value as ours has it, where theirs means something else than the same value would for us.
+/// The value as ours has it, where theirs means something else than the same value would for us; null if it means
+/// that the field was not given.
 fn in_our_words(name: &str, value: &Value) -> Option<Value> {
-    let name = letters(name);
-    match (name.as_str(), value) {
+    // A single letter means one thing, its capital another.
+    let name = if name.len() > 3 { &letters(name) } else { name };
+    match (name, value) {
         ("type", Value::String(kind)) if kind.chars().all(char::is_alphanumeric) => {
             let glob = KINDS.iter().find(|(theirs, _)| theirs == kind);
             Some(glob.map_or_else(
@@ -290,9 +300,9 @@ fn in_our_words(name: &str, value: &Value) -> Option<Value> {
                 |(_, glob)| Value::from(*glob),
             ))
         }
-        ("l" | "fileswithmatches", Value::Bool(true)) => Some(Value::from("files")),
-        ("c", Value::Bool(true)) => Some(Value::from("count")),
-        ("casesensitive", Value::Bool(sensitive)) => Some(Value::from(!sensitive)),
+        ("-l" | "fileswithmatches", value) => boolean(value).map(|yes| chosen(yes, "files")),
+        ("-c", value) => boolean(value).map(|yes| chosen(yes, "count")),
+        ("casesensitive", value) => boolean(value).map(|sensitive| Value::from(!sensitive)),
         (name, value) if MILLISECONDS.contains(&name) => {
             let number = integer(value)?;
             let is_seconds = number < 1 || (name == MILLISECONDS[1] && number < 1000);
@@ -306,18 +316,29 @@ fn in_our_words(name: &str, value: &Value) -> Option<Value> {
     }
 }
 
+fn chosen(yes: bool, mode: &str) -> Value {
+    if yes { Value::from(mode) } else { Value::Null }
+}
+
+/// A boolean, also in a string.
+fn boolean(value: &Value) -> Option<bool> {
+    match value {
+        Value::Bool(flag) => Some(*flag),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => Some(true),
+        Value::String(text) if text.eq_ignore_ascii_case("false") => Some(false),
+        _ => None,
+    }
+}
+
 /// `value` as the schema wants it, or what is wrong with it.
 fn fitted(schema: &Value, value: &Value) -> Result<Value, String> {
     match type_of(Some(schema)) {
         "integer" => integer(value)
             .map(Value::from)
             .ok_or_else(|| "must be an integer".to_owned()),
-        "boolean" => match value {
-            Value::Bool(_) => Ok(value.clone()),
-            Value::String(text) if text.eq_ignore_ascii_case("true") => Ok(Value::from(true)),
-            Value::String(text) if text.eq_ignore_ascii_case("false") => Ok(Value::from(false)),
-            _ => Err("must be true or false".to_owned()),
-        },
+        "boolean" => boolean(value)
+            .map(Value::from)
+            .ok_or_else(|| "must be true or false".to_owned()),
         _ => {
             let text = match value {
                 Value::String(text) => text.clone(),

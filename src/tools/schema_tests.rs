@@ -20,8 +20,12 @@ fn spec() -> ToolSpec {
     }
 }
 
+fn prepared(spec: &ToolSpec, args: &ToolArgs) -> Result<Prepared, String> {
+    prepare(spec, args, &Redactor::default())
+}
+
 fn accepted(args: Value) -> Value {
-    Value::Object(prepare(&spec(), &ToolArgs::Json(args)).unwrap().args)
+    Value::Object(prepared(&spec(), &ToolArgs::Json(args)).unwrap().args)
 }
 
 #[test]
@@ -85,7 +89,7 @@ fn what_can_only_mean_one_thing_is_accepted() {
 #[test]
 fn unknown_fields_are_ignored_and_named() {
     let args = ToolArgs::Json(json!({"path": "a", "reason": "x", "description": "y"}));
-    let prepared = prepare(&spec(), &args).unwrap();
+    let prepared = prepared(&spec(), &args).unwrap();
     assert_eq!(
         prepared.note().as_deref(),
         Some("[ignored unknown arguments: reason, description]")
@@ -95,20 +99,20 @@ fn unknown_fields_are_ignored_and_named() {
 #[test]
 fn near_names_are_hinted_at_and_many_are_counted() {
     let args = ToolArgs::Json(json!({"path": "a", "tiemout_seconds": 5, "a\nb": 1}));
-    let note = prepare(&spec(), &args).unwrap().note().unwrap();
+    let note = prepared(&spec(), &args).unwrap().note().unwrap();
     assert!(
         note.contains("tiemout_seconds (did you mean `timeout_seconds`?)"),
         "{note}"
     );
     assert!(note.contains("a\\nb"), "{note}");
     let args = ToolArgs::Json(json!({"pathh": "a"}));
-    let complaint = prepare(&spec(), &args).unwrap_err();
+    let complaint = prepared(&spec(), &args).unwrap_err();
     assert!(complaint.contains("did you mean `path`?"), "{complaint}");
     let mut many: Map<String, Value> = (0..5_000)
         .map(|n| (format!("field{n}"), Value::from(n)))
         .collect();
     many.insert("path".to_owned(), Value::from("a"));
-    let note = prepare(&spec(), &ToolArgs::Json(Value::Object(many)))
+    let note = prepared(&spec(), &ToolArgs::Json(Value::Object(many)))
         .unwrap()
         .note()
         .unwrap();
@@ -128,7 +132,7 @@ fn what_a_synonym_was_given_is_never_ignored() {
         ),
         (json!({"file_path": ["a"]}), "file_path must be a string"),
     ] {
-        let complaint = prepare(&spec(), &ToolArgs::Json(given)).unwrap_err();
+        let complaint = prepared(&spec(), &ToolArgs::Json(given)).unwrap_err();
         assert!(complaint.contains(words), "{complaint}");
     }
 }
@@ -153,7 +157,7 @@ fn complaints_name_the_field_the_schema_and_what_arrived() {
         ),
         (json!(["a"]), "no JSON object"),
     ] {
-        let complaint = prepare(&spec(), &ToolArgs::Json(given)).unwrap_err();
+        let complaint = prepared(&spec(), &ToolArgs::Json(given)).unwrap_err();
         assert!(complaint.contains(words), "{complaint}");
         assert!(
             complaint.contains("\"path\": string, \"timeout_seconds\"?: integer"),
@@ -164,7 +168,7 @@ fn complaints_name_the_field_the_schema_and_what_arrived() {
         raw: format!("{{\"path\": \"{}", "x".repeat(1000)),
         error: "EOF while parsing".to_owned(),
     };
-    let complaint = prepare(&spec(), &cut).unwrap_err();
+    let complaint = prepared(&spec(), &cut).unwrap_err();
     assert!(
         complaint.contains("EOF while parsing") && complaint.len() < 600,
         "{complaint}"
@@ -203,15 +207,80 @@ fn a_search_is_asked_for_as_other_harnesses_have_it() {
         let mut taken = taken.as_object().unwrap().clone();
         taken.insert("pattern".to_owned(), json!("x"));
         assert_eq!(
-            prepare(spec, &ToolArgs::Json(args)).unwrap().args,
+            prepared(spec, &ToolArgs::Json(args)).unwrap().args,
             taken,
             "{given}"
         );
     }
     let args = json!({"pattern": "x", "output_mode": "tree"});
-    let why = prepare(spec, &ToolArgs::Json(args)).unwrap_err();
+    let why = prepared(spec, &ToolArgs::Json(args)).unwrap_err();
     assert!(why.contains("output_mode must be one of content"), "{why}");
     let args = json!({"pattern": "x", "head_limit": 5});
-    let prepared = prepare(spec, &ToolArgs::Json(args)).unwrap();
+    let prepared = prepared(spec, &ToolArgs::Json(args)).unwrap();
     assert_eq!(prepared.ignored_fields, ["head_limit"]);
+}
+
+#[test]
+fn no_part_of_a_key_is_told() {
+    let key = crate::secrets::Secret::new("sandcaster-key-0123456789");
+    let redactor = Redactor::new([&key]);
+    let key = key.expose();
+    let told = |args: &ToolArgs| prepare(&spec(), args, &redactor).unwrap_err();
+    for at in 0..220 {
+        let before = "x".repeat(at);
+        let cut = &key[..1 + at % (key.len() - 1)];
+        for args in [
+            ToolArgs::Malformed {
+                raw: format!("{before}{key}"),
+                error: "bad".to_owned(),
+            },
+            ToolArgs::Malformed {
+                raw: format!("{before}-{cut}"),
+                error: "bad".to_owned(),
+            },
+            ToolArgs::Json(json!([format!("{before}{key}")])),
+            ToolArgs::Json(json!({ "path": [format!("{before}{key}")] })),
+            ToolArgs::Json(json!({ format!("{before}{key}"): 1 })),
+        ] {
+            let why = told(&args);
+            assert!(
+                !why.contains("sandc") && !why.contains("-s"),
+                "{args:?}: {why}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_other_harnesses_switch_off_is_off() {
+    let spec = &*super::super::grep::SPEC;
+    for (given, taken) in [
+        (
+            json!({"case_sensitive": "true"}),
+            json!({"ignore_case": false}),
+        ),
+        (
+            json!({"case_sensitive": "False"}),
+            json!({"ignore_case": true}),
+        ),
+        (
+            json!({"caseSensitive": true}),
+            json!({"ignore_case": false}),
+        ),
+        (json!({"-l": false}), json!({})),
+        (json!({"-l": "false"}), json!({})),
+        (json!({"-l": "true"}), json!({"mode": "files"})),
+        (json!({"-c": false}), json!({})),
+        (json!({"files_with_matches": false}), json!({})),
+        (json!({"-c": false, "-l": true}), json!({"mode": "files"})),
+    ] {
+        let (mut args, mut wanted) = (given.clone(), taken);
+        args["pattern"] = json!("x");
+        wanted["pattern"] = json!("x");
+        let prepared = prepared(spec, &ToolArgs::Json(args)).unwrap();
+        assert_eq!(Value::Object(prepared.args), wanted, "{given}");
+    }
+    let context = ToolArgs::Json(json!({"pattern": "x", "-C": true}));
+    let why = prepared(spec, &context).unwrap_err();
+    assert!(why.contains("-C must be an integer"), "{why}");
 }

@@ -94,7 +94,9 @@ impl ToolAnswer {
 
     /// Equal for calls that came to the same, as far as that can be told; the same within one process.
     pub fn fingerprint(&self) -> u64 {
-        self.outcome.unwrap_or_else(|| fingerprint(&self.text))
+        let images = || self.images.iter().map(|image| &image.base64);
+        self.outcome
+            .unwrap_or_else(|| fingerprint((&self.text, images().collect::<Vec<_>>())))
     }
 }
 
@@ -117,5 +119,24 @@ impl From<SandboxError> for Failure {
             )),
             error => Self::Complaint(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chat::ImageType;
+
+    #[test]
+    fn another_image_is_another_outcome() {
+        let answer = |base64: &str| ToolAnswer {
+            images: vec![Image {
+                media_type: ImageType::Png,
+                base64: base64.into(),
+            }],
+            ..ToolAnswer::text("plot.png, 1×1")
+        };
+        assert_eq!(answer("a").fingerprint(), answer("a").fingerprint());
+        assert_ne!(answer("a").fingerprint(), answer("b").fingerprint());
     }
 }

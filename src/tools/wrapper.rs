@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use memchr::memmem;
+
 use crate::clock::Deadline;
 use crate::sandbox::{ExecSpec, Sandbox, Script};
 use crate::show::one_line;
@@ -435,7 +437,7 @@ impl RecordScanner {
         }
         if self.at == At::Output {
             let pattern = &self.pattern;
-            if let Some(at) = find(&self.held, pattern) {
+            if let Some(at) = memmem::find(&self.held, pattern) {
                 output.extend(self.held.drain(..at));
                 self.held.drain(..pattern.len());
                 self.at = At::Record;
@@ -498,19 +500,6 @@ impl RecordScanner {
             }),
             rest: parts.next().filter(|_| !cut).unwrap_or_default().to_owned(),
         })
-    }
-}
-
-/// Where `pattern` begins, whose second byte is the rare one.
-fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {
-    let rare = pattern.get(1)?;
-    let mut from = 1;
-    loop {
-        let at = from + text.get(from..)?.iter().position(|b| b == rare)?;
-        if text.get(at - 1..)?.starts_with(pattern) {
-            return Some(at - 1);
-        }
-        from = at + 1;
     }
 }
 

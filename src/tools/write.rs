@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::chat::ToolSpec;
 use crate::show::{grouped, one_line, size};
 
+use super::listing::count;
 use super::place::{Kind, Place, Text};
 use super::schema::typed;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
@@ -67,8 +68,8 @@ async fn write(given: &str, content: &str, context: &ToolContext) -> Result<Tool
         return Err(Failure::Complaint(format!(
             "the content has {} characters, at most {} can be written at once; write a script that makes \
              the file, or write it in parts",
-            grouped(u64::try_from(chars).unwrap_or(u64::MAX)),
-            grouped(200_000)
+            grouped(count(chars)),
+            grouped(count(MOST_CHARS))
         )));
     }
     let place = match Place::look(given, true, context).await {
@@ -106,17 +107,14 @@ async fn write(given: &str, content: &str, context: &ToolContext) -> Result<Tool
     .await?;
     let arrow = place.arrow();
     let text = if place.kind == Kind::File {
-        let was = place
-            .text
-            .as_ref()
-            .map_or_else(|| size(place.size), |text| counted(text.lines));
+        let (was, now) = match &place.text {
+            Some(text) => (counted(text.lines), grouped(line_count(content))),
+            None => (size(place.size), size(count(content.len()))),
+        };
         let lost = place
             .text
             .map_or_else(String::new, |text| lost(&text, content));
-        format!(
-            "replaced {name}{arrow} (was {was}, now {}){lost}",
-            grouped(line_count(content))
-        )
+        format!("replaced {name}{arrow} (was {was}, now {now}){lost}")
     } else {
         format!("created {name}{arrow} ({})", measured(content))
     };
@@ -169,8 +167,8 @@ fn lost(was: &Text, content: &str) -> String {
 }
 
 fn measured(content: &str) -> String {
-    let bytes = u64::try_from(content.len()).unwrap_or(u64::MAX);
-    format!("{}, {}", counted(line_count(content)), size(bytes))
+    let bytes = size(count(content.len()));
+    format!("{}, {bytes}", counted(line_count(content)))
 }
 
 fn counted(lines: u64) -> String {
@@ -182,5 +180,5 @@ fn counted(lines: u64) -> String {
 }
 
 fn line_count(content: &str) -> u64 {
-    u64::try_from(content.lines().count()).unwrap_or(u64::MAX)
+    count(content.lines().count())
 }

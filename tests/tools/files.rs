@@ -255,6 +255,44 @@ in_every_shell! {
         assert_eq!(text, "created nothing (0 lines, 0 bytes)");
     }
 
+    async fn a_name_is_found_however_its_accents_are_typed(rig) {
+        for (stored, asked) in [("cafe\u{301}.txt", "caf\u{e9}.txt"), ("th\u{e9}.txt", "the\u{301}.txt")] {
+            rig.put(stored, "one\n");
+            assert_eq!(rig.text("file_read", json!({"path": asked})).await, "1\tone");
+            rig.text("file_edit", json!({"path": asked, "old_string": "one", "new_string": "two"})).await;
+            assert_eq!(rig.get(stored), b"two\n");
+            let told = rig.text("file_write", json!({"path": asked, "content": "three"})).await;
+            assert!(told.starts_with("replaced "), "{told}");
+            assert_eq!(rig.get(stored), b"three");
+            assert!(!rig.sandbox.home().join(asked).exists());
+        }
+        rig.text("file_write", json!({"path": "neu\u{e9}", "content": "x"})).await;
+        assert_eq!(rig.get("neu\u{e9}"), b"x");
+    }
+
+    async fn a_link_whose_name_is_no_text_is_not_said_to_lead_nowhere(rig) {
+        use std::os::unix::ffi::OsStrExt as _;
+        rig.put("d/f", "x");
+        symlink("f", rig.sandbox.home().join("d").join(std::ffi::OsStr::from_bytes(b"l\xe9"))).unwrap();
+        symlink("f", rig.sandbox.home().join("d/m")).unwrap();
+        let entries = rig.text("file_read", json!({"path": "d"})).await;
+        assert_eq!(entries, "f (1 byte)\nl\u{fffd} (a link; its name is not UTF-8)\nm -> f");
+    }
+
+    async fn what_was_and_what_is_have_one_unit(rig) {
+        rig.put("big", vec![b'x'; 9_400_000]);
+        let told = rig.text("file_write", json!({"path": "big", "content": "1\n2\n3\n"})).await;
+        assert_eq!(told, "replaced big (was 9.4 MB, now 6 bytes)");
+    }
+
+    async fn a_text_that_begins_like_an_image_is_a_text(rig) {
+        for text in ["GIF89a is a format", "GIF87a\n", "RIFF1234WEBP is one too"] {
+            rig.put("note", text);
+            let page = rig.text("file_read", json!({"path": "note"})).await;
+            assert_eq!(page, format!("1\t{}", text.trim_end()));
+        }
+    }
+
     async fn a_cancelled_call_still_answers(rig) {
         rig.context.cancel.cancel();
         for (name, args) in [

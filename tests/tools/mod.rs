@@ -70,7 +70,8 @@ impl Rig {
     /// What the agent's loop does with a call.
     pub async fn call(&self, name: &str, args: Value) -> Result<ToolAnswer, Failure> {
         let built = tool(name).unwrap().built.unwrap();
-        let Prepared { args, .. } = prepare(built.spec, &ToolArgs::Json(args)).unwrap();
+        let Prepared { args, .. } =
+            prepare(built.spec, &ToolArgs::Json(args), &self.context.redactor).unwrap();
         built.tool.call(args, &self.context).await
     }
 

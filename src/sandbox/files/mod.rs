@@ -220,14 +220,12 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Snapshot,
     apart(move || parse(&found.stdout)).await
 }
 
-/// Does work away from the runtime's threads, which it would hold up: a listing may have 200,000 names, a file
-/// 25 MiB.
+/// A listing may have 200,000 names, a file 25 MiB: too much for the runtime's threads.
 async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, SandboxError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| SandboxError::Backend(format!("looking at files failed: {error}")))
+    let done = super::apart::apart(work).await;
+    done.ok_or_else(|| SandboxError::Backend("the server is stopping".to_owned()))
 }
 
 fn parse(output: &[u8]) -> Snapshot {
