@@ -13,10 +13,11 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::def::{ProviderConfig, StreamLimits};
+use super::estimate::{IMAGE_TOKENS, Size};
 use super::fault::{bad, broken, cleaned, cut, empty, out_of_time};
 use super::prices;
 use super::protocol::{Decoder as _, Deltas, Protocol, Wire, media};
-use super::reading::{Reader, tokens};
+use super::reading::Reader;
 use super::types::{
     LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
 };
@@ -30,8 +31,6 @@ use crate::secrets::Redactor;
 const ERROR_BODY: usize = 64 << 10;
 /// How long an error's body may take.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
-/// Tokens of a picture or a page, where the provider doesn't tell.
-const MEDIA_TOKENS: u64 = 1500;
 
 /// A provider over HTTP.
 pub(super) struct Client<P> {
@@ -109,7 +108,8 @@ impl<P: Protocol> Client<P> {
                         format!("{} answered with an error: {}", P::NAME, error.message);
                     return Err(error);
                 }
-                reader.decoder.whole(&document, &mut reader.ready)?;
+                let size = reader.decoder.whole(&document, &mut reader.ready)?;
+                reader.account.arrived(size);
                 Ok(reader.stream(stream::empty()))
             }
             Shape::Page => {
@@ -221,7 +221,7 @@ fn is_error(document: &str) -> bool {
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
     let media = media(messages).fold((0, 0), |(count, sum), size| (count + 1, sum + size));
     let text = wire.body.len().saturating_sub(media.1);
-    tokens(text) + media.0 * MEDIA_TOKENS
+    Size::of_bytes(text).tokens() + media.0 * IMAGE_TOKENS
 }
 
 /// Reads a whole body of text.

@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use reqwest::header::HeaderMap;
 
 use super::def::ProviderConfig;
+use super::estimate::Size;
 use super::types::{LlmDelta, LlmError, LlmRequest};
 use crate::chat::{CallIds, Message, Part};
 use crate::error::WarningCode;
@@ -65,11 +66,11 @@ pub trait Decoder: Send + 'static {
     /// `LLM_STREAM_CUT` when the answer was not complete.
     fn on_end(&mut self, out: &mut Deltas) -> Result<(), LlmError>;
 
-    /// Takes a whole answer in one JSON document, as gateways send it.
+    /// Takes a whole answer in one JSON document, as gateways send it. Gives the size of its content.
     ///
     /// # Errors
     /// That it is no answer.
-    fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<(), LlmError>;
+    fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<Size, LlmError>;
 
     /// Whether the answer is there but for the mark of its end: [`Decoder::on_end`] would make a stop.
     fn is_complete(&self) -> bool;
@@ -78,10 +79,10 @@ pub trait Decoder: Send + 'static {
 /// What an event was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// A sign of life.
+    /// A sign of life: also what repeats itself, and pieces with nothing in them.
     Ping,
-    /// A piece of the answer.
-    Content,
+    /// A piece of the answer, and how much the model wrote for it.
+    Content(Size),
 }
 
 /// The sizes of the pictures and documents in `messages`, as they go onto the wire.
