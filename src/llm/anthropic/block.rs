@@ -51,10 +51,15 @@ impl OpenBlock {
         let start: Start<'_> = serde_json::from_str(&raw).unwrap_or_default();
         let kind = start.kind.as_ref().map(Piece::text).unwrap_or_default();
         // Input is there where an answer doesn't stream; hidden thinking has no other piece.
-        let mut written = start.name.as_ref().map_or_else(Size::default, |name| Size::of(&name.text()));
+        let mut written = start
+            .name
+            .as_ref()
+            .map_or_else(Size::default, |name| Size::of(&name.text()));
         match (&*kind, start.input) {
             ("redacted_thinking", _) => written += Size::of(&raw),
-            ("tool_use" | "server_tool_use", Some(input)) if !matches!(input.get(), "{}" | "null") => {
+            ("tool_use" | "server_tool_use", Some(input))
+                if !matches!(input.get(), "{}" | "null") =>
+            {
                 written += Size::of(input.get());
             }
             _ => {}

@@ -109,6 +109,25 @@ mod tests {
     }
 
     #[test]
+    fn a_413_is_about_content_whatever_its_body_says() {
+        for body in [
+            "<html>413 Request Entity Too Large</html>",
+            "",
+            "{}",
+            r#"{"error": {"type": "invalid_request_error", "message": "too big"}}"#,
+            r#"{"error": "Payload Too Large"}"#,
+        ] {
+            assert_eq!(
+                classify(413, body).0,
+                LlmErrorKind::ContentRefused,
+                "{body}"
+            );
+        }
+        let long = kind(413, "invalid_request_error", "prompt is too long");
+        assert_eq!(long, LlmErrorKind::ContextTooLong);
+    }
+
+    #[test]
     fn the_type_tells_even_inside_a_stream() {
         use LlmErrorKind as K;
         for (status, name, message, expected) in [
