@@ -10,13 +10,16 @@ use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::def::{ProviderConfig, StreamLimits};
+use super::estimate::{IMAGE_TOKENS, Size};
 use super::fault::{bad, broken, cleaned, cut, empty, out_of_time};
 use super::prices;
-use super::protocol::{Decoder as _, Deltas, Protocol, Wire, media};
-use super::reading::{Reader, tokens};
+use super::protocol::{Decoder as _, Deltas, Protocol, Wire, media, size};
+use super::reading::Reader;
 use super::types::{
     LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
 };
@@ -28,10 +31,10 @@ use crate::secrets::Redactor;
 
 /// How much of an error's body is read.
 const ERROR_BODY: usize = 64 << 10;
+/// A conversation of more bytes is not written on the runtime's threads.
+const LARGE: usize = 1 << 20;
 /// How long an error's body may take.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
-/// Tokens of a picture or a page, where the provider doesn't tell.
-const MEDIA_TOKENS: u64 = 1500;
 
 /// A provider over HTTP.
 pub(super) struct Client<P> {
@@ -55,7 +58,7 @@ pub(super) fn build<P: Protocol>(config: ProviderConfig) -> Arc<dyn LlmProvider>
 #[async_trait]
 impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
-        let wire = self.protocol.request(request)?;
+        let wire = off_the_runtime(request.messages, || self.protocol.request(request))?;
         let input = estimated_input(&wire, request.messages);
         let decoder = P::decoder(request.call_ids);
         let reader = Reader::new(P::NAME, decoder, self.redactor.clone(), self.limits, input);
@@ -109,7 +112,8 @@ impl<P: Protocol> Client<P> {
                         format!("{} answered with an error: {}", P::NAME, error.message);
                     return Err(error);
                 }
-                reader.decoder.whole(&document, &mut reader.ready)?;
+                let size = reader.decoder.whole(&document, &mut reader.ready)?;
+                reader.account.arrived(size);
                 Ok(reader.stream(stream::empty()))
             }
             Shape::Page => {
@@ -217,11 +221,22 @@ fn is_error(document: &str) -> bool {
         .is_ok_and(|failed| failed.error.is_some_and(|error| error.get() != "null"))
 }
 
+/// Does `work`, which is long where `messages` are: other tasks of this thread go on elsewhere meanwhile.
+fn off_the_runtime<T>(messages: &[Message], work: impl FnOnce() -> T) -> T {
+    let many_threads = Handle::try_current()
+        .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
+    if many_threads && size(messages) > LARGE {
+        block_in_place(work)
+    } else {
+        work()
+    }
+}
+
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
     let media = media(messages).fold((0, 0), |(count, sum), size| (count + 1, sum + size));
     let text = wire.body.len().saturating_sub(media.1);
-    tokens(text) + media.0 * MEDIA_TOKENS
+    Size::of_bytes(text).tokens() + media.0 * IMAGE_TOKENS
 }
 
 /// Reads a whole body of text.
@@ -284,8 +299,17 @@ fn unreachable(provider: &'static str, error: reqwest::Error) -> LlmError {
     } else {
         "broke the connection before it answered"
     };
-    let message = format!("{provider} {what}: {}", sse::innermost(&error));
+    let message = format!("{provider} {what}: {}", nameless(&sse::innermost(&error)));
     LlmError::new(LlmErrorKind::Unreachable, message)
+}
+
+/// A cause without what it says of hosts: a certificate's fault names the one asked for and all that would do.
+fn nameless(cause: &str) -> &str {
+    if !cause.contains("certificate") {
+        return cause;
+    }
+    let end = cause.find(['"', '(', ';']).unwrap_or(cause.len());
+    cause.get(..end).unwrap_or(cause).trim_end()
 }
 
 #[cfg(test)]

@@ -22,3 +22,32 @@ fn the_first_byte_tells_what_an_answer_is() {
         assert_eq!(shape, expected, "{first} {label}");
     }
 }
+
+#[test]
+fn a_certificates_fault_names_no_host() {
+    let host = "invalid peer certificate: certificate not valid for name \"llm.internal\"; certificate \
+                is only valid for DnsName(\"other.internal\")";
+    assert_eq!(
+        nameless(host),
+        "invalid peer certificate: certificate not valid for name"
+    );
+    for whole in [
+        "invalid peer certificate: UnknownIssuer",
+        "refused (os error 111)",
+    ] {
+        assert_eq!(nameless(whole), whole);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_large_conversation_is_written_while_other_tasks_go_on() {
+    let large = [Message::user("x".repeat(LARGE + 1))];
+    let (told, heard) = std::sync::mpsc::channel();
+    let mut other = tokio::task::JoinSet::new();
+    let done = off_the_runtime(&large, || {
+        // On the only thread of the runtime this would wait for ever.
+        other.spawn(async move { told.send(()) });
+        heard.recv_timeout(Duration::from_secs(30))
+    });
+    done.unwrap();
+}

@@ -2,12 +2,14 @@
 //!
 //! Knows no sandbox, no HTTP server and no store.
 
+mod account;
 pub mod anthropic;
 #[cfg(test)]
 mod asked;
 mod def;
 pub mod demo;
 mod driver;
+pub mod estimate;
 mod fault;
 pub mod models;
 pub mod prices;

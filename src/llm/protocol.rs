@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 
 use reqwest::header::HeaderMap;
+use serde_json::{Map, Value};
 
 use super::def::ProviderConfig;
+use super::estimate::Size;
 use super::types::{LlmDelta, LlmError, LlmRequest};
-use crate::chat::{CallIds, Message, Part};
+use crate::chat::{Block, CallIds, Message, Part};
 use crate::error::WarningCode;
 use crate::net::sse::SseEvent;
 
@@ -65,11 +67,11 @@ pub trait Decoder: Send + 'static {
     /// `LLM_STREAM_CUT` when the answer was not complete.
     fn on_end(&mut self, out: &mut Deltas) -> Result<(), LlmError>;
 
-    /// Takes a whole answer in one JSON document, as gateways send it.
+    /// Takes a whole answer in one JSON document, as gateways send it. Gives the size of its content.
     ///
     /// # Errors
     /// That it is no answer.
-    fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<(), LlmError>;
+    fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<Size, LlmError>;
 
     /// Whether the answer is there but for the mark of its end: [`Decoder::on_end`] would make a stop.
     fn is_complete(&self) -> bool;
@@ -78,10 +80,10 @@ pub trait Decoder: Send + 'static {
 /// What an event was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// A sign of life.
+    /// A sign of life: also what repeats itself, and pieces with nothing in them.
     Ping,
-    /// A piece of the answer.
-    Content,
+    /// A piece of the answer, and how much the model wrote for it.
+    Content(Size),
 }
 
 /// The sizes of the pictures and documents in `messages`, as they go onto the wire.
@@ -104,4 +106,36 @@ pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = usize> {
             Part::Image(image) => Some(image.base64.len()),
             Part::Document(document) => Some(document.base64.len()),
         })
+}
+
+/// About how many bytes of a request `messages` make.
+pub(super) fn size(messages: &[Message]) -> usize {
+    let text = |part: &Part| match part {
+        Part::Text(text) => text.len(),
+        Part::Image(_) | Part::Document(_) => 0,
+    };
+    let texts = messages.iter().map(|message| match message {
+        Message::User(parts) => parts.iter().map(text).sum::<usize>(),
+        Message::Assistant(reply) => reply.blocks.iter().map(block_size).sum(),
+        Message::ToolResults { results, .. } => {
+            let parts = results.iter().flat_map(|result| &result.content);
+            parts.map(text).sum()
+        }
+    });
+    media(messages).chain(texts).sum()
+}
+
+fn block_size(block: &Block) -> usize {
+    match block {
+        Block::Text { text, .. } => text.len(),
+        Block::Opaque(echo) => echo.json().len(),
+        Block::Call(call) => {
+            let values = call
+                .wire_args()
+                .as_object()
+                .into_iter()
+                .flat_map(Map::values);
+            values.filter_map(Value::as_str).map(str::len).sum()
+        }
+    }
 }

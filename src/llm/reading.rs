@@ -8,11 +8,11 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::account::Account;
 use super::def::StreamLimits;
 use super::fault::{broken, cleaned, empty};
 use super::protocol::{Decoder, Deltas, Heard};
-use super::types::{LlmDelta, LlmError, LlmStream, Usage};
-use crate::chat::Block;
+use super::types::{LlmDelta, LlmError, LlmStream};
 use crate::net::sse::{SseError, SseEvent};
 use crate::secrets::Redactor;
 
@@ -21,8 +21,6 @@ use crate::secrets::Redactor;
 const TAIL_TIME: Duration = Duration::from_millis(20);
 /// What ends a stream, with several providers and gateways.
 const DONE: &str = "[DONE]";
-/// Bytes of text that make a token, where the provider doesn't tell.
-const TOKEN_BYTES: usize = 4;
 
 /// What is kept of an answer between two deltas.
 pub(super) struct Reader<D> {
@@ -31,8 +29,7 @@ pub(super) struct Reader<D> {
     redactor: Redactor,
     limits: StreamLimits,
     pub(super) ready: Deltas,
-    /// The usage, should the provider not tell it.
-    estimate: Usage,
+    pub(super) account: Account,
 }
 
 struct Reading<D, S> {
@@ -61,11 +58,7 @@ impl<D: Decoder> Reader<D> {
             redactor,
             limits,
             ready: Deltas::new(),
-            estimate: Usage {
-                input,
-                estimated: true,
-                ..Usage::default()
-            },
+            account: Account::new(input),
         }
     }
 
@@ -88,29 +81,22 @@ impl<D: Decoder> Reader<D> {
         }))
     }
 
-    /// The next delta that is ready. A stop without any usage before it is preceded by an estimate.
+    /// The next delta that is ready. What was not told of the usage is estimated before a stop, and before
+    /// what came is void.
     fn pop(&mut self) -> Option<LlmDelta> {
         let delta = self.ready.pop_front()?;
-        match &delta {
-            LlmDelta::Usage(_) => self.estimate.estimated = false,
-            LlmDelta::Block(block) => {
-                let bytes = match block {
-                    Block::Text { text, .. } => text.len(),
-                    Block::Opaque(echo) => echo.json().len(),
-                    Block::Call(call) => call.name.len() + call.wire_args().to_string().len(),
-                };
-                self.estimate.output += tokens(bytes);
-            }
-            LlmDelta::Restarted => self.estimate.output = 0,
-            LlmDelta::Stop(_) if self.estimate.estimated => {
-                self.ready.push_front(delta);
-                self.estimate.estimated = false;
-                return Some(LlmDelta::Usage(Usage {
-                    estimated: true,
-                    ..self.estimate
-                }));
-            }
-            _ => {}
+        let usage = match &delta {
+            LlmDelta::Usage(usage) => return Some(LlmDelta::Usage(self.account.told(*usage))),
+            LlmDelta::Stop(_) => self.account.complete(),
+            LlmDelta::Restarted => self.account.failed(),
+            _ => None,
+        };
+        if let Some(usage) = usage {
+            self.ready.push_front(delta);
+            return Some(LlmDelta::Usage(usage));
+        }
+        if delta == LlmDelta::Restarted {
+            self.account.restart();
         }
         Some(delta)
     }
@@ -133,6 +119,15 @@ where
                 self.read_tail().await;
                 return None;
             }
+            let account = &mut self.reader.account;
+            let usage = if self.failed.is_some() {
+                account.failed()
+            } else {
+                account.so_far()
+            };
+            if let Some(usage) = usage {
+                return Some(Ok(LlmDelta::Usage(usage)));
+            }
             if let Some(error) = self.failed.take() {
                 self.ended = true;
                 self.open = false;
@@ -151,6 +146,7 @@ where
             decoder,
             limits,
             ready,
+            account,
             ..
         } = &mut self.reader;
         let complete = decoder.is_complete();
@@ -160,8 +156,9 @@ where
         match next {
             Ok(Some(Ok(event))) if event.data.trim() == DONE => decoder.on_end(ready),
             Ok(Some(Ok(event))) => {
-                if decoder.on_event(&event, ready)? == Heard::Content {
+                if let Heard::Content(size) = decoder.on_event(&event, ready)? {
                     self.content_at = Instant::now();
+                    account.arrived(size);
                 }
                 Ok(())
             }
@@ -186,11 +183,6 @@ where
             drop(timeout(TAIL_TIME, tail).await);
         }
     }
-}
-
-/// The tokens of so many bytes of text.
-pub(super) fn tokens(bytes: usize) -> u64 {
-    bytes.div_ceil(TOKEN_BYTES) as u64
 }
 
 #[cfg(test)]

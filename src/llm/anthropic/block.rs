@@ -1,11 +1,14 @@
 //! One block of an answer, from its start to what is kept of it.
 
+use std::mem::take;
+
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::wire::{Asked, Cited, CitingText, Delta, SignedThinking, Start};
 use crate::chat::{Block, CallIds, Echo, ToolArgs, ToolCall};
-use crate::llm::protocol::Deltas;
+use crate::llm::estimate::Size;
+use crate::llm::protocol::{Deltas, Heard};
 use crate::llm::text::{Joiner, Piece, mended};
 use crate::llm::types::{Citation, LlmDelta};
 
@@ -36,6 +39,8 @@ pub(super) struct OpenBlock {
     json: String,
     citations: Vec<Box<RawValue>>,
     joiner: Joiner,
+    /// What the model wrote for it and [`OpenBlock::arrived`] did not yet give.
+    size: Size,
 }
 
 impl OpenBlock {
@@ -45,6 +50,20 @@ impl OpenBlock {
         // A block of an unknown kind may have a known field with something else in it.
         let start: Start<'_> = serde_json::from_str(&raw).unwrap_or_default();
         let kind = start.kind.as_ref().map(Piece::text).unwrap_or_default();
+        // Input is there where an answer doesn't stream; hidden thinking has no other piece.
+        let mut written = start
+            .name
+            .as_ref()
+            .map_or_else(Size::default, |name| Size::of(&name.text()));
+        match (&*kind, start.input) {
+            ("redacted_thinking", _) => written += Size::of(&raw),
+            ("tool_use" | "server_tool_use", Some(input))
+                if !matches!(input.get(), "{}" | "null") =>
+            {
+                written += Size::of(input.get());
+            }
+            _ => {}
+        }
         let is_tool_result = kind.ends_with("_tool_result");
         let (kind, text, shown): (_, _, fn(String) -> LlmDelta) = match &*kind {
             "text" => (Kind::Text, start.text, LlmDelta::Text),
@@ -75,6 +94,7 @@ impl OpenBlock {
             json: String::new(),
             citations: Vec::new(),
             joiner: Joiner::default(),
+            size: written,
         };
         for citation in start.citations.into_iter().flatten() {
             block.cite(citation, out);
@@ -83,27 +103,49 @@ impl OpenBlock {
         block
     }
 
+    /// How much the model wrote since this was asked last.
+    pub(super) fn arrived(&mut self) -> Size {
+        take(&mut self.size)
+    }
+
     /// Takes a piece of it.
-    pub(super) fn delta(&mut self, delta: &Delta<'_>, out: &mut Deltas) {
+    pub(super) fn delta(&mut self, delta: &Delta<'_>, out: &mut Deltas) -> Heard {
         let kind = delta.kind.as_ref().map(Piece::text).unwrap_or_default();
+        let mut other = false;
         match (&*kind, delta.citation) {
-            ("citations_delta", Some(citation)) => self.cite(citation, out),
+            ("citations_delta", Some(citation)) => {
+                self.cite(citation, out);
+                other = true;
+            }
             ("text_delta", _) => self.add(delta.text.as_ref(), LlmDelta::Text, out),
             ("thinking_delta", _) => self.add(delta.thinking.as_ref(), LlmDelta::Thinking, out),
             ("signature_delta", _) => {
                 let signature = delta.signature.as_ref().map(Piece::text);
                 self.signature = signature.unwrap_or_default().into_owned();
+                other = !self.signature.is_empty();
             }
             ("input_json_delta", _) => {
-                let json = delta.partial_json.as_ref();
-                self.json.extend(json.map(|json| self.joiner.join(json)));
+                if let Some(piece) = &delta.partial_json {
+                    let json = self.joiner.join(piece);
+                    self.size += Size::of(&json);
+                    self.json.push_str(&json);
+                }
             }
             ("compaction_delta", _) => {
-                let content = delta.content.as_ref();
-                self.text
-                    .extend(content.map(|content| self.joiner.join(content)));
+                if let Some(piece) = &delta.content {
+                    let content = self.joiner.join(piece);
+                    self.size += Size::of(&content);
+                    self.text.push_str(&content);
+                }
             }
-            _ => {}
+            // Pieces of a newer protocol.
+            _ => other = !kind.is_empty() && kind != "citations_delta",
+        }
+        let size = self.arrived();
+        if other || !size.is_empty() {
+            Heard::Content(size)
+        } else {
+            Heard::Ping
         }
     }
 
@@ -111,6 +153,7 @@ impl OpenBlock {
     fn add(&mut self, piece: Option<&Piece<'_>>, shown: fn(String) -> LlmDelta, out: &mut Deltas) {
         let Some(piece) = piece else { return };
         let text = self.joiner.join(piece);
+        self.size += Size::of(&text);
         self.text.push_str(&text);
         if !text.is_empty() {
             out.push_back(shown(text.into_owned()));

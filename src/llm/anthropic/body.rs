@@ -77,7 +77,7 @@ impl Plan {
         let answer = match request.answer {
             AnswerSize::Usual => usual,
             AnswerSize::Full => limit.unwrap_or(usual),
-            AnswerSize::AtMost(tokens) => tokens,
+            AnswerSize::AtMost(tokens) => tokens.min(limit.unwrap_or(usual)),
         };
         let most = limit
             .unwrap_or(u32::MAX)
@@ -130,9 +130,10 @@ impl Plan {
             return;
         }
         // The budget counts towards the answer's limit, and must stay below it: with too little room for
-        // both, half is for the answer.
+        // both, half is for the answer. It does not depend on the answer's size, since another budget voids
+        // the provider's cache of the messages.
         let max_tokens = self.max_tokens.saturating_add(budget).min(most);
-        let budget_tokens = budget.min(max_tokens / 2);
+        let budget_tokens = budget.min(most / 2);
         if budget_tokens < LEAST_BUDGET {
             self.warning = Some(format!(
                 "an answer of at most {max_tokens} tokens has no room for thinking, so there is none"

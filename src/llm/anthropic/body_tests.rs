@@ -392,11 +392,37 @@ fn max_tokens_keeps_to_the_models_limit() {
         ("claude-haiku-4-5", AnswerSize::AtMost(500_000), 64_000),
         ("claude-sonnet-4-6", AnswerSize::AtMost(10), 10),
         ("gateway-model", AnswerSize::Usual, 8192),
-        ("gateway-model", AnswerSize::AtMost(20_000), 20_000),
+        ("gateway-model", AnswerSize::AtMost(20_000), 8192),
+        ("gateway-model", AnswerSize::AtMost(100), 100),
     ] {
         let mut request = request(model, vec![user("go")]);
         request.answer = asked;
         assert_eq!(body_of(&request)["max_tokens"], expected, "{model}");
+    }
+}
+
+#[test]
+fn a_short_answer_is_thought_about_as_a_long_one_so_that_the_cache_holds() {
+    use ThinkingLevel as L;
+    for model in [
+        "claude-haiku-4-5",
+        "claude-opus-4-5",
+        "claude-3-haiku-20240307",
+    ] {
+        for level in [L::Low, L::Medium, L::High] {
+            let thinking = |answer| {
+                let mut request = request(model, vec![user("go")]);
+                request.thinking = level;
+                request.answer = answer;
+                body_of(&request)["thinking"].clone()
+            };
+            let usual = thinking(AnswerSize::Usual);
+            assert!(usual["budget_tokens"].is_u64(), "{model}");
+            for tokens in [1, 1000, 16_000, 64_000] {
+                let other = thinking(AnswerSize::AtMost(tokens));
+                assert_eq!(other, usual, "{model} {level:?} {tokens}");
+            }
+        }
     }
 }
 

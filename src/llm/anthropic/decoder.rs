@@ -1,5 +1,6 @@
 //! One answer in, deltas out. Pure: no I/O, no clock.
 
+use std::collections::BTreeMap;
 use std::mem::take;
 
 use serde_json::Value;
@@ -10,12 +11,15 @@ use super::errors::classify;
 use super::usage::Tally;
 use super::wire::{Details, Event, NAME, Whole};
 use crate::chat::{Block, CallIds};
+use crate::llm::estimate::Size;
 use crate::llm::fault::{bad, cut};
 use crate::llm::protocol::{Decoder, Deltas, Heard};
 use crate::llm::text::{Piece, mended};
 use crate::llm::types::{LlmDelta, LlmError, LlmStop};
 use crate::net::sse::SseEvent;
 
+/// The most blocks that an answer may have.
+const MOST_BLOCKS: usize = 10_000;
 const EVENTS: &[&str] = &[
     "message_start",
     "content_block_start",
@@ -40,12 +44,14 @@ pub struct AnthropicDecoder {
     /// The message's id once its start was seen; empty where a gateway gives none.
     message: Option<String>,
     /// Blocks that have started and not stopped, by the index in the events: never by position.
-    open: Vec<(u64, OpenBlock)>,
-    blocks_seen: bool,
+    open: BTreeMap<u64, OpenBlock>,
+    blocks: usize,
     calls: usize,
     tally: Tally,
     stop: Option<LlmStop>,
     finished: bool,
+    /// How much the model wrote in blocks that came whole, or began.
+    size: Size,
 }
 
 impl AnthropicDecoder {
@@ -59,35 +65,41 @@ impl AnthropicDecoder {
 
     /// Takes an event of kind `kind`; events of unknown kinds are signs of life.
     fn take(&mut self, kind: &str, event: &Event<'_>, out: &mut Deltas) -> Result<Heard, LlmError> {
+        let index = event.index.unwrap_or_default();
         match kind {
             "message_start" => {
-                if let Some(message) = event.message {
-                    self.begin(&read(message)?, out);
+                if let Some(message) = event.message
+                    && !self.begin(&read(message)?, out)
+                {
+                    return Ok(Heard::Ping);
                 }
             }
             "content_block_start" => {
                 if let Some(start) = event.content_block {
-                    self.block_start(event.index, start, out);
+                    self.block_start(index, start, out)?;
                 }
             }
             "content_block_delta" => {
-                let mut open = self.open.iter_mut();
-                let block = open.find(|(open, _)| *open == event.index);
-                if let (Some((_, block)), Some(delta)) = (block, &event.delta) {
-                    block.delta(delta, out);
-                }
+                return Ok(match (self.open.get_mut(&index), &event.delta) {
+                    (Some(block), Some(delta)) => block.delta(delta, out),
+                    _ => Heard::Ping,
+                });
             }
-            "content_block_stop" => self.block_stop(event.index, out),
+            "content_block_stop" if self.open.contains_key(&index) => self.block_stop(index, out),
             "message_delta" => {
+                let told_before = self.stop.is_some();
                 if let Some(delta) = &event.delta {
                     self.stopped(delta.stop_reason.as_ref(), delta.stop_details);
                 }
                 self.read_usage(event.usage, out);
+                if told_before || self.stop.is_none() {
+                    return Ok(Heard::Ping);
+                }
             }
             "message_stop" => self.finish(out),
             _ => return Ok(Heard::Ping),
         }
-        Ok(Heard::Content)
+        Ok(Heard::Content(take(&mut self.size)))
     }
 
     /// An event that is not at once what it should be: no JSON, half a character in a name, a field twice, or
@@ -109,10 +121,15 @@ impl AnthropicDecoder {
             .unwrap_or_default();
         let of_delta = text(tree.get("delta").and_then(|delta| delta.get("type")));
         let json = tree.to_string();
+        if kind == "error" {
+            return Err(failed(&json));
+        }
         match serde_json::from_str::<Event<'_>>(&json) {
             Ok(event) => self.take(&kind, &event, out),
             Err(_) if !EVENTS.contains(&&*kind) => Ok(Heard::Ping),
-            Err(_) if of_delta.is_some_and(|kind| !DELTAS.contains(&&*kind)) => Ok(Heard::Content),
+            Err(_) if of_delta.is_some_and(|kind| !DELTAS.contains(&&*kind)) => {
+                Ok(Heard::Content(Size::default()))
+            }
             Err(error) => {
                 let what = format!("a {kind} event can't be read ({error})");
                 Err(bad(NAME, &what))
@@ -120,11 +137,12 @@ impl AnthropicDecoder {
         }
     }
 
-    fn begin(&mut self, message: &Whole<'_>, out: &mut Deltas) {
+    /// Whether this is no repetition.
+    fn begin(&mut self, message: &Whole<'_>, out: &mut Deltas) -> bool {
         let id = message.id.as_ref().map_or_else(String::new, name);
         if let Some(before) = &self.message {
-            if *before == id && (!self.blocks_seen || !id.is_empty()) {
-                return;
+            if *before == id && (self.blocks == 0 || !id.is_empty()) {
+                return false;
             }
             *self = Self::new(self.ids.clone());
             out.push_back(LlmDelta::Restarted);
@@ -132,19 +150,31 @@ impl AnthropicDecoder {
         self.message = Some(id);
         served(message.model.as_ref(), out);
         self.read_usage(message.usage, out);
+        true
     }
 
-    fn block_start(&mut self, index: u64, raw: &RawValue, out: &mut Deltas) {
-        self.blocks_seen = true;
-        let block = OpenBlock::start(raw, out);
+    fn block_start(
+        &mut self,
+        index: u64,
+        raw: &RawValue,
+        out: &mut Deltas,
+    ) -> Result<(), LlmError> {
+        if self.blocks == MOST_BLOCKS {
+            let what = format!("the answer has more than {MOST_BLOCKS} blocks");
+            return Err(bad(NAME, &what));
+        }
+        // A gateway that leaves out the ends of blocks uses one index for all.
+        self.block_stop(index, out);
+        self.blocks += 1;
+        let mut block = OpenBlock::start(raw, out);
+        self.size += block.arrived();
         self.tally.saw_block(block.is_tool_result);
-        self.open.retain(|(open, _)| *open != index);
-        self.open.push((index, block));
+        self.open.insert(index, block);
+        Ok(())
     }
 
     fn block_stop(&mut self, index: u64, out: &mut Deltas) {
-        if let Some(at) = self.open.iter().position(|(open, _)| *open == index) {
-            let block = self.open.remove(at).1;
+        if let Some(block) = self.open.remove(&index) {
             let block = block.complete(&self.ids, out);
             self.push(block, out);
         }
@@ -179,9 +209,7 @@ impl AnthropicDecoder {
     /// The end: what never stopped was cut off.
     fn finish(&mut self, out: &mut Deltas) {
         self.finished = true;
-        let mut open = take(&mut self.open);
-        open.sort_by_key(|(index, _)| *index);
-        for (_, block) in open {
+        for block in take(&mut self.open).into_values() {
             let block = block.cut_off(&self.ids, out);
             self.push(block, out);
         }
@@ -218,9 +246,7 @@ impl Decoder for AnthropicDecoder {
             .or(event.event.as_deref())
             .unwrap_or_default();
         if kind == "error" {
-            let (kind, words) = classify(200, data);
-            let message = format!("{NAME} reported an error in its answer: {words}");
-            return Err(LlmError::new(kind, message));
+            return Err(failed(data));
         }
         self.take(kind, &parsed, out)
     }
@@ -236,7 +262,7 @@ impl Decoder for AnthropicDecoder {
         Ok(())
     }
 
-    fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<(), LlmError> {
+    fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<Size, LlmError> {
         let body = mended(body);
         let message: Whole<'_> = serde_json::from_str(&body)
             .map_err(|error| bad(NAME, &format!("the answer is no message ({error})")))?;
@@ -245,18 +271,24 @@ impl Decoder for AnthropicDecoder {
         };
         self.begin(&message, out);
         for (index, block) in (0..).zip(blocks) {
-            self.block_start(index, block, out);
+            self.block_start(index, block, out)?;
             self.block_stop(index, out);
         }
         self.stopped(message.stop_reason.as_ref(), message.stop_details);
         self.read_usage(message.usage, out);
         self.finish(out);
-        Ok(())
+        Ok(take(&mut self.size))
     }
 
     fn is_complete(&self) -> bool {
         self.stop.is_some() && self.open.is_empty()
     }
+}
+
+fn failed(event: &str) -> LlmError {
+    let (kind, words) = classify(200, event);
+    let message = format!("{NAME} reported an error in its answer: {words}");
+    LlmError::new(kind, message)
 }
 
 fn read(raw: &RawValue) -> Result<Whole<'_>, LlmError> {

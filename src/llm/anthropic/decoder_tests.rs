@@ -154,6 +154,8 @@ fn absurd_figures_overflow_nothing() {
     let expected = Usage {
         input: 2 * MOST_TOKENS,
         last_pass: Some(MOST_TOKENS),
+        // No pass tells its output.
+        estimated: true,
         ..Usage::default()
     };
     assert_eq!(deltas, [LlmDelta::Usage(expected)]);
@@ -705,4 +707,95 @@ fn a_delta_with_all_fields_is_what_its_type_says() {
     assert_eq!(feed(&mut decoder, &filled("text_delta", "thinking")), []);
     let block = feed(&mut decoder, &block_end(0));
     assert_eq!(block, [LlmDelta::Block(Block::text("x"))]);
+}
+
+#[test]
+fn blocks_without_end_are_bounded_and_found_at_once() {
+    let mut decoder = AnthropicDecoder::default();
+    let mut failed = None;
+    let mut out = Deltas::new();
+    for index in 0..200_000 {
+        let [start, ..] = text(index, "");
+        let event = SseEvent {
+            event: None,
+            data: start.to_string(),
+        };
+        if let Err(error) = decoder.on_event(&event, &mut out) {
+            failed = Some((index, error.kind));
+            break;
+        }
+    }
+    assert_eq!(failed, Some((10_000, LlmErrorKind::BadResponse)));
+    assert!(out.is_empty());
+}
+
+#[test]
+fn a_block_whose_index_comes_again_is_complete() {
+    let [first, said, _] = text(0, "one");
+    let deltas = all(&[start("a"), first, said, call_start(0), piece(0, "{}")]);
+    assert!(deltas.contains(&LlmDelta::Block(Block::text("one"))));
+    let rest = all(&[
+        vec![start("a"), call_start(0), piece(0, "{}")],
+        text(0, "two").to_vec(),
+        end("end_turn").to_vec(),
+    ]
+    .concat());
+    assert_eq!(args_of(&rest), Some(&ToolArgs::Json(json!({}))));
+    assert_eq!(stop_of(&rest), Some(&LlmStop::ToolUse));
+}
+
+#[test]
+fn an_index_that_is_none_is_the_first_and_hides_no_error() {
+    let mut events = text(0, "x");
+    for event in &mut events {
+        event["index"] = Value::Null;
+    }
+    assert!(all(&events).contains(&LlmDelta::Block(Block::text("x"))));
+    for index in [Value::Null, json!("x"), json!(-1)] {
+        let error = json!({"type": "error", "index": index,
+            "error": {"type": "overloaded_error", "message": "busy"}});
+        let event = SseEvent {
+            event: None,
+            data: error.to_string(),
+        };
+        let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
+        assert_eq!(error.kind, LlmErrorKind::Overloaded, "{index}");
+    }
+}
+
+#[test]
+fn figures_that_are_none_tell_nothing_and_cost_no_others() {
+    let told = |usage: Value| {
+        let event = json!({"type": "message_delta", "delta": {}, "usage": usage});
+        feed(&mut AnthropicDecoder::default(), &event)
+    };
+    for none in [
+        json!({}),
+        json!({"input_tokens": null}),
+        json!({"input_tokens": "many", "cache_creation": {}}),
+        json!(7),
+        Value::Null,
+    ] {
+        assert_eq!(told(none.clone()), [], "{none}");
+    }
+    for field in [
+        "server_tool_use",
+        "cache_creation",
+        "output_tokens_details",
+        "iterations",
+    ] {
+        let mut usage = json!({"input_tokens": 3, "output_tokens": 4});
+        usage[field] = json!(0);
+        let expected = Usage {
+            input: 3,
+            output: 4,
+            ..Usage::default()
+        };
+        let deltas = told(usage);
+        let [LlmDelta::Usage(usage)] = deltas.as_slice() else {
+            panic!("{field} {deltas:?}")
+        };
+        assert_eq!((usage.input, usage.output, usage.estimated), (3, 4, false));
+        assert_eq!(*usage, expected, "{field}");
+    }
 }

@@ -9,7 +9,7 @@ use crate::llm::types::LlmErrorKind;
 /// 200 and the type alone tells.
 pub(super) fn classify(status: u16, body: &str) -> (LlmErrorKind, String) {
     let Ok(body) = serde_json::from_str::<Value>(&mended(body)) else {
-        return (by_status(status), plain(body));
+        return (by_size(status, by_status(status)), plain(body));
     };
     let error = body.get("error").unwrap_or(&body);
     let kind = error
@@ -44,7 +44,7 @@ pub(super) fn classify(status: u16, body: &str) -> (LlmErrorKind, String) {
             kind => kind,
         },
     };
-    (kind, words)
+    (by_size(status, kind), words)
 }
 
 fn by_status(status: u16) -> LlmErrorKind {
@@ -57,6 +57,14 @@ fn by_status(status: u16) -> LlmErrorKind {
         200 | 408 | 409 | 500 | 502..=504 | 520..=524 => LlmErrorKind::Unavailable,
         400..=499 => LlmErrorKind::BadRequest,
         _ => LlmErrorKind::BadResponse,
+    }
+}
+
+/// Too large a body is refused as a whole, whoever refuses it: what can be left out are pictures.
+const fn by_size(status: u16, kind: LlmErrorKind) -> LlmErrorKind {
+    match (status, kind) {
+        (413, LlmErrorKind::BadRequest) => LlmErrorKind::ContentRefused,
+        _ => kind,
     }
 }
 
@@ -98,6 +106,25 @@ mod tests {
         let body =
             serde_json::json!({"type": "error", "error": {"type": kind, "message": message}});
         classify(status, &body.to_string()).0
+    }
+
+    #[test]
+    fn a_413_is_about_content_whatever_its_body_says() {
+        for body in [
+            "<html>413 Request Entity Too Large</html>",
+            "",
+            "{}",
+            r#"{"error": {"type": "invalid_request_error", "message": "too big"}}"#,
+            r#"{"error": "Payload Too Large"}"#,
+        ] {
+            assert_eq!(
+                classify(413, body).0,
+                LlmErrorKind::ContentRefused,
+                "{body}"
+            );
+        }
+        let long = kind(413, "invalid_request_error", "prompt is too long");
+        assert_eq!(long, LlmErrorKind::ContextTooLong);
     }
 
     #[test]

@@ -24,13 +24,14 @@ impl Tally {
         self.after_result = is_tool_result;
     }
 
-    /// Figures replace what was said before; a list of inner passes is their sum. Figures that can't be read
-    /// are none.
+    /// Figures replace what was said before; a list of inner passes is their sum. `None` without any figure:
+    /// what can't be read is none. Without one of the output, the usage is marked as estimated.
     pub(super) fn read(&mut self, raw: &RawValue) -> Option<Usage> {
         let whole = figures(raw)?;
-        let passes = whole.iterations.as_deref().unwrap_or_default();
+        let passes = whole.iterations.0.as_deref().unwrap_or_default();
+        let mut told = Told::default();
         if passes.is_empty() {
-            replace(&mut self.usage, &whole);
+            told.replace(&mut self.usage, &whole);
             let total = self.usage.total_input();
             let first = *self.first_input.get_or_insert(total);
             // The first pass's input is a part of each later one's.
@@ -43,7 +44,7 @@ impl Tally {
             for pass in passes {
                 let mut one = Usage::default();
                 if let Some(figures) = figures(pass) {
-                    replace(&mut one, &figures);
+                    told.replace(&mut one, &figures);
                     sum.last_pass = Some(one.context());
                 }
                 sum.input = sum.input.saturating_add(one.input);
@@ -54,12 +55,13 @@ impl Tally {
                 sum.reasoning = sum.reasoning.saturating_add(one.reasoning);
             }
             let mut top = self.usage;
-            replace(&mut top, &whole);
+            told.replace(&mut top, &whole);
             sum.searches = top.searches;
             sum.reasoning = sum.reasoning.max(top.reasoning);
             self.usage = sum;
         }
-        Some(self.usage)
+        self.usage.estimated = !told.output;
+        told.any.then_some(self.usage)
     }
 }
 
@@ -67,33 +69,43 @@ fn figures(raw: &RawValue) -> Option<Figures<'_>> {
     serde_json::from_str(raw.get()).ok()
 }
 
-/// Takes over the figures that are given.
-fn replace(usage: &mut Usage, figures: &Figures<'_>) {
-    figures.input_tokens.replace(&mut usage.input);
-    figures.output_tokens.replace(&mut usage.output);
-    figures
-        .cache_read_input_tokens
-        .replace(&mut usage.cache_read);
-    if let Some(details) = &figures.output_tokens_details {
-        details.thinking_tokens.replace(&mut usage.reasoning);
-    }
-    if let Some(tools) = &figures.server_tool_use {
-        tools.web_search_requests.replace(&mut usage.searches);
-    }
-    let split = figures.cache_creation.unwrap_or_default();
-    split
-        .ephemeral_1h_input_tokens
-        .replace(&mut usage.cache_write_1h);
-    split
-        .ephemeral_5m_input_tokens
-        .replace(&mut usage.cache_write_5m);
-    let told = split
-        .ephemeral_1h_input_tokens
-        .0
-        .or(split.ephemeral_5m_input_tokens.0);
-    // A total without its split: an hour's part that is known already stays one.
-    if let (Some(total), None) = (figures.cache_creation_input_tokens.0, told) {
-        usage.cache_write_1h = usage.cache_write_1h.min(total);
-        usage.cache_write_5m = total - usage.cache_write_1h;
+/// Which figures were given.
+#[derive(Debug, Default)]
+struct Told {
+    any: bool,
+    output: bool,
+}
+
+impl Told {
+    /// Takes over the figures that are given.
+    fn replace(&mut self, usage: &mut Usage, figures: &Figures<'_>) {
+        let split = figures.cache_creation.0.unwrap_or_default();
+        let details = figures.output_tokens_details.0.unwrap_or_default();
+        let tools = figures.server_tool_use.0.unwrap_or_default();
+        for (figure, before) in [
+            (figures.input_tokens, &mut usage.input),
+            (figures.output_tokens, &mut usage.output),
+            (figures.cache_read_input_tokens, &mut usage.cache_read),
+            (split.ephemeral_1h_input_tokens, &mut usage.cache_write_1h),
+            (split.ephemeral_5m_input_tokens, &mut usage.cache_write_5m),
+            (details.thinking_tokens, &mut usage.reasoning),
+            (tools.web_search_requests, &mut usage.searches),
+        ] {
+            if let Some(count) = figure.0 {
+                *before = count;
+                self.any = true;
+            }
+        }
+        self.output |= figures.output_tokens.0.is_some();
+        let told = split
+            .ephemeral_1h_input_tokens
+            .0
+            .or(split.ephemeral_5m_input_tokens.0);
+        // A total without its split: an hour's part that is known already stays one.
+        if let (Some(total), None) = (figures.cache_creation_input_tokens.0, told) {
+            usage.cache_write_1h = usage.cache_write_1h.min(total);
+            usage.cache_write_5m = total - usage.cache_write_1h;
+            self.any = true;
+        }
     }
 }

@@ -160,8 +160,7 @@ pub(super) struct CitingText<'a> {
 pub(super) struct Event<'a> {
     #[serde(rename = "type", borrow)]
     pub(super) kind: Option<Piece<'a>>,
-    #[serde(default)]
-    pub(super) index: u64,
+    pub(super) index: Option<u64>,
     #[serde(borrow)]
     pub(super) delta: Option<Delta<'a>>,
     #[serde(borrow)]
@@ -283,12 +282,15 @@ pub(super) struct Figures<'a> {
     pub(super) cache_read_input_tokens: Figure,
     #[serde(default)]
     pub(super) cache_creation_input_tokens: Figure,
-    pub(super) cache_creation: Option<CacheCreation>,
-    pub(super) output_tokens_details: Option<OutputDetails>,
-    pub(super) server_tool_use: Option<ServerToolUse>,
+    #[serde(default)]
+    pub(super) cache_creation: Lenient<CacheCreation>,
+    #[serde(default)]
+    pub(super) output_tokens_details: Lenient<OutputDetails>,
+    #[serde(default)]
+    pub(super) server_tool_use: Lenient<ServerToolUse>,
     /// The inner passes of a request, of which each is billed.
-    #[serde(borrow)]
-    pub(super) iterations: Option<Vec<&'a RawValue>>,
+    #[serde(borrow, default)]
+    pub(super) iterations: Lenient<Vec<&'a RawValue>>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
@@ -298,13 +300,13 @@ pub(super) struct CacheCreation {
     pub(super) ephemeral_1h_input_tokens: Figure,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct OutputDetails {
     pub(super) thinking_tokens: Figure,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Clone, Copy, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ServerToolUse {
     pub(super) web_search_requests: Figure,
@@ -317,9 +319,20 @@ pub(super) const MOST_TOKENS: u64 = 1_000_000_000_000;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Figure(pub(super) Option<u64>);
 
-impl Figure {
-    pub(super) fn replace(self, before: &mut u64) {
-        *before = self.0.unwrap_or(*before);
+/// A part of which nothing is taken when it is not what it should be: it must not cost the other parts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Lenient<T>(pub(super) Option<T>);
+
+impl<T> Default for Lenient<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Lenient<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = <&'de RawValue>::deserialize(deserializer)?;
+        Ok(Self(serde_json::from_str(raw.get()).ok()))
     }
 }
 
