@@ -105,7 +105,8 @@ fn bounded(input: Value, cut: bool) -> (Value, String, bool) {
     (input, content, true)
 }
 
-/// A copy of `value` with its strings cleaned and shortened. Names are not ours to change.
+/// A copy of `value` with its strings cleaned and shortened. So are names, which may be keys
+/// that a later cut would leave half of.
 fn shown(redactor: &Redactor, value: &Value, cut: &mut bool) -> Value {
     match value {
         Value::String(text) => Value::String(beginning(redactor, text, cut)),
@@ -121,7 +122,7 @@ fn shown(redactor: &Redactor, value: &Value, cut: &mut bool) -> Value {
 fn shown_fields(redactor: &Redactor, fields: &Map<String, Value>, cut: &mut bool) -> Value {
     fields
         .iter()
-        .map(|(name, value)| (name.clone(), shown(redactor, value, cut)))
+        .map(|(name, value)| (beginning(redactor, name, cut), shown(redactor, value, cut)))
         .collect()
 }
 
