@@ -367,7 +367,7 @@ async fn act(
         redactor: context.redactor.clone(),
     };
     // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
-    let limit = wrap_up.plus(TOOL_GRACE).min(context.deadline);
+    let limit = left_behind_at(wrap_up, context.deadline);
     let outcome = match bounded(built.tool.call(args, &tool_context), limit, &context.token).await {
         Ok(outcome) => outcome,
         Err(left_behind) => return (Answered::failed(left_behind), None),
@@ -383,6 +383,12 @@ async fn act(
             Some(Halt::Problem(lost(&error))),
         ),
     }
+}
+
+/// When a tool that should be done at `wrap_up` is waited for no longer: before `deadline`, so that there is
+/// time for a last turn.
+fn left_behind_at(wrap_up: Deadline, deadline: Deadline) -> Deadline {
+    wrap_up.plus(TOOL_GRACE).min(deadline)
 }
 
 /// What comes of `call`, or why it was left behind: its time was over, or the run long cancelled.
@@ -514,6 +520,23 @@ mod tests {
         assert!(!seen.contains("a-key") && answer.truncated, "{seen}");
         assert!(answer.text.ends_with("said besides"), "{seen}");
         assert_eq!(answer.output_path, Some(format!("/tmp/{REDACTED}")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tool_that_ignores_its_deadline_is_left_behind_in_time_for_a_last_turn() {
+        let deadline = Deadline::after(Duration::from_mins(5));
+        let wrap_up = deadline.minus(crate::agent::reserve(Duration::from_mins(5)));
+        let limit = left_behind_at(wrap_up, deadline);
+        let token = CancellationToken::new();
+        let left = bounded(std::future::pending::<()>(), limit, &token).await;
+        assert!(left.unwrap_err().contains("nearly over"));
+        let rest = deadline.remaining();
+        assert!(
+            wrap_up.passed() && rest >= Duration::from_secs(20),
+            "{rest:?}"
+        );
+        let short = Deadline::after(Duration::from_secs(2));
+        assert_eq!(left_behind_at(short, short), short);
     }
 
     #[test]

@@ -181,7 +181,10 @@ impl<'a> Conversation<'a> {
             let error = match asked {
                 Err(Halt::Llm(error)) => error,
                 Ok(Asked::Response(response)) => {
-                    self.history.saw(&response.usage);
+                    // Without figures the texts are all that is known of its size.
+                    if response.usage.context() > 0 {
+                        self.history.saw(&response.usage);
+                    }
                     return Ok(Asked::Response(response));
                 }
                 other => return other,
@@ -354,9 +357,9 @@ impl<'a> Conversation<'a> {
     }
 
     /// Makes room ahead of the last turn, if the window is nearly full: without paying for it.
-    pub(super) async fn clear_ahead(&mut self) -> Result<(), Halt> {
+    pub(super) async fn clear_ahead(&mut self, need: Need) -> Result<(), Halt> {
         if self.history.over_trigger() {
-            self.clear(Need::Ahead, "").await?;
+            self.clear(need, "").await?;
         }
         Ok(())
     }

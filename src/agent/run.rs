@@ -1,6 +1,7 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
 use super::calls::{CallLimits, TOLD_CALLS, run_calls};
+use super::context::Need;
 use super::conversation::{Asked, Conversation, Purpose};
 use super::limits::{self, Limits};
 use super::loops::LoopGuard;
@@ -83,10 +84,11 @@ impl Agent<'_> {
         let mut turn = 0;
         loop {
             turn += 1;
-            if self.last_turn(turn).is_some() {
-                self.conversation.clear_ahead().await?;
-            } else {
-                self.conversation.make_room(turn).await?;
+            match self.last_turn(turn) {
+                // What the budget can hardly pay for has to be short.
+                Some(StopReason::MaxBudget) => self.conversation.clear_ahead(Need::Now).await?,
+                Some(_) => self.conversation.clear_ahead(Need::Ahead).await?,
+                None => self.conversation.make_room(turn).await?,
             }
             let last = self.announce_limits(turn).await?;
             let end = self.turn(turn, last.is_some()).await?;
