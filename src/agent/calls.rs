@@ -24,13 +24,13 @@ use crate::tools::{self, BuiltTool, Called, Failure, ToolAnswer, ToolContext, To
 
 /// At most so many calls of one response are run and shown (rule AD-4).
 const CALLS_PER_TURN: usize = 64;
-/// The model is told so of as many more; of yet others only that they were not run.
-const TOLD_CALLS: usize = 2 * CALLS_PER_TURN;
+/// The model is told so of as many more; yet others are not kept in its reply.
+pub(super) const TOLD_CALLS: usize = 2 * CALLS_PER_TURN;
 /// A long result is shortened to what is left of its turn, but not below this.
 const LEAST_CHARS: usize = 2000;
 /// So many side by side.
 const SIDE_BY_SIDE: usize = 8;
-/// A tool that ignores its deadline is left behind so much later.
+/// A tool that ignores its deadline is left behind so much later, while there is time for a last turn.
 const TOOL_GRACE: Duration = Duration::from_secs(5);
 /// A tool that ignores a cancel is left behind so much later, so that its call has a result all the same.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
@@ -44,6 +44,8 @@ pub(super) struct CallLimits {
     pub(super) wrap_up: Deadline,
     /// How many characters all results together may have.
     pub(super) chars: usize,
+    /// Calls that were not even kept.
+    pub(super) too_many: usize,
 }
 
 /// The results of a response's calls, in the order asked, and what is to be said besides.
@@ -95,11 +97,11 @@ pub(super) async fn run_calls(
         context.emit(RunEvent::ToolUse(event)).await?;
         planned.push(one);
     }
-    warn_of_too_many(context, too_many.len()).await?;
+    warn_of_too_many(context, too_many.len() + limits.too_many).await?;
     // The intent is durable before a tool acts on the world.
     context.sync().await?;
 
-    let room = Room::new(limits.chars, planned.len(), too_many.len());
+    let room = Room::new(limits.chars, planned.len());
     let mut answers = Vec::with_capacity(planned.len());
     let mut halt = None;
     for batch in planned.chunk_by_mut(|a, b| beside_others(a) && beside_others(b)) {
@@ -136,12 +138,8 @@ pub(super) async fn run_calls(
     let notices = guard.record(&outcomes);
     let results = planned.iter().zip(answers);
     let results = results.map(|(one, answered)| result(one.call, &one.name, answered.answer));
-    let not_run = too_many.iter().enumerate().map(|(at, call)| {
-        let text = if at + CALLS_PER_TURN < TOLD_CALLS {
-            format!("Not run: at most {CALLS_PER_TURN} calls are run in one turn.")
-        } else {
-            NOT_RUN.to_owned()
-        };
+    let not_run = too_many.iter().map(|call| {
+        let text = format!("Not run: at most {CALLS_PER_TURN} calls are run in one turn.");
         let name = context.shown(&call.name, SHOWN_NAME);
         result(call, &name, Answered::failed(text).answer)
     });
@@ -150,8 +148,6 @@ pub(super) async fn run_calls(
         notices,
     })
 }
-
-const NOT_RUN: &str = "Not run.";
 
 async fn warn_of_too_many(context: &RunContext, count: usize) -> Result<(), Halt> {
     if count == 0 {
@@ -371,15 +367,10 @@ async fn act(
         redactor: context.redactor.clone(),
     };
     // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
-    let outcome = tokio::select! {
-        biased;
-        outcome = built.tool.call(args, &tool_context) => outcome,
-        () = tokio::time::sleep_until(context.deadline.plus(TOOL_GRACE).instant()) => {
-            return (Answered::failed("stopped: the run's time was over"), None);
-        }
-        () = long_cancelled(&context.token) => {
-            return (Answered::failed("cancelled: the run ends"), None);
-        }
+    let limit = left_behind_at(wrap_up, context.deadline);
+    let outcome = match bounded(built.tool.call(args, &tool_context), limit, &context.token).await {
+        Ok(outcome) => outcome,
+        Err(left_behind) => return (Answered::failed(left_behind), None),
     };
     match outcome {
         // That a command failed is no complaint: a test that fails is what it is run for.
@@ -391,6 +382,28 @@ async fn act(
             Answered::failed(error.to_string()),
             Some(Halt::Problem(lost(&error))),
         ),
+    }
+}
+
+/// When a tool that should be done at `wrap_up` is waited for no longer: before `deadline`, so that there is
+/// time for a last turn.
+fn left_behind_at(wrap_up: Deadline, deadline: Deadline) -> Deadline {
+    wrap_up.plus(TOOL_GRACE).min(deadline)
+}
+
+/// What comes of `call`, or why it was left behind: its time was over, or the run long cancelled.
+async fn bounded<T>(
+    call: impl Future<Output = T>,
+    limit: Deadline,
+    token: &CancellationToken,
+) -> Result<T, &'static str> {
+    tokio::select! {
+        biased;
+        outcome = call => Ok(outcome),
+        () = tokio::time::sleep_until(limit.instant()) => {
+            Err("stopped: the run's time was nearly over")
+        }
+        () = long_cancelled(token) => Err("cancelled: the run ends"),
     }
 }
 
@@ -450,8 +463,7 @@ struct Room {
 }
 
 impl Room {
-    fn new(chars: usize, calls: usize, not_run: usize) -> Self {
-        let chars = chars.saturating_sub(not_run * NOT_RUN.len());
+    fn new(chars: usize, calls: usize) -> Self {
         let least = LEAST_CHARS.min(chars / calls.max(1));
         Self {
             least,
@@ -502,7 +514,7 @@ mod tests {
             diff: Some(format!("+{KEY}")),
             ..ToolAnswer::text(format!("{}{KEY}", "x".repeat(2990)))
         };
-        let room = Room::new(3000, 1, 0);
+        let room = Room::new(3000, 1);
         finish(&redactor, &mut answer, Some("said besides"), &room);
         let seen = format!("{answer:?}");
         assert!(!seen.contains("a-key") && answer.truncated, "{seen}");
@@ -510,19 +522,36 @@ mod tests {
         assert_eq!(answer.output_path, Some(format!("/tmp/{REDACTED}")));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_tool_that_ignores_its_deadline_is_left_behind_in_time_for_a_last_turn() {
+        let deadline = Deadline::after(Duration::from_mins(5));
+        let wrap_up = deadline.minus(crate::agent::reserve(Duration::from_mins(5)));
+        let limit = left_behind_at(wrap_up, deadline);
+        let token = CancellationToken::new();
+        let left = bounded(std::future::pending::<()>(), limit, &token).await;
+        assert!(left.unwrap_err().contains("nearly over"));
+        let rest = deadline.remaining();
+        assert!(
+            wrap_up.passed() && rest >= Duration::from_secs(20),
+            "{rest:?}"
+        );
+        let short = Deadline::after(Duration::from_secs(2));
+        assert_eq!(left_behind_at(short, short), short);
+    }
+
     #[test]
     fn the_results_of_a_turn_fit_in_all_and_none_gets_nothing() {
         for (calls, chars) in [(1, 200_000), (64, 200_000), (64, 20_000), (3, 5)] {
-            let room = Room::new(chars, calls, 1000);
+            let room = Room::new(chars, calls);
             let taken: Vec<usize> = (0..calls).map(|_| room.take(150_000)).collect();
             assert!(taken.iter().sum::<usize>() <= chars, "{calls} {chars}");
             assert!(
                 taken
                     .iter()
-                    .all(|most| *most >= LEAST_CHARS.min(chars.saturating_sub(8000) / calls))
+                    .all(|most| *most >= LEAST_CHARS.min(chars / calls))
             );
         }
-        let room = Room::new(10_000, 2, 0);
+        let room = Room::new(10_000, 2);
         assert_eq!(
             room.take(10),
             2000,

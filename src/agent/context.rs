@@ -15,6 +15,12 @@ const NEVER_CLEARED: &str = "read_skill";
 const MOST_MEDIA: usize = 10;
 /// and so many bytes of base64 in all. The smallest limit of a provider's whole request is 20 MB.
 const MOST_MEDIA_BYTES: usize = 18_000_000;
+/// When they are too many, all go but so many of the newest, since each change voids the provider's cache,
+const KEPT_MEDIA: usize = 5;
+/// of so many bytes.
+const KEPT_MEDIA_BYTES: usize = 12_000_000;
+/// A summary's length, roughly.
+const SUMMARY: u64 = 2000;
 /// What an image costs, roughly.
 const IMAGE_TOKENS: u64 = 1600;
 /// What stands in for an image or document.
@@ -37,6 +43,8 @@ pub(super) struct Window {
     counted: usize,
     /// Tokens taken out of the conversation since.
     freed: u64,
+    /// Something of it was changed since: the provider's cache holds another one.
+    stale: bool,
 }
 
 impl Window {
@@ -62,6 +70,7 @@ impl Window {
             last: None,
             counted: 0,
             freed: 0,
+            stale: false,
         }
     }
 
@@ -70,12 +79,20 @@ impl Window {
         self.last = Some(*usage);
         self.counted = messages;
         self.freed = 0;
+        self.stale = false;
     }
 
     /// The conversation was changed in its middle, to `history`: the next response's usage will show it.
     fn changed(&mut self, change: Change, history: &[Message]) {
         self.freed += change.tokens_before.saturating_sub(change.tokens_after);
+        self.stale = true;
         self.counted = self.counted.min(history.len());
+    }
+
+    /// Images or documents of so many tokens went out of messages that are counted.
+    fn evicted(&mut self, tokens: Option<u64>) {
+        self.freed += tokens.unwrap_or(0);
+        self.stale |= tokens.is_some();
     }
 
     /// Whether the next request is likely to pass the trigger.
@@ -104,22 +121,33 @@ impl Window {
     /// The next request's input, as it is likely to be billed.
     fn next_input(&self, history: &[Message]) -> Usage {
         let tokens = self.estimate(history);
-        let cached = match &self.last {
-            // Its provider caches nothing, or not yet.
-            Some(last) if last.total_input() == last.input => {
-                return Usage {
-                    input: tokens,
-                    ..Usage::default()
-                };
-            }
+        let uncached = self.uncached(tokens);
+        match &self.last {
             // What was taken out lay before most of the rest.
-            Some(last) if self.freed == 0 => last.total_input().min(tokens),
-            Some(_) | None => 0,
-        };
-        Usage {
-            cache_read: cached,
-            cache_write_5m: tokens - cached,
-            ..Usage::default()
+            Some(last) if !self.stale && uncached.input == 0 => {
+                let cached = last.total_input().min(tokens);
+                Usage {
+                    cache_read: cached,
+                    cache_write_5m: tokens - cached,
+                    ..Usage::default()
+                }
+            }
+            Some(_) | None => uncached,
+        }
+    }
+
+    /// An input of so many tokens of which nothing is read from a cache.
+    fn uncached(&self, tokens: u64) -> Usage {
+        match &self.last {
+            // Its provider caches nothing, or not yet.
+            Some(last) if last.total_input() == last.input => Usage {
+                input: tokens,
+                ..Usage::default()
+            },
+            Some(_) | None => Usage {
+                cache_write_5m: tokens,
+                ..Usage::default()
+            },
         }
     }
 
@@ -173,7 +201,8 @@ impl History {
     /// Appends `message`, and leaves out older images and documents that are too many now.
     pub(super) fn push(&mut self, message: Message) {
         self.messages.push(message);
-        limit_media(&mut self.messages);
+        let evicted = limit_media(&mut self.messages, self.window.counted);
+        self.window.evicted(evicted);
     }
 
     /// Takes back the messages from `len` on.
@@ -211,6 +240,46 @@ impl History {
 
     pub(super) fn next_input(&self) -> Usage {
         self.window.next_input(&self.messages)
+    }
+
+    /// An input of `tokens` as it is billed without the provider's cache.
+    pub(super) fn uncached(&self, tokens: u64) -> Usage {
+        self.window.uncached(tokens)
+    }
+
+    /// About how many tokens the conversation has,
+    pub(super) fn estimate(&self) -> u64 {
+        self.window.estimate(&self.messages)
+    }
+
+    /// and would have with a summary in the place of `count` messages after the first.
+    pub(super) fn estimate_without(&self, count: usize) -> u64 {
+        let gone: u64 = self.messages.iter().skip(1).take(count).map(tokens).sum();
+        self.estimate().saturating_sub(gone) + SUMMARY
+    }
+
+    /// How many tokens of an answer the window has room for.
+    pub(super) fn room_for_answer(&self) -> u32 {
+        let left = self.window.size.saturating_sub(self.estimate());
+        u32::try_from(left).unwrap_or(u32::MAX)
+    }
+
+    /// How many of `count` messages after the first are their older half, in whole turns. `None` if leaving
+    /// them out would make no difference.
+    pub(super) fn older_half(&self, count: usize) -> Option<usize> {
+        let old = self.messages.iter().skip(1).take(count);
+        let half = old.clone().map(tokens).sum::<u64>() / 2;
+        let (mut before, mut found) = (0, None);
+        for (at, message) in old.enumerate() {
+            if at > 1 && matches!(message, Message::Assistant(_)) {
+                found = Some(at);
+                if before >= half {
+                    break;
+                }
+            }
+            before += tokens(message);
+        }
+        found
     }
 
     pub(super) fn room_for_results(&self) -> usize {
@@ -267,7 +336,11 @@ impl History {
         if newest > 0 {
             return newest;
         }
-        leave_out(self.messages.iter_mut())
+        let before = total(&self.messages);
+        let left_out = leave_out(self.messages.iter_mut());
+        let freed = before.saturating_sub(total(&self.messages));
+        self.window.evicted((left_out > 0).then_some(freed));
+        left_out
     }
 }
 
@@ -361,22 +434,48 @@ fn old_messages(history: &[Message], kept: u64) -> &[Message] {
     }
 }
 
-/// Keeps the newest images and documents within the bounds, and replaces the others by a note: a request
-/// over its provider's size limit would fail, and so would every later one.
-fn limit_media(history: &mut [Message]) {
-    let (mut left, mut bytes_left) = (MOST_MEDIA, MOST_MEDIA_BYTES);
-    for part in history.iter_mut().rev().flat_map(parts_newest_first) {
-        let Some(size) = media_size(part) else {
-            continue;
-        };
-        if left > 0 && size <= bytes_left {
-            left -= 1;
-            bytes_left -= size;
-        } else {
-            left = 0;
-            *part = Part::Text(LEFT_OUT.to_owned());
+/// Keeps the images and documents within the bounds: when they are too many, the older ones are replaced by a
+/// note, several at once. A request over its provider's size limit would fail, and so would every later one.
+/// The tokens that went out of the first `counted` messages, if anything did.
+fn limit_media(history: &mut [Message], counted: usize) -> Option<u64> {
+    let (mut count, mut bytes) = (0, 0);
+    for part in history.iter_mut().flat_map(parts_newest_first) {
+        if let Some(size) = media_size(part) {
+            count += 1;
+            bytes += size;
         }
     }
+    if count <= MOST_MEDIA && bytes <= MOST_MEDIA_BYTES {
+        return None;
+    }
+    let (mut kept, mut kept_bytes, mut over) = (0, 0, false);
+    let (mut freed, mut newest) = (None, true);
+    for (at, message) in history.iter_mut().enumerate().rev() {
+        // The newest message brought them: it may have all that is allowed.
+        let (most, most_bytes) = if std::mem::take(&mut newest) {
+            (MOST_MEDIA, MOST_MEDIA_BYTES)
+        } else {
+            (KEPT_MEDIA, KEPT_MEDIA_BYTES)
+        };
+        for part in parts_newest_first(message) {
+            let Some(size) = media_size(part) else {
+                continue;
+            };
+            over |= kept >= most || kept_bytes + size > most_bytes;
+            if !over {
+                kept += 1;
+                kept_bytes += size;
+                continue;
+            }
+            let note = Part::Text(LEFT_OUT.to_owned());
+            if at < counted {
+                let gone = part_tokens(part).saturating_sub(part_tokens(&note));
+                *freed.get_or_insert(0) += gone;
+            }
+            *part = note;
+        }
+    }
+    freed
 }
 
 fn leave_out<'m>(messages: impl Iterator<Item = &'m mut Message>) -> usize {

@@ -177,7 +177,8 @@ fn sent(parts: &[Part]) -> Vec<bool> {
 
 #[test]
 fn only_the_newest_images_and_documents_stay_by_number_and_by_bytes() {
-    assert_eq!(sent(&vec![picture(4); 12])[..3], [false, false, true]);
+    let twelve = sent(&vec![picture(4); 12]);
+    assert_eq!(twelve, [[false; 6], [true; 6]].concat(), "several at once");
     let document = Part::Document(Document {
         name: "a.pdf".to_owned(),
         base64: "A".repeat(8_000_000).into(),
@@ -190,11 +191,59 @@ fn only_the_newest_images_and_documents_stay_by_number_and_by_bytes() {
             document.clone(),
             picture(4)
         ]),
-        [false, false, true, true, true]
+        [false, false, false, true, true]
     );
     assert_eq!(sent(&[picture(19_000_000)]), [false]);
     let ten = sent(&vec![picture(4_800_000); 10]);
-    assert_eq!(ten.iter().filter(|sent| **sent).count(), 3);
+    assert_eq!(ten.iter().filter(|sent| **sent).count(), 2);
+    let mut history = conversation(0);
+    history.push(results("1", vec![picture(4); 12]));
+    let left_out = history.leave_out_media();
+    assert_eq!(left_out, MOST_MEDIA, "a turn may bring all that is allowed");
+}
+
+#[test]
+fn images_that_go_are_taken_off_the_estimate_and_void_the_cache() {
+    let seen = |pictures: usize| {
+        let mut history = conversation(0);
+        for n in 0..pictures {
+            history.push(results(&n.to_string(), vec![picture(4)]));
+        }
+        history.saw(&Usage {
+            cache_read: 50_000,
+            ..Usage::default()
+        });
+        assert_eq!(history.next_input().cache_read, 50_000);
+        history
+    };
+    let note = part_tokens(&Part::Text(LEFT_OUT.to_owned()));
+    let mut history = seen(10);
+    history.push(results("new", vec![picture(4)]));
+    let input = history.next_input();
+    assert_eq!(input.cache_read, 0, "the prefix is another one");
+    assert_eq!(
+        input.cache_write_5m,
+        50_000 + IMAGE_TOKENS - 6 * (IMAGE_TOKENS - note)
+    );
+    history.saw(&input);
+    history.push(results("newer", vec![picture(4)]));
+    assert!(history.next_input().cache_read > 0, "not at every image");
+    let mut history = seen(2);
+    assert_eq!(history.leave_out_media(), 2);
+    let input = history.next_input();
+    assert!(input.cache_read == 0 && input.total_input() < 50_000);
+}
+
+#[test]
+fn the_older_half_is_whole_turns_and_more_than_one_note() {
+    let history = conversation(8);
+    assert_eq!(history.older_half(14), Some(8));
+    assert_eq!(history.older_half(2), None);
+    assert_eq!(conversation(1).older_half(2), None);
+    let mut short = conversation(6);
+    let change = short.summarise(10, "so far".to_owned());
+    assert!(change.tokens_after < change.tokens_before);
+    assert_eq!(short.older_half(1), None);
 }
 
 #[test]

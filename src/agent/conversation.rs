@@ -28,8 +28,8 @@ const MOST_SUMMARIES: u32 = 8;
 const TURNS_APART: u32 = 5;
 /// Tokens of a summary and of the thinking before it; how long the summary itself gets, its prompt says.
 const SUMMARY_TOKENS: u32 = 16_000;
-/// A refused image is replaced and asked without at most so often in a turn: the newest, then all.
-const MOST_REFUSALS: u32 = 2;
+/// A conversation that doesn't even fit for a summary is halved at most so often.
+const MOST_HALVINGS: u32 = 4;
 
 /// The conversation of a run.
 pub(super) struct Conversation<'a> {
@@ -52,8 +52,15 @@ pub(super) enum Purpose {
     LastTurn,
     /// An answer goes on where it stopped; without tools, if the turn is the last.
     GoOn { last: bool },
-    /// A summary, for the agent alone.
-    Summary,
+    /// A summary, for the agent alone, after which the conversation is likely to have so many tokens.
+    Summary { after: u64 },
+}
+
+impl Purpose {
+    /// Tools are off, which voids what the provider has cached of the messages.
+    const fn without_tools(self) -> bool {
+        matches!(self, Self::LastTurn | Self::GoOn { last: true })
+    }
 }
 
 /// What asking came to.
@@ -64,6 +71,8 @@ pub(super) enum Asked {
     NoFunds,
     /// The conversation is too long for the model.
     NoRoom(LlmError),
+    /// Nothing was sent: the window has no room for the rest of an answer.
+    Full,
 }
 
 /// What the rest of the budget buys.
@@ -163,24 +172,31 @@ impl<'a> Conversation<'a> {
 
     /// Sends the conversation and streams the response to the client.
     pub(super) async fn ask(&mut self, purpose: Purpose, turn: u32) -> Result<Asked, Halt> {
-        let mut refusals = 0;
+        if matches!(purpose, Purpose::GoOn { .. }) && self.history.room_for_answer() < LEAST_OUTPUT
+        {
+            return Ok(Asked::Full);
+        }
         loop {
             let asked = self.send(purpose, turn, Audience::Clients).await;
             let error = match asked {
                 Err(Halt::Llm(error)) => error,
                 Ok(Asked::Response(response)) => {
-                    self.history.saw(&response.usage);
+                    // Without figures the texts are all that is known of its size.
+                    if response.usage.context() > 0 {
+                        self.history.saw(&response.usage);
+                    }
                     return Ok(Asked::Response(response));
                 }
                 other => return other,
             };
             match error.kind {
                 LlmErrorKind::ContextTooLong => return Ok(Asked::NoRoom(error)),
-                LlmErrorKind::ContentRefused if refusals < MOST_REFUSALS => {
-                    refusals += 1;
+                // The newest images go first, then all: it ends.
+                LlmErrorKind::ContentRefused => {
                     let left_out = self.history.leave_out_media();
                     if left_out == 0 {
-                        return Err(Halt::Llm(error));
+                        // Nothing is left that could be refused but the size.
+                        return Ok(Asked::NoRoom(error));
                     }
                     let message = format!(
                         "{error}; asked again with {left_out} images or documents left out"
@@ -276,20 +292,23 @@ impl<'a> Conversation<'a> {
             tools,
             server_tools: &[],
             tool_choice: match purpose {
-                Purpose::LastTurn | Purpose::GoOn { last: true } => ToolChoice::None,
+                _ if purpose.without_tools() => ToolChoice::None,
                 // Forbidding calls would cost a summary the provider's cache of all that it reads.
-                Purpose::Turn | Purpose::GoOn { last: false } | Purpose::Summary => {
-                    ToolChoice::Auto
-                }
+                _ => ToolChoice::Auto,
             },
             messages: self.history.messages(),
             output_schema: None,
-            answer: if purpose == Purpose::Summary {
+            answer: if matches!(purpose, Purpose::Summary { .. }) {
                 AnswerSize::AtMost(SUMMARY_TOKENS)
             } else {
                 self.answer
             },
-            affordable,
+            // The window bounds the answer too.
+            affordable: Some(
+                affordable
+                    .unwrap_or(u32::MAX)
+                    .min(self.history.room_for_answer().max(LEAST_OUTPUT)),
+            ),
             thinking: spec.thinking,
             cache_key: self.context.id.as_str(),
             call_ids: &self.call_ids,
@@ -299,7 +318,7 @@ impl<'a> Conversation<'a> {
 
     /// How many output tokens a request for `purpose` may have, if it may be sent at all.
     fn affordable(&self, purpose: Purpose) -> Result<Option<u32>, NoFunds> {
-        match self.funds() {
+        match self.funds(purpose) {
             Funds::Unbounded => Ok(None),
             Funds::Output(tokens) if tokens >= LEAST_OUTPUT => Ok(Some(tokens)),
             // The one request that may pass the budget: without it all that was done would be lost.
@@ -308,7 +327,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    fn funds(&self) -> Funds {
+    fn funds(&self, purpose: Purpose) -> Funds {
         let spec = &self.context.spec;
         let Some(NanoUsd(budget)) = spec.max_budget else {
             return Funds::Unbounded;
@@ -317,10 +336,32 @@ impl<'a> Conversation<'a> {
         let Some(rest) = budget.checked_sub(spent).filter(|rest| *rest > 0) else {
             return Funds::Spent;
         };
-        let input: Usage = self.history.next_input();
         let model = &spec.model;
+        let price = |usage| prices::cost(model.provider, &model.id, &usage);
+        // Without a last turn after it, a summary would be paid for in vain.
+        let held_back = match purpose {
+            Purpose::Summary { after } => price(Usage {
+                output: LEAST_OUTPUT.into(),
+                ..self.history.uncached(after)
+            }),
+            Purpose::Turn | Purpose::LastTurn | Purpose::GoOn { .. } => None,
+        };
+        let rest = rest.saturating_sub(held_back.unwrap_or_default().0);
+        let input = if purpose.without_tools() {
+            self.history.uncached(self.history.estimate())
+        } else {
+            self.history.next_input()
+        };
         prices::affordable_output(model.provider, &model.id, &input, NanoUsd(rest))
             .map_or(Funds::Unbounded, Funds::Output)
+    }
+
+    /// Makes room ahead of the last turn, if the window is nearly full: without paying for it.
+    pub(super) async fn clear_ahead(&mut self, need: Need) -> Result<(), Halt> {
+        if self.history.over_trigger() {
+            self.clear(need, "").await?;
+        }
+        Ok(())
     }
 
     /// Makes room ahead of a turn, if the window is nearly full: old results are cleared and, if that is not
@@ -360,7 +401,7 @@ impl<'a> Conversation<'a> {
     /// What would go is known before anything is paid for. Without a summary old results are cleared further
     /// or, if nothing fits any more, old turns left out.
     async fn summarise(&mut self, need: Need, turn: u32) -> Result<bool, Halt> {
-        let Some(count) = self.history.summarisable(need) else {
+        let Some(mut count) = self.history.summarisable(need) else {
             return Ok(false);
         };
         if self.summaries >= MOST_SUMMARIES {
@@ -368,10 +409,36 @@ impl<'a> Conversation<'a> {
         }
         self.summaries += 1;
         self.last_summary = turn;
-        let mark = self.mark();
-        self.history.push(Message::user(prompt::SUMMARISE));
-        let asked = self.send(Purpose::Summary, turn, Audience::Agent).await;
-        self.back_to(mark);
+        let mut halvings = 0;
+        let asked = loop {
+            let mark = self.mark();
+            let after = self.history.estimate_without(count);
+            self.history.push(Message::user(prompt::SUMMARISE));
+            let purpose = Purpose::Summary { after };
+            let asked = self.send(purpose, turn, Audience::Agent).await;
+            self.back_to(mark);
+            // What was refused for its size is refused again: its older half goes unread.
+            let too_long = need == Need::Now
+                && match &asked {
+                    Err(Halt::Llm(error)) => matches!(
+                        error.kind,
+                        LlmErrorKind::ContextTooLong | LlmErrorKind::ContentRefused
+                    ),
+                    Ok(Asked::Response(response)) => {
+                        response.stop == LlmStop::ContextFull && response.text.trim().is_empty()
+                    }
+                    Ok(Asked::NoFunds | Asked::NoRoom(_) | Asked::Full) | Err(_) => false,
+                };
+            let half = self.history.older_half(count);
+            let Some(half) = half.filter(|_| too_long && halvings < MOST_HALVINGS) else {
+                break asked;
+            };
+            halvings += 1;
+            let change = self.history.summarise(half, prompt::LEFT_OUT.to_owned());
+            count -= half - 1;
+            self.warn_of_summary("a note, since they don't fit even to be summarised", change)
+                .await?;
+        };
         let failed = match asked {
             Ok(Asked::Response(response)) => {
                 let text = response.text.trim();
@@ -388,7 +455,7 @@ impl<'a> Conversation<'a> {
                 }
             }
             Ok(Asked::NoFunds) => "the budget does not allow a summary",
-            Ok(Asked::NoRoom(_)) | Err(Halt::Llm(_)) => "a summary failed",
+            Ok(Asked::NoRoom(_) | Asked::Full) | Err(Halt::Llm(_)) => "a summary failed",
             Err(halt) => return Err(halt),
         };
         match need {

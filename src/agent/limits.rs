@@ -41,7 +41,7 @@ impl Limit {
     /// As clients read it.
     const fn name(self) -> &'static str {
         match self {
-            Self::Time => "s",
+            Self::Time => "time",
             Self::Turns => "turns",
             Self::Budget => "budget",
         }

@@ -1,6 +1,7 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
-use super::calls::{CallLimits, run_calls};
+use super::calls::{CallLimits, TOLD_CALLS, run_calls};
+use super::context::Need;
 use super::conversation::{Asked, Conversation, Purpose};
 use super::limits::{self, Limits};
 use super::loops::LoopGuard;
@@ -33,6 +34,7 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
         limits: Limits::new(&context.spec, context.deadline),
         guard: LoopGuard::default(),
         price_warned: false,
+        out_of_funds: false,
     };
     agent.run().await
 }
@@ -43,14 +45,16 @@ struct Agent<'a> {
     limits: Limits,
     guard: LoopGuard,
     price_warned: bool,
+    /// A request within a turn could not be paid for: the next turn is the last.
+    out_of_funds: bool,
 }
 
 /// What a turn came to.
 enum TurnEnd {
     /// Text, or nothing.
     Answer { text: String, cut: Option<Cut> },
-    /// Calls, which stand at the end of the conversation.
-    Calls,
+    /// Calls, which stand at the end of the conversation, and so many that were too many for it.
+    Calls { too_many: usize },
 }
 
 /// Why an answer is not whole.
@@ -80,7 +84,12 @@ impl Agent<'_> {
         let mut turn = 0;
         loop {
             turn += 1;
-            self.conversation.make_room(turn).await?;
+            match self.last_turn(turn) {
+                // What the budget can hardly pay for has to be short.
+                Some(StopReason::MaxBudget) => self.conversation.clear_ahead(Need::Now).await?,
+                Some(_) => self.conversation.clear_ahead(Need::Ahead).await?,
+                None => self.conversation.make_room(turn).await?,
+            }
             let last = self.announce_limits(turn).await?;
             let end = self.turn(turn, last.is_some()).await?;
             self.context.tally.turn_taken();
@@ -102,10 +111,16 @@ impl Agent<'_> {
                         truncated: cut.is_some(),
                     });
                 }
+                TurnEnd::Answer {
+                    cut: Some(Cut::Budget),
+                    ..
+                } if last.is_none() && self.conversation.can_pay_for(Purpose::LastTurn) => {
+                    self.out_of_funds = true;
+                }
                 TurnEnd::Answer { cut, .. } => {
                     let reason = (cut == Some(Cut::Budget)).then_some(StopReason::MaxBudget);
                     if let Some(reason) = reason.or(last) {
-                        return Err(no_answer(reason, &self.context.spec).into());
+                        return Err(self.no_answer(reason).into());
                     }
                     if was_empty {
                         return Err(Problem::new(
@@ -120,19 +135,20 @@ impl Agent<'_> {
                     self.context.warn(WarningCode::EmptyAnswer, message).await?;
                     self.conversation.say(prompt::ANSWER_PLEASE).await?;
                 }
-                TurnEnd::Calls => {
+                TurnEnd::Calls { too_many } => {
                     was_empty = false;
-                    self.calls(turn).await?;
+                    self.calls(turn, too_many).await?;
                 }
             }
         }
     }
 
     /// Runs the calls of the turn and tells the model what came of them.
-    async fn calls(&mut self, turn: u32) -> Result<(), Halt> {
+    async fn calls(&mut self, turn: u32, too_many: usize) -> Result<(), Halt> {
         let limits = CallLimits {
             wrap_up: self.limits.wrap_up(),
             chars: self.conversation.room_for_results(),
+            too_many,
         };
         let calls = self.conversation.open_calls();
         let called = run_calls(self.context, &mut self.guard, &calls, turn, limits).await?;
@@ -154,16 +170,9 @@ impl Agent<'_> {
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
         if !self.conversation.can_pay_for(Purpose::LastTurn) {
-            return Err(no_answer(StopReason::MaxBudget, &self.context.spec).into());
+            return Err(self.no_answer(StopReason::MaxBudget).into());
         }
-        let last = if self.guard.stuck() {
-            Some(StopReason::Loop)
-        } else if let Some(reason) = self.limits.last_turn(turn) {
-            Some(reason)
-        } else {
-            (!self.conversation.can_pay_for(Purpose::Turn)).then_some(StopReason::MaxBudget)
-        };
-        let Some(reason) = last else {
+        let Some(reason) = self.last_turn(turn) else {
             return Ok(None);
         };
         // A run of one turn has no tools from the start, which is no news to its client.
@@ -177,6 +186,22 @@ impl Agent<'_> {
             self.conversation.tell(prompt::last_turn(why));
         }
         Ok(Some(reason))
+    }
+
+    /// Why `turn` has to be the last one, if it has to.
+    fn last_turn(&self, turn: u32) -> Option<StopReason> {
+        if self.guard.stuck() {
+            return Some(StopReason::Loop);
+        }
+        self.limits.last_turn(turn).or_else(|| {
+            let broke = self.out_of_funds || !self.conversation.can_pay_for(Purpose::Turn);
+            broke.then_some(StopReason::MaxBudget)
+        })
+    }
+
+    /// The end of a run whose last turn gave no answer either.
+    fn no_answer(&self, reason: StopReason) -> Problem {
+        no_answer(reason, &self.context.spec, self.context.tally.spent())
     }
 
     /// One turn: a response that ended well, whatever it took to get one.
@@ -195,10 +220,23 @@ impl Agent<'_> {
         let (mut pauses, mut continuations, mut cut_calls, mut malformed) = (0, 0, 0, 0);
         let mut cut_thinking = false;
         loop {
-            let response = match self.conversation.ask(purpose, turn).await? {
+            let mut response = match self.conversation.ask(purpose, turn).await? {
                 Asked::Response(response) => response,
                 Asked::NoFunds => {
+                    if text.trim().is_empty() {
+                        self.conversation.back_to(begin);
+                    }
                     let cut = Some(Cut::Budget);
+                    return Ok(TurnEnd::Answer { text, cut });
+                }
+                Asked::Full if text.trim().is_empty() => {
+                    begin = self.restart(begin, false, turn, full().into()).await?;
+                    text.clear();
+                    purpose = first;
+                    continue;
+                }
+                Asked::Full => {
+                    let cut = Some(Cut::Output);
                     return Ok(TurnEnd::Answer { text, cut });
                 }
                 Asked::NoRoom(error) => {
@@ -230,7 +268,8 @@ impl Agent<'_> {
                     self.conversation.reply(response.blocks);
                     purpose = Purpose::GoOn { last };
                 }
-                LlmStop::MaxTokens if has_calls => {
+                // On the last turn no call would be run: there it is text that was cut.
+                LlmStop::MaxTokens if has_calls && !last => {
                     // The last call's arguments may be incomplete: none of the response's calls is run, and
                     // what it announced is no answer.
                     cut_calls += 1;
@@ -269,15 +308,8 @@ impl Agent<'_> {
                     purpose = Purpose::GoOn { last };
                 }
                 LlmStop::ContextFull => {
-                    let full = Problem::new(
-                        ErrorCode::ContextTooLong,
-                        "the model's context window was full before its answer was complete",
-                    )
-                    .hint(
-                        "send a smaller task or smaller files, or use a model with a larger window",
-                    );
                     let shown = self.conversation.mark() > begin || !response.text.is_empty();
-                    begin = self.restart(begin, shown, turn, full.into()).await?;
+                    begin = self.restart(begin, shown, turn, full().into()).await?;
                     text.clear();
                     purpose = first;
                 }
@@ -307,8 +339,9 @@ impl Agent<'_> {
                         self.conversation.reply(response.without_calls());
                         return Ok(TurnEnd::Answer { text, cut: None });
                     }
+                    let too_many = response.keep_calls(TOLD_CALLS);
                     self.conversation.reply(response.blocks);
-                    return Ok(TurnEnd::Calls);
+                    return Ok(TurnEnd::Calls { too_many });
                 }
             }
         }
@@ -366,7 +399,7 @@ impl Agent<'_> {
 }
 
 /// The end of a run whose last turn gave no answer either.
-fn no_answer(reason: StopReason, spec: &RunSpec) -> Problem {
+fn no_answer(reason: StopReason, spec: &RunSpec, spent: NanoUsd) -> Problem {
     match reason {
         StopReason::MaxTurns => Problem::new(
             ErrorCode::MaxTurns,
@@ -381,13 +414,18 @@ fn no_answer(reason: StopReason, spec: &RunSpec) -> Problem {
             ),
         )
         .hint("send a larger timeout (up to 3600), or a smaller task"),
-        StopReason::MaxBudget => Problem::new(
-            ErrorCode::BudgetExceeded,
+        StopReason::MaxBudget => Problem::new(ErrorCode::BudgetExceeded, {
+            let budget = spec.max_budget.unwrap_or(NanoUsd(0));
+            let used = if spent.0 < budget.0 {
+                "nearly used"
+            } else {
+                "used"
+            };
             format!(
-                "the budget of {} USD was used without an answer",
-                spec.max_budget.unwrap_or(NanoUsd(0)).to_usd()
-            ),
-        )
+                "the budget of {} USD was {used} without an answer",
+                budget.to_usd()
+            )
+        })
         .hint("send a larger maxBudgetUsd, or a smaller task"),
         StopReason::Loop | StopReason::End => Problem::new(
             ErrorCode::LlmBadResponse,
@@ -395,6 +433,14 @@ fn no_answer(reason: StopReason, spec: &RunSpec) -> Problem {
         )
         .hint("rephrase the task, or use another model"),
     }
+}
+
+fn full() -> Problem {
+    Problem::new(
+        ErrorCode::ContextTooLong,
+        "the model's context window was full before its answer was complete",
+    )
+    .hint("send a smaller task or smaller files, or use a model with a larger window")
 }
 
 fn call_cut() -> Problem {

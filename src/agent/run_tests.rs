@@ -32,6 +32,12 @@ type Deltas = Vec<Result<LlmDelta, LlmError>>;
 struct Scripted {
     replies: Mutex<VecDeque<Deltas>>,
     requests: Mutex<Vec<String>>,
+    /// What opening comes to, before the answers.
+    faults: Mutex<VecDeque<LlmError>>,
+    /// Requests longer than this are too long.
+    most_chars: Option<usize>,
+    /// No request is ever answered.
+    silent: bool,
     /// How many answers were read to their end.
     ended: Arc<AtomicUsize>,
 }
@@ -40,10 +46,20 @@ struct Scripted {
 impl LlmProvider for Scripted {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let sent = format!(
-            "{:?} {:?} {:?}",
-            request.messages, request.tool_choice, request.cache_key
+            "{:?} {:?} {:?} most={:?}",
+            request.messages, request.tool_choice, request.cache_key, request.affordable
         );
+        let too_long = self.most_chars.is_some_and(|most| sent.len() > most);
         self.requests.lock().push(sent);
+        if too_long {
+            return Err(LlmError::new(LlmErrorKind::ContextTooLong, "too long"));
+        }
+        if self.silent {
+            std::future::pending::<()>().await;
+        }
+        if let Some(fault) = self.faults.lock().pop_front() {
+            return Err(fault);
+        }
         let reply = self.replies.lock().pop_front().expect("one more request");
         let ended = Arc::clone(&self.ended);
         let end = futures::stream::poll_fn(move |_| {
@@ -140,10 +156,17 @@ impl Ran {
 }
 
 async fn run(replies: impl IntoIterator<Item = Deltas>) -> Ran {
-    let provider = Arc::new(Scripted::default());
+    run_with(Scripted::default(), spec(), replies).await
+}
+
+async fn run_with(
+    provider: Scripted,
+    spec: RunSpec,
+    replies: impl IntoIterator<Item = Deltas>,
+) -> Ran {
+    let provider = Arc::new(provider);
     provider.replies.lock().extend(replies);
     let sink = Arc::new(Events::default());
-    let spec = spec();
     let tally = Arc::new(Tally::new(&spec.model));
     let context = RunContext {
         id: RunId::new(),
@@ -158,7 +181,13 @@ async fn run(replies: impl IntoIterator<Item = Deltas>) -> Ran {
         working_dir: "/home/user",
         today: "2026-11-25".to_owned(),
     };
-    let end = run_agent(&context).await;
+    let stop = async {
+        if provider.silent {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            context.token.cancel();
+        }
+    };
+    let (end, ()) = tokio::join!(run_agent(&context), stop);
     assert!(provider.replies.lock().is_empty(), "not all was asked for");
     let requests = provider.requests.lock().clone();
     assert!(
@@ -297,4 +326,175 @@ async fn calls_that_were_refused_are_answered_in_the_history() {
     for words in ["There is no tool", "it ends too soon"] {
         assert!(ran.requests[1].contains(words), "{}", ran.requests[1]);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_without_figures_is_not_counted_as_free() {
+    let billed = || {
+        let mut reply = says("Done.");
+        reply.insert(0, Ok(used(10)));
+        reply
+    };
+    let fault = |kind| LlmError::new(kind, "it failed");
+    let after = |kind| Scripted {
+        faults: Mutex::new([fault(kind)].into()),
+        ..Scripted::default()
+    };
+    let silent = Scripted {
+        silent: true,
+        ..Scripted::default()
+    };
+    let broken = vec![Err(fault(LlmErrorKind::Overloaded))];
+    for (provider, replies, complete) in [
+        (Scripted::default(), vec![billed()], true),
+        (Scripted::default(), vec![says("Done.")], false),
+        (Scripted::default(), vec![broken, billed()], false),
+        (after(LlmErrorKind::Timeout), vec![billed()], false),
+        (after(LlmErrorKind::RateLimited), vec![billed()], true),
+        (silent, vec![], false),
+    ] {
+        let ran = run_with(provider, spec(), replies).await;
+        let totals = ran.tally.totals(Duration::ZERO);
+        assert_eq!(totals.usage_complete, complete, "{:?}", ran.end);
+    }
+}
+
+/// A turn whose refused call takes some 9,000 tokens.
+fn long_turn(n: usize) -> Deltas {
+    let args = json!({ "n": n, "z": format!("turn-{n} {}", "z".repeat(30_000)) });
+    vec![
+        fly(ToolArgs::Json(args)),
+        Ok(LlmDelta::Stop(LlmStop::ToolUse)),
+    ]
+}
+
+fn fly(args: ToolArgs) -> Result<LlmDelta, LlmError> {
+    Ok(LlmDelta::Block(Block::Call(ToolCall {
+        id: CallIds::default().issue(""),
+        name: "fly".to_owned(),
+        args,
+        echo: None,
+    })))
+}
+
+#[tokio::test]
+async fn a_conversation_too_long_to_be_summarised_goes_by_halves() {
+    let provider = Scripted {
+        most_chars: Some(160_000),
+        ..Scripted::default()
+    };
+    // Five of them fit; the sixth request does not, nor does that for a summary.
+    let mut replies: Vec<Deltas> = (1..=6).map(long_turn).collect();
+    replies.extend([says("GOAL: fly."), says("Done.")]);
+    let ran = run_with(provider, spec(), replies).await;
+    assert_eq!(
+        ran.end.as_ref().unwrap().content,
+        "Done.",
+        "{:?}",
+        ran.warnings()
+    );
+    let asked: Vec<&String> = ran
+        .requests
+        .iter()
+        .filter(|request| request.contains("Call no tool."))
+        .collect();
+    assert_eq!(asked.len(), 2, "{:?}", ran.warnings());
+    assert!(asked[0].contains("turn-1 ") && !asked[1].contains("turn-1 "));
+    assert!(asked[1].contains("turn-5 "));
+    assert!(ran.requests.last().unwrap().contains("GOAL: fly."));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_summary_that_breaks_off_is_asked_for_again_and_one_that_begins_anew_is_the_new_one() {
+    let cut = vec![
+        Ok(LlmDelta::Text("void".to_owned())),
+        Err(LlmError::new(LlmErrorKind::Cut, "it broke off")),
+    ];
+    let mut anew = says("GOAL: fly.");
+    anew.splice(
+        0..0,
+        [
+            Ok(LlmDelta::Text("void".to_owned())),
+            Ok(LlmDelta::Block(Block::text("void"))),
+            Ok(LlmDelta::Restarted),
+        ],
+    );
+    for summary in [vec![cut, says("GOAL: fly.")], vec![anew]] {
+        let mut replies: Vec<Deltas> = (1..=8).map(long_turn).collect();
+        replies[7].insert(0, Ok(used(165_000)));
+        replies.extend(summary);
+        replies.push(says("Done."));
+        let ran = run(replies).await;
+        assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+        let last = ran.requests.last().unwrap();
+        assert!(last.contains("GOAL: fly.") && !last.contains("void"));
+    }
+}
+
+#[tokio::test]
+async fn a_request_too_large_without_any_image_makes_room() {
+    let too_large = LlmError::new(LlmErrorKind::ContentRefused, "request too large");
+    let mut replies: Vec<Deltas> = (1..=3).map(long_turn).collect();
+    replies.extend([vec![Err(too_large)], says("GOAL: fly."), says("Done.")]);
+    let ran = run(replies).await;
+    assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+    assert!(ran.warnings().contains(&"CONTEXT_COMPACTED"));
+}
+
+#[tokio::test]
+async fn the_window_bounds_the_rest_of_an_answer() {
+    let cut = |input: u64, text: &str| {
+        let mut reply = stops(text, LlmStop::MaxTokens);
+        reply.insert(0, Ok(used(input)));
+        reply
+    };
+    let ran = run([cut(190_000, "One, "), cut(198_500, "two, ")]).await;
+    let answer = ran.end.as_ref().unwrap();
+    assert_eq!(
+        (answer.content.as_str(), answer.truncated),
+        ("One, two, ", true)
+    );
+    assert_eq!(ran.warnings(), ["ANSWER_TRUNCATED"]);
+    let most = ran.requests[1].rsplit_once("most=Some(").unwrap().1;
+    let most: u32 = most.trim_end_matches(')').parse().unwrap();
+    assert!((9_000..=10_000).contains(&most), "{most}");
+}
+
+#[tokio::test]
+async fn a_call_that_is_cut_on_the_last_turn_is_text_that_was_cut() {
+    let cut = |text: &str| {
+        let mut reply = stops(text, LlmStop::MaxTokens);
+        reply.insert(2, fly(ToolArgs::Json(json!({}))));
+        reply
+    };
+    let spec = RunSpec {
+        max_turns: 1,
+        ..spec()
+    };
+    let replies = [cut("One, "), cut("two, "), cut("three")];
+    let ran = run_with(Scripted::default(), spec, replies).await;
+    let answer = ran.end.as_ref().unwrap();
+    assert_eq!(
+        (answer.content.as_str(), answer.truncated),
+        ("One, two, three", true)
+    );
+}
+
+#[tokio::test]
+async fn arguments_that_are_an_object_in_a_string_are_sent_back_as_the_object() {
+    let inside = json!(r#"{"to": 7}"#);
+    let reply = vec![
+        fly(ToolArgs::Json(inside)),
+        Ok(LlmDelta::Stop(LlmStop::ToolUse)),
+    ];
+    let ran = run([reply, says("Done.")]).await;
+    assert!(ran.requests[1].contains(r#"args: Json(Object {"to": Number(7)})"#));
+}
+
+#[test]
+fn time_that_is_nearly_over_is_called_time() {
+    let mut limits = Limits::new(&spec(), Deadline::after(Duration::from_secs(30)));
+    let warning = limits.warning(1, NanoUsd(0)).unwrap();
+    let event = serde_json::to_value(RunEvent::Warning(warning)).unwrap();
+    assert_eq!(event["limit"], "time");
 }

@@ -105,7 +105,8 @@ fn bounded(input: Value, cut: bool) -> (Value, String, bool) {
     (input, content, true)
 }
 
-/// A copy of `value` with its strings cleaned and shortened. Names are not ours to change.
+/// A copy of `value` with its strings cleaned and shortened. So are names, which may be keys
+/// that a later cut would leave half of.
 fn shown(redactor: &Redactor, value: &Value, cut: &mut bool) -> Value {
     match value {
         Value::String(text) => Value::String(beginning(redactor, text, cut)),
@@ -121,7 +122,7 @@ fn shown(redactor: &Redactor, value: &Value, cut: &mut bool) -> Value {
 fn shown_fields(redactor: &Redactor, fields: &Map<String, Value>, cut: &mut bool) -> Value {
     fields
         .iter()
-        .map(|(name, value)| (name.clone(), shown(redactor, value, cut)))
+        .map(|(name, value)| (beginning(redactor, name, cut), shown(redactor, value, cut)))
         .collect()
 }
 
@@ -177,13 +178,20 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_cleaned_before_they_are_cut_and_names_stay() {
+    fn strings_and_names_are_cleaned_before_they_are_cut() {
         let at_the_cut = format!("{}{KEY}", "x".repeat(SHOWN_ARGUMENT - 5));
         let args = ToolArgs::Json(json!({ KEY: format!("say {KEY}"), "long": at_the_cut }));
         let (input, content, cut) = input(&args);
-        assert_eq!(input[KEY], format!("say {REDACTED}"));
-        assert!(cut && !content.contains("a-key-of-16\"") && content.contains("bytes more]"));
+        assert_eq!(input[REDACTED], format!("say {REDACTED}"));
+        assert!(cut && !content.contains("a-key") && content.contains("bytes more]"));
         assert!(!input["long"].as_str().unwrap().contains("a-key"));
+        // A name at the cut of the whole.
+        let before = SHOWN_ARGUMENT - r#"{"","#.len() - 10;
+        let many = "x".repeat(SHOWN_ARGUMENT - 1);
+        let name = format!("{}{KEY}", "x".repeat(before));
+        let args = json!({ name: 1, "y1": many, "y2": many, "y3": many, "y4": many, "y5": many });
+        let (_, content, cut) = self::input(&ToolArgs::Json(args));
+        assert!(cut && !content.contains("a-key"), "{content}");
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl Tally {
         inner.incomplete |= !complete || usage.estimated;
     }
 
+    /// The request under way was refused before anything of it was billed.
+    pub fn refused(&self) {
+        self.inner.lock().in_flight = None;
+    }
+
     /// The model that answers.
     pub fn served_by(&self, model: &str) {
         self.inner.lock().served_model = Some(model.to_owned());

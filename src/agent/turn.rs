@@ -1,9 +1,10 @@
 //! One response of the LLM: opened, and streamed into events.
 
 use futures::StreamExt as _;
+use serde_json::Value;
 
 use super::types::{Halt, RunContext};
-use crate::chat::{Block, ToolCall};
+use crate::chat::{Block, ToolArgs, ToolCall};
 use crate::encoding::json_pieces;
 use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent};
@@ -32,6 +33,16 @@ impl Response {
         calls(&self.blocks).next().is_some()
     }
 
+    /// Takes out all calls but the first `most`; how many. What is not kept needs no result.
+    pub(super) fn keep_calls(&mut self, most: usize) -> usize {
+        let mut seen = 0_usize;
+        self.blocks.retain(|block| {
+            seen += usize::from(matches!(block, Block::Call(_)));
+            seen <= most || !matches!(block, Block::Call(_))
+        });
+        seen.saturating_sub(most)
+    }
+
     /// Without its calls, and without what stood behind its last text: what was cut off can't be sent back.
     pub(super) fn without_calls(self) -> Vec<Block> {
         let mut blocks = self.blocks;
@@ -55,7 +66,7 @@ pub(super) fn calls(blocks: &[Block]) -> impl Iterator<Item = &ToolCall> {
 /// How one attempt failed.
 pub(super) struct Failed {
     pub(super) error: LlmError,
-    /// Something of it was shown or kept: it can't be sent again.
+    /// Clients saw something of it: it can't be sent again.
     pub(super) shown: bool,
 }
 
@@ -99,12 +110,20 @@ pub(super) async fn open(
     context: &RunContext,
     request: &LlmRequest<'_>,
 ) -> Result<Result<LlmStream, Failed>, Halt> {
+    // From here on it may be billed, whatever comes of it.
+    context.tally.in_flight(Usage::default());
     tokio::select! {
         // Dropping the request is its cancellation; nothing of it was shown yet.
         biased;
         () = context.token.cancelled() => Err(Halt::Stopped),
         opened = context.provider.open(request) => {
-            Ok(opened.map_err(|error| Failed { error, shown: false }))
+            Ok(opened.map_err(|error| {
+                match error.kind {
+                    LlmErrorKind::Timeout | LlmErrorKind::Cut | LlmErrorKind::BadResponse => {}
+                    _ => context.tally.refused(),
+                }
+                Failed { error, shown: false }
+            }))
         }
     }
 }
@@ -116,8 +135,11 @@ pub(super) async fn read(
     stage: Stage<'_>,
 ) -> Result<Result<Response, Failed>, Halt> {
     let (mut blocks, mut text) = (Vec::new(), String::new());
-    let mut usage = Usage::default();
+    let (mut usage, mut figures) = (Usage::default(), false);
     let mut shown = false;
+    let seen = stage.audience == Audience::Clients;
+    // Silence is not free: without figures the account is incomplete.
+    context.tally.in_flight(usage);
     let mut writer = DeltaWriter::new(context, stage.turn, stage.audience);
     let error = loop {
         let delta = tokio::select! {
@@ -132,22 +154,22 @@ pub(super) async fn read(
         match delta {
             Some(Ok(LlmDelta::ServedModel(model))) => context.tally.served_by(&model),
             Some(Ok(LlmDelta::Usage(so_far))) => {
-                usage = so_far;
+                (usage, figures) = (so_far, true);
                 context.tally.in_flight(usage);
             }
             Some(Ok(LlmDelta::Text(piece))) => {
-                shown |= !piece.is_empty();
+                shown |= seen && !piece.is_empty();
                 text.push_str(&piece);
                 writer.text(&piece).await?;
             }
             Some(Ok(LlmDelta::Thinking(piece))) => {
-                shown |= !piece.is_empty();
+                shown |= seen && !piece.is_empty();
                 writer.thinking(&piece).await?;
             }
             Some(Ok(LlmDelta::Block(block))) => {
-                shown = true;
+                shown |= seen;
                 writer.finish().await?;
-                blocks.push(block);
+                blocks.push(received(block));
             }
             // No event for them yet: what they tell stands in the text and its echo.
             Some(Ok(LlmDelta::Citation(_) | LlmDelta::ServerToolUse { .. })) => {}
@@ -167,12 +189,16 @@ pub(super) async fn read(
             Some(Ok(LlmDelta::Restarted)) => {
                 // Void, but paid for.
                 context.tally.settle(false);
-                usage = Usage::default();
+                (usage, figures) = (Usage::default(), false);
+                context.tally.in_flight(usage);
+                writer.finish().await?;
+                blocks.clear();
+                text.clear();
             }
             Some(Ok(LlmDelta::Stop(stop))) => {
                 writer.finish().await?;
                 context.tally.in_flight(usage);
-                context.tally.settle(true);
+                context.tally.settle(figures);
                 // To its end, which the driver bounds, or its connection is not used again.
                 drop(deltas.next().await);
                 return Ok(Ok(Response {
@@ -193,6 +219,18 @@ pub(super) async fn read(
     };
     writer.finish().await?;
     Ok(Err(Failed { error, shown }))
+}
+
+/// A block as it is kept: arguments that are an object within a string are that object from here on, also
+/// in what the provider is sent back.
+fn received(mut block: Block) -> Block {
+    if let Block::Call(call) = &mut block
+        && let ToolArgs::Json(Value::String(text)) = &call.args
+        && let Ok(Value::Object(fields)) = serde_json::from_str(text)
+    {
+        call.args = ToolArgs::Json(Value::Object(fields));
+    }
+    block
 }
 
 /// Turns pieces of text into events, without secrets.

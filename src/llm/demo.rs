@@ -168,7 +168,13 @@ fn without_bash(commands: &[&str]) -> String {
 }
 
 fn summary(commands: &[&str], results: &[&ToolResult]) -> String {
-    let ran = results.len().min(commands.len());
+    let asked = results.len().min(commands.len());
+    let was_refused = |result: &&&ToolResult| {
+        let text = result.content.first();
+        result.is_error && matches!(text, Some(Part::Text(text)) if text.starts_with("Not run: "))
+    };
+    let refused = results.iter().take(asked).filter(was_refused).count();
+    let ran = asked - refused;
     let mut out = vec![format!(
         "{NO_LLM}. {ran} of {} ran.",
         command_lines(commands.len())
@@ -181,9 +187,9 @@ fn summary(commands: &[&str], results: &[&ToolResult]) -> String {
             out.extend([fence.clone(), output, fence]);
         }
     }
-    if ran < commands.len() {
+    if asked < commands.len() {
         out.push("\nNot run, since this run allows no further turn with tools:".to_owned());
-        let rest = commands.iter().skip(ran);
+        let rest = commands.iter().skip(asked);
         out.extend(rest.map(|command| format!("- `$ {command}`")));
     }
     out.join("\n")

@@ -104,6 +104,18 @@ fn each_dollar_line_is_one_turn_and_the_end_is_a_summary() {
 }
 
 #[test]
+fn a_command_that_was_refused_did_not_run() {
+    let mut request = request("$ echo hi\n$ echo no");
+    for (output, is_error) in [("hi", false), ("Not run: this call was made before.", true)] {
+        let reply = ask(&request);
+        answer_with(&mut request, &reply, output, is_error);
+    }
+    let last = ask(&request);
+    assert!(last.text.contains("1 of the 2 lines"), "{}", last.text);
+    assert!(last.text.contains("Not run: this call"), "{}", last.text);
+}
+
+#[test]
 fn text_comes_in_several_deltas_that_add_up_to_its_block() {
     let reply = ask(&request("hello"));
     let pieces = reply

@@ -150,22 +150,31 @@ fn answers_that_are_cut() -> Vec<Case> {
         // 0.698 dollars less an input of some 161,035 tokens.
         .asks(&[32_000, 128_000, 14_326])
         .answers("end", "One, two, three"),
-        case("all was thought", 0.5, vec![thought(1000, 32_000)])
-            .asks(&[32_000])
-            .fails("BUDGET_EXCEEDED"),
+        case(
+            "all was thought",
+            0.5,
+            vec![thought(1000, 32_000), says("So far.", 1000, 100)],
+        )
+        .asks(&[32_000, LAST])
+        .answers("max_budget", "So far.")
+        .warns(&["SOFT_LIMIT", "MAX_BUDGET"]),
         case(
             "a cut call's announcement is no answer",
             0.5,
-            vec![(
-                Reply::says("I'll now write the report.")
-                    .call_so_far("bash", "{\"comm")
-                    .stops("max_tokens"),
-                1000,
-                32_000,
-            )],
+            vec![
+                (
+                    Reply::says("I'll now write the report.")
+                        .call_so_far("bash", "{\"comm")
+                        .stops("max_tokens"),
+                    1000,
+                    32_000,
+                ),
+                says("Half of it.", 1100, 100),
+            ],
         )
-        .asks(&[32_000])
-        .fails("BUDGET_EXCEEDED"),
+        .asks(&[32_000, LAST])
+        .answers("max_budget", "Half of it.")
+        .warns(&["SOFT_LIMIT", "MAX_BUDGET"]),
         case("a pause", 0.1, vec![paused(10_000, 1500)])
             .answers("max_budget", "Searching. ")
             .warns(&["ANSWER_TRUNCATED"]),
@@ -256,11 +265,20 @@ fn summaries() -> Vec<Case> {
         )
         .answers("max_budget", "So far.")
         .warns(&["CONTEXT_CLEARED", "SOFT_LIMIT", "MAX_BUDGET"]),
+        // It would leave nothing of 0.546 dollars.
+        case(
+            "no summary is paid for that leaves no last answer",
+            1.03,
+            crowded(vec![says("Done.", 60_000, 100)]),
+        )
+        .answers("end", "Done.")
+        .warns(&["CONTEXT_CLEARED"]),
         case(
             "a summary counts",
-            1.05,
+            1.45,
             crowded(vec![
                 says("GOAL", 168_000, 2000),
+                call(9, 100_000, 1000),
                 says("Done.", 20_000, 100),
             ]),
         )

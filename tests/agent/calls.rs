@@ -401,7 +401,13 @@ async fn five_thousand_calls_of_one_response_are_answered_and_few_are_shown() {
     let llm = FakeLlm::start([many, Reply::says("Done.")]).await;
     let events = run(&llm, ask("hi")).await;
     let results = llm.request(1).await.tool_results();
-    assert_eq!(results.len(), 5000);
+    // Those that ran and as many that are told why not: the others are not even kept.
+    assert_eq!(results.len(), 128);
+    let limit = of_kind(&events, "warning");
+    let limit = limit
+        .iter()
+        .find(|event| event["code"] == "TOOL_CALLS_LIMIT");
+    assert_eq!(limit.unwrap()["count"], 5000 - 64);
     assert!(results.iter().all(|result| result.is_error));
     let chars: usize = results
         .iter()

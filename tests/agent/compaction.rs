@@ -128,6 +128,23 @@ async fn a_summary_that_was_cut_is_kept_and_says_so() {
     app.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_summary_is_paid_for_ahead_of_the_last_turn() {
+    let mut turns = long_turns("one");
+    turns.push(Reply::says("Done."));
+    let llm = FakeLlm::start(turns).await;
+    let app = TestApp::with_llm(&llm).await;
+    let mut body = ask("Count");
+    body["maxTurns"] = json!(9);
+    let events = app.run(body).await;
+    check_log(&events);
+    assert_eq!(end(&events)["content"], "Done.");
+    assert!(!warnings(&events).contains(&"CONTEXT_COMPACTED"));
+    assert!(llm.request(8).await.tools_are_off());
+    assert_eq!(llm.requests().len(), 9);
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_long_prompt_is_sent_once() {
     let llm = FakeLlm::start([Reply::says("Long.").usage(180_000, 10)]).await;
