@@ -602,9 +602,18 @@ fn thinking_at_the_end_of_a_reply_is_not_sent_back() {
             provider: "anthropic",
             blocks,
         });
-        sent(&request("claude-opus-5", vec![user("go"), reply, user("on")])).0
+        sent(&request(
+            "claude-opus-5",
+            vec![user("go"), reply, user("on")],
+        ))
+        .0
     };
-    let kept = body(vec![thinking(), Block::text("said"), thinking(), redacted()]);
+    let kept = body(vec![
+        thinking(),
+        Block::text("said"),
+        thinking(),
+        redacted(),
+    ]);
     assert_eq!(kept.matches("thinking").count(), 2, "{kept}");
     assert!(kept.contains(r#"{"type":"text","text":"said"}]"#), "{kept}");
     let nothing = body(vec![thinking()]);
