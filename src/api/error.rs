@@ -206,6 +206,11 @@ pub(super) fn store_problem(error: &StoreError) -> Problem {
 
 /// There is no run with this id, or the id is none.
 pub(super) fn run_not_found(id: &str) -> Problem {
+    if id.is_empty() {
+        let message = "there is no run without an id";
+        return Problem::new(ErrorCode::RunNotFound, message)
+            .hint("the run's id is missing: it stands after /runs/");
+    }
     // The id is the client's text: show it only in the form that ids have.
     let message = if crate::ids::RunId::parse(id).is_some() {
         format!("there is no run {id}")

@@ -149,6 +149,8 @@ where
             account,
             ..
         } = &mut self.reader;
+        // Events that are at hand must not keep a thread from its other tasks, nor the run from its deadline.
+        tokio::task::consume_budget().await;
         let complete = decoder.is_complete();
         let patience = if complete { limits.end } else { limits.content };
         // Dropping the wait loses nothing: what arrived stays in the stream.

@@ -13,6 +13,30 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 const REPLACEMENT: char = '\u{fffd}';
 const ESCAPED_REPLACEMENT: &str = "\\ufffd";
 
+/// The most JSON values that one call's arguments or one event may have. Each costs some 50 bytes and more once
+/// it is read, whatever it takes on the wire (`[],`).
+pub(super) const MOST_VALUES: usize = 100_000;
+
+/// Whether `json` has more than [`MOST_VALUES`] values, told without reading them: by what separates and opens
+/// them, outside strings.
+pub(super) fn has_too_many_values(json: &str) -> bool {
+    // Each value takes a byte and a separator.
+    if json.len() <= 2 * MOST_VALUES {
+        return false;
+    }
+    let (mut values, mut in_string, mut escaped) = (0_usize, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    values > MOST_VALUES
+}
+
 /// A JSON string: UTF-8, but for halves of characters (each as the three bytes that UTF-8 would make of it).
 /// Borrowed where it has no escapes.
 #[derive(Clone, Debug)]

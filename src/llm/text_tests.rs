@@ -59,6 +59,23 @@ fn escaped(units: &[u16]) -> String {
     format!("\"{}\"", escapes.concat())
 }
 
+#[test]
+fn values_are_counted_outside_strings() {
+    let list = |of: &str, count| format!("[{}]", vec![of; count].join(","));
+    for value in ["[]", "{}", "0", r#""""#] {
+        assert!(
+            has_too_many_values(&list(value, 2 * MOST_VALUES)),
+            "{value}"
+        );
+        assert!(
+            !has_too_many_values(&list(value, MOST_VALUES / 4)),
+            "{value}"
+        );
+    }
+    let text = serde_json::to_string(&"[,{\"\\".repeat(MOST_VALUES)).unwrap();
+    assert!(!has_too_many_values(&text));
+}
+
 proptest! {
     #[test]
     fn wherever_text_is_cut_it_is_what_utf_16_says(units in units(), cuts in prop::collection::vec(0_usize..12, 0..4)) {

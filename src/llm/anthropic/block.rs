@@ -9,7 +9,7 @@ use super::wire::{Asked, Cited, CitingText, Delta, SignedThinking, Start};
 use crate::chat::{Block, CallIds, Echo, ToolArgs, ToolCall};
 use crate::llm::estimate::Size;
 use crate::llm::protocol::{Deltas, Heard};
-use crate::llm::text::{Joiner, Piece, mended};
+use crate::llm::text::{Joiner, MOST_VALUES, Piece, has_too_many_values, mended};
 use crate::llm::types::{Citation, LlmDelta};
 
 /// The longest id, name or reason that is kept of what a model or a gateway says.
@@ -279,6 +279,12 @@ fn call(ids: &CallIds, id: &str, name: String, args: ToolArgs) -> ToolCall {
 }
 
 fn args(json: String) -> ToolArgs {
+    if has_too_many_values(&json) {
+        return ToolArgs::Malformed {
+            error: format!("more than {MOST_VALUES} values"),
+            raw: json,
+        };
+    }
     let parsed = serde_json::from_str(&json).or_else(|error| {
         let mended = serde_json::from_str(&mended(&json));
         mended.map_err(|_| error)

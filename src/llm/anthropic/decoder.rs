@@ -14,7 +14,7 @@ use crate::chat::{Block, CallIds};
 use crate::llm::estimate::Size;
 use crate::llm::fault::{bad, cut};
 use crate::llm::protocol::{Decoder, Deltas, Heard};
-use crate::llm::text::{Piece, mended};
+use crate::llm::text::{MOST_VALUES, Piece, has_too_many_values, mended};
 use crate::llm::types::{LlmDelta, LlmError, LlmStop};
 use crate::net::sse::SseEvent;
 
@@ -236,6 +236,7 @@ impl Decoder for AnthropicDecoder {
             return Ok(Heard::Ping);
         }
         let data = &event.data;
+        few_values(data)?;
         let parsed = match serde_json::from_str::<Event<'_>>(data) {
             Ok(parsed) => parsed,
             Err(error) => return self.odd(event, &error, out),
@@ -263,6 +264,7 @@ impl Decoder for AnthropicDecoder {
     }
 
     fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<Size, LlmError> {
+        few_values(body)?;
         let body = mended(body);
         let message: Whole<'_> = serde_json::from_str(&body)
             .map_err(|error| bad(NAME, &format!("the answer is no message ({error})")))?;
@@ -289,6 +291,15 @@ fn failed(event: &str) -> LlmError {
     let (kind, words) = classify(200, event);
     let message = format!("{NAME} reported an error in its answer: {words}");
     LlmError::new(kind, message)
+}
+
+/// Refuses what would take many times its size in memory.
+fn few_values(json: &str) -> Result<(), LlmError> {
+    if has_too_many_values(json) {
+        let what = format!("what it answers has more than {MOST_VALUES} JSON values");
+        return Err(bad(NAME, &what));
+    }
+    Ok(())
 }
 
 fn read(raw: &RawValue) -> Result<Whole<'_>, LlmError> {

@@ -799,3 +799,34 @@ fn figures_that_are_none_tell_nothing_and_cost_no_others() {
         assert_eq!(*usage, expected, "{field}");
     }
 }
+
+#[test]
+fn what_would_take_many_times_its_size_is_not_read() {
+    let list = format!("[{}]", vec!["[]"; 200_000].join(","));
+    let mut decoder = AnthropicDecoder::default();
+    for data in [
+        start("msg_1"),
+        call_start(0),
+        piece(0, &list),
+        json!({"type": "content_block_stop", "index": 0}),
+    ] {
+        let deltas = feed(&mut decoder, &data);
+        if let Some(LlmDelta::Block(Block::Call(call))) = deltas.last() {
+            assert!(
+                matches!(&call.args, ToolArgs::Malformed { error, .. } if error.contains("values"))
+            );
+        }
+    }
+    let blocks = format!(r#"{{"content":[{}]}}"#, vec!["{}"; 200_000].join(","));
+    let mut out = Deltas::new();
+    let whole = AnthropicDecoder::default().whole(&blocks, &mut out);
+    assert_eq!(whole.unwrap_err().kind, LlmErrorKind::BadResponse);
+    let event = SseEvent {
+        event: None,
+        data: format!(
+            r#"{{"type":"content_block_start","index":0,"content_block":{{"type":"text","text":"","citations":{list}}}}}"#
+        ),
+    };
+    let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
+    assert_eq!(error.kind, LlmErrorKind::BadResponse);
+}
