@@ -150,23 +150,13 @@ fn large_repetitions_are_searched_for_in_no_time(program: &[&str]) {
         (r"^\w{64}", &[], true),
         (r"x.{1,600}y", &[7, 8, 9], false),
     ] {
-        let pattern = translate(pattern, false).unwrap_or_else(|why| panic!("{pattern}: {why}"));
+        let translated = translate(pattern, false).unwrap_or_else(|why| panic!("{pattern}: {why}"));
         let start = std::time::Instant::now();
-        let seen = found(program, &pattern, &lines);
+        let seen = found(program, &translated, &lines);
         let took = start.elapsed();
-        assert_eq!(
-            seen.as_deref(),
-            Ok(expected),
-            "{}",
-            pattern.text.escape_ascii()
-        );
-        assert_eq!(pattern.wide, wide, "{}", pattern.text.escape_ascii());
-        assert!(
-            took.as_millis() < 5_000,
-            "{took:?}: {}",
-            pattern.text.escape_ascii()
-        );
-        println!("{took:?} {:.60}", pattern.text.escape_ascii().to_string());
+        assert_eq!(seen.as_deref(), Ok(expected), "{pattern}");
+        assert_eq!(translated.wide, wide, "{pattern}");
+        assert!(took.as_millis() < 5_000, "{took:?}: {pattern}");
     }
 }
 
