@@ -46,12 +46,22 @@ const SHOWN_UTF16: usize = 20;
 const UNSEARCHED: &str = "not searched";
 /// Beginnings of files in UTF-16, whose lines no pattern can match.
 const UTF16: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
+/// Characters of ASCII that a file in UTF-16 without such a mark begins with.
+const UNMARKED: usize = 3;
+/// KiB of memory that each program of a search may use.
+const MEMORY: &str = "524288";
+const MEMORY_MIB: u32 = 512;
+/// What is said of lines that match a pattern of which too much would have to be spelt out.
+const WIDE: &str = "\n[letters beyond ASCII are not told apart in this pattern's repeated classes, which would be too large: look \
+    at lines with such letters again]";
 
 /// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
 /// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
 /// wanted, `$4` how many of a line; the others are grep's options. For `$4` of `counts` files without a match are
-/// left out; for `marks 99` all lines but those that are a file's first and begin with a mark of UTF-16, and so
-/// some that only seem to.
+/// left out; for `marks 99` all lines but those that are a file's first and begin as UTF-16 does, and so some that
+/// only seem to. NUL is 1 there for a while, since no pattern can have it.
+///
+/// No search takes the memory that other programs of the sandbox need.
 ///
 /// grep tries the pattern on a line first, so that its complaint is not lost among those about files.
 const SEARCH: &str = r#"
@@ -63,20 +73,24 @@ fi
 cd "$2" || exit 5
 keep=$3
 line=$4
-shift 4
-for n in grep xargs cut head; do
+ulimit -v "$5" 2>/dev/null
+shift 5
+for n in grep xargs cut head tr; do
 command -v "$n" >/dev/null || { echo "$n" >&2; exit 7; }
 done
 set -- "$@" -e "$pattern"
 said=$(echo | grep "$@" 2>&1 >/dev/null)
-[ $? -le 1 ] || { printf '%s\n' "$said" >&2; exit 8; }
+status=$?
+[ $status -le 1 ] || { printf '%s\n' "${said:-grep ended with exit code $status}" >&2; exit 8; }
 set -- "$@" /dev/null
 case $line in
 counts) xargs -0 -s 400000 grep "$@" | grep -av ':0$' ;;
 marks*)
 xargs -0 -s 400000 grep "$@" |
-grep -aF -e "$(printf ':1:\377\376')" -e "$(printf ':1:\376\377')" |
-cut -b "1-${line#marks }"
+cut -b "1-${line#marks }" |
+tr '\000\001' '\001\000' |
+grep -aE -e "$(printf ':1:(\377\376|\376\377|([ -~]\001){3}|(\001[ -~]){3})')" |
+tr '\000\001' '\001\000'
 ;;
 *) xargs -0 -s 400000 grep "$@" | cut -b "1-$line" ;;
 esac | head -c "$keep"
@@ -196,19 +210,23 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         context: around,
     } = args;
     let named = named_in(&path, &glob);
+    let given = pattern.clone();
     let parsing = move || {
         let filter = match glob.as_str() {
             "" => None,
             glob => Some(NamePattern::parse(glob, Anchor::Anywhere)?),
         };
-        let pattern = translate(&pattern, ignore_case).map_err(Failure::Complaint)?;
-        Ok::<_, Failure>((pattern, filter, glob))
+        let wanted = translate(&pattern, ignore_case).map_err(Failure::Complaint)?;
+        let plain = translate(&regex_syntax::escape(&pattern), ignore_case).ok();
+        let plain = plain.filter(|plain| plain.text != wanted.text);
+        Ok::<_, Failure>((wanted, plain, filter, glob))
     };
-    let (pattern, filter, glob) = off_the_runtime(true, parsing).await??;
+    let (pattern, plain, filter, glob) = off_the_runtime(true, parsing).await??;
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let root = root_of(&path, &context.session.cwd(), &facts.home)?;
     let mut listing = Listing::take(&root, &named, context).await?;
-    let all = count(listing.files.len());
+    let all = listing.files.len();
+    let is_file = listing.root == Root::File;
     let (base, prefix, files, odd_names) = match listing.root {
         Root::Directory => {
             let prefix = if listing.path == root {
@@ -238,7 +256,8 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
             let asked = root
                 .rsplit_once('/')
                 .map_or(root.as_str(), |(_, name)| name);
-            let shown = path.strip_suffix(asked).unwrap_or("").to_owned();
+            let given = path.trim_end_matches('/');
+            let shown = given.strip_suffix(asked).unwrap_or("").to_owned();
             let files = Files::new(vec![name.as_bytes().to_vec()]);
             (format!("{dir}/"), shown, files, 0)
         }
@@ -248,8 +267,8 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         return Ok(answer(
             context,
             &format!(
-                "(no matches: of {} files none has a name like {}){}{}",
-                grouped(all),
+                "(no matches: of {} none has a name like {}){}{}",
+                number(all, "file"),
                 short(&context.redactor.clean(&glob), 200),
                 skipped_note(&named),
                 listing.trouble.note(UNREAD)
@@ -263,28 +282,40 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         files: Arc::new(files),
         pattern,
     };
-    let mut text = match mode {
-        _ if search.files.known.is_empty() => String::new(),
+    let Answer {
+        mut text,
+        notes,
+        unsearched,
+    } = match mode {
+        _ if search.files.known.is_empty() => Answer::default(),
         Mode::Content => search.content(around.clamp(0, MOST_CONTEXT)).await?,
         Mode::Files => search.summary(SHOWN_FILES).await?,
         Mode::Count => search.summary(0).await?,
     };
-    if text.is_empty() || text.starts_with('\n') {
+    if text.is_empty() {
+        let searched = search.files.known.len().saturating_sub(unsearched);
+        if is_file && searched == 0 {
+            return Err(Failure::Complaint(format!(
+                "{} can't be searched:{notes}",
+                one_line(&path)
+            )));
+        }
         let skipped = if path.is_empty() || search.files.known.is_empty() {
             skipped_note(&named)
         } else {
             String::new()
         };
-        let none = format!(
-            "(no matches in {} files){skipped}",
-            grouped(count(search.files.known.len()))
-        );
-        text.insert_str(0, &none);
+        text = format!("(no matches in {}){skipped}", number(searched, "file"));
+        text.push_str(&search.plainly(plain, &given).await?);
+    } else if search.pattern.wide {
+        text.push_str(WIDE);
     }
+    text.push_str(&notes);
     if odd_names > 0 {
         write!(
             text,
-            "\n[{odd_names} files with line ends in their names were not searched]"
+            "\n[not searched, for they have line ends in their names: {}]",
+            number(odd_names, "file")
         )
         .ok();
     }
@@ -293,6 +324,23 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     }
     text.push_str(&listing.trouble.note(UNREAD));
     Ok(answer(context, &text))
+}
+
+/// What a search found.
+#[derive(Default)]
+struct Answer {
+    /// Nothing if no line matches.
+    text: String,
+    /// What is said behind it: each begins with a line end.
+    notes: String,
+    /// Files that could not be searched.
+    unsearched: usize,
+}
+
+/// How many there are of what has a regular plural.
+fn number(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(count(n)))
 }
 
 /// The files that the search is for, and how many were left out because of their names.
@@ -337,7 +385,7 @@ enum Form<'a> {
 impl Search<'_> {
     /// Runs the sandbox's grep over the files.
     async fn run(&self, form: Form<'_>) -> Result<Printed, Failure> {
-        let Pattern { text, fixed } = &self.pattern;
+        let Pattern { text, fixed, .. } = &self.pattern;
         let kind = if *fixed { "F" } else { "E" };
         let bound = self.files.line_bound().to_string();
         let (options, more, keep, line) = match form {
@@ -374,7 +422,7 @@ impl Search<'_> {
             stdin.extend_from_slice(names);
         }
         let wanted = keep.to_string();
-        let mut args = vec![list.as_str(), &self.base, &wanted, &line, &options];
+        let mut args = vec![list.as_str(), &self.base, &wanted, &line, MEMORY, &options];
         args.extend(more);
         let found = Script {
             text: SEARCH,
@@ -388,7 +436,15 @@ impl Search<'_> {
         .await?;
         let redactor = &self.context.redactor;
         let said = || short(complaints(&found.stderr, redactor).trim(), 300);
+        let starved = complaints(&found.stderr, redactor)
+            .lines()
+            .any(|line| is_starved(line.trim()));
         Err(match found.exit_code {
+            0 | 8 if starved => Failure::Complaint(format!(
+                "grep needs more memory than a search may use ({} MiB), so not all was searched; make the pattern \
+                 simpler (smaller counts), or give a narrower path",
+                MEMORY_MIB
+            )),
             0 => {
                 return Ok(Printed {
                     trouble: Trouble::read(&found.stderr, redactor),
@@ -408,7 +464,7 @@ impl Search<'_> {
     }
 
     /// Lines with their places; with counts, if they are too many.
-    async fn content(&self, around: i64) -> Result<String, Failure> {
+    async fn content(&self, around: i64) -> Result<Answer, Failure> {
         let printed = self.run(Form::Lines(&around.to_string())).await?;
         let utf16 = self.utf16().await?;
         let many = printed.output.len() >= KEEP_LINES;
@@ -424,10 +480,12 @@ impl Search<'_> {
         let lines = off_the_runtime(true, reading).await?;
         let mut text = lines.text;
         let mut notes = String::new();
+        let mut unsearched = lines.counts.utf16.len() + printed.trouble.count();
         if many {
             let counts = self.counts(utf16).await?;
             text.push_str(&counts.after(lines.shown, &self.prefix));
             notes = counts.notes(&self.prefix);
+            unsearched = counts.unsearched();
         } else {
             if lines.over {
                 text.push_str(&lines.counts.after(lines.shown, &self.prefix));
@@ -446,17 +504,50 @@ impl Search<'_> {
             notes.push_str(&lines.counts.notes(&self.prefix));
             notes.push_str(&printed.trouble.note(UNSEARCHED));
         }
-        Ok(text.trim_start().to_owned() + &notes)
+        Ok(Answer {
+            text: text.trim_start().to_owned(),
+            notes,
+            unsearched,
+        })
     }
 
     /// Files with the number of their matching lines, at most `most` of them.
-    async fn summary(&self, most: usize) -> Result<String, Failure> {
+    async fn summary(&self, most: usize) -> Result<Answer, Failure> {
         let counts = self.counts(self.utf16().await?).await?;
-        Ok(if counts.files.is_empty() {
+        let text = if counts.files.is_empty() {
             String::new()
         } else {
             counts.shown(most, &self.prefix)
-        } + &counts.notes(&self.prefix))
+        };
+        Ok(Answer {
+            text,
+            notes: counts.notes(&self.prefix),
+            unsearched: counts.unsearched(),
+        })
+    }
+
+    /// Where nothing matches: what `plain`, the pattern's own text, would have found.
+    async fn plainly(&self, plain: Option<Pattern>, given: &str) -> Result<String, Failure> {
+        let Some(pattern) = plain.filter(|_| !self.files.known.is_empty()) else {
+            return Ok(String::new());
+        };
+        let again = Search {
+            pattern,
+            base: self.base.clone(),
+            prefix: String::new(),
+            files: Arc::clone(&self.files),
+            context: self.context,
+        };
+        let counts = again.counts(BTreeSet::new()).await?;
+        if counts.files.is_empty() {
+            return Ok(String::new());
+        }
+        let escaped = short(&one_line(&regex_syntax::escape(given)), 500);
+        Ok(format!(
+            "\n[as plain text the pattern stands in {}; to find these, escape it: {}]",
+            counts.total("line"),
+            self.context.redactor.clean(&escaped)
+        ))
     }
 
     /// The number of matching lines by file.
@@ -482,9 +573,22 @@ fn marked(output: &[u8], files: &Files) -> BTreeSet<Vec<u8>> {
     let lines = output.split(|b| *b == b'\n');
     lines
         .filter_map(|line| Line::parse(line, &files.known))
-        .filter(|line| line.number == b"1" && UTF16.iter().any(|mark| line.text.starts_with(mark)))
+        .filter(|line| line.number == b"1" && begins_as_utf16(line.text))
         .map(|line| line.name.to_vec())
         .collect()
+}
+
+fn begins_as_utf16(text: &[u8]) -> bool {
+    let printable = |b: u8| matches!(b, b' '..=b'~');
+    let unmarked = |is: fn((u8, u8)) -> Option<u8>| {
+        let pairs = text.chunks_exact(2).take(UNMARKED);
+        let pairs =
+            pairs.map_while(|pair| is((*pair.first()?, *pair.get(1)?)).filter(|b| printable(*b)));
+        pairs.count() == UNMARKED
+    };
+    UTF16.iter().any(|mark| text.starts_with(mark))
+        || unmarked(|(b, nul)| (nul == 0).then_some(b))
+        || unmarked(|(nul, b)| (nul == 0).then_some(b))
 }
 
 /// Matching lines by file.
@@ -520,9 +624,15 @@ impl Counts {
         }
     }
 
-    fn total(&self) -> String {
+    /// The sum, of `what` has a regular plural.
+    fn total(&self, what: &str) -> String {
         let counts = self.files.iter().map(|(_, n)| *n);
-        grouped(counts.fold(0, u64::saturating_add))
+        let sum = counts.fold(0, u64::saturating_add);
+        number(usize::try_from(sum).unwrap_or(usize::MAX), what)
+    }
+
+    fn unsearched(&self) -> usize {
+        self.utf16.len() + self.trouble.count()
     }
 
     /// At most `most` of the files, and the totals if these are not all.
@@ -535,9 +645,9 @@ impl Counts {
         if self.files.len() > most {
             write!(
                 text,
-                "[{} matching lines in {} files{}]",
-                self.total(),
-                grouped(count(self.files.len())),
+                "[{} in {}{}]",
+                self.total("matching line"),
+                number(self.files.len(), "file"),
                 if most == 0 {
                     String::new()
                 } else {
@@ -552,8 +662,9 @@ impl Counts {
     /// The same behind lines of which not all are shown.
     fn after(&self, lines: usize, prefix: &str) -> String {
         format!(
-            "\n[the first {lines} lines. All {} matching lines by file; narrow path or glob to see them:]\n{}",
-            self.total(),
+            "\n[the first {}. All {} by file; narrow path or glob to see them:]\n{}",
+            number(lines, "line"),
+            self.total("matching line"),
             self.shown(SHOWN_COUNTS, prefix)
         )
     }
@@ -609,7 +720,7 @@ impl Lines {
             .peekable();
         while let Some(line) = rest.next() {
             // BusyBox shows a NUL as a line end: what names no file belongs to the line before it.
-            let mut junk = is_junk(line);
+            let mut junk = line.contains(&0);
             while rest
                 .next_if(|next| !next.starts_with(b"./") && *next != b"--")
                 .is_some()
@@ -630,7 +741,7 @@ impl Lines {
             if matches {
                 lines.counts.add(name);
             }
-            if junk {
+            if junk || is_junk(parsed.text) {
                 lines.junk = lines.junk.saturating_add(u64::from(matches));
                 continue;
             }
@@ -721,16 +832,33 @@ impl<'a> Line<'a> {
     }
 }
 
-/// A line with NUL, or with more undecodable bytes than others.
-fn is_junk(line: &[u8]) -> bool {
-    if line.contains(&0) {
-        return true;
-    }
-    let bad = line
+/// Whether programs make such a complaint for want of memory. What has a path in it is about a file.
+fn is_starved(line: &str) -> bool {
+    let words = line.to_ascii_lowercase();
+    !line.contains("./")
+        && (words.ends_with("memory exhausted") || words.ends_with("out of memory"))
+        || words.starts_with("xargs: ")
+            && words.contains("terminated by signal")
+            && !words.ends_with("signal 13")
+        || words.starts_with("grep ended with exit code 1")
+}
+
+/// A text with more undecodable bytes than others, or with some and control characters: of a few bytes nothing
+/// can be said.
+fn is_junk(text: &[u8]) -> bool {
+    const FEW: usize = 4;
+    let bad = text
         .utf8_chunks()
         .map(|chunk| chunk.invalid().len())
         .sum::<usize>();
-    bad * 2 > line.len()
+    // What terminals and editors put into text is no sign of anything else.
+    let controls = text
+        .iter()
+        .filter(|b| b.is_ascii_control() && !b"\t\r\x08\x0c\x1b".contains(b))
+        .count();
+    text.contains(&0)
+        || bad + controls > FEW && (bad + controls) * 2 > text.len()
+        || bad > 0 && controls > 0 && bad + controls > FEW && (bad + controls) * 5 > text.len()
 }
 
 #[cfg(test)]
@@ -742,7 +870,7 @@ mod tests {
         let output = format!("./a:{0}\n./b:{0}\n./c:0\n./d:1\n", u64::MAX);
         let counts = Counts::parse(output.as_bytes(), BTreeSet::from([b"d".to_vec()]));
         assert_eq!(counts.files.len(), 2);
-        assert_eq!(counts.total(), grouped(u64::MAX));
+        assert_eq!(counts.total("line"), format!("{} lines", grouped(u64::MAX)));
     }
 
     #[test]
@@ -759,6 +887,43 @@ mod tests {
             text: b"needle",
         };
         assert_eq!(shown.line(&line, false), format!("{name}:7:needle"));
+    }
+
+    #[test]
+    fn lines_of_compressed_data_are_no_text() {
+        for junk in [
+            &b"\x1f\x8b\x08\x00ab"[..],
+            b"k\xb1\x9dR\x02Q\xe4m{\x05\xf3x\xc3\xa9\x91zq\x11",
+            b"\xcc\xe8\xf0 \xcc\xe8\xf0 \xcc\xe8\xf0",
+        ] {
+            assert!(is_junk(junk), "{}", junk.escape_ascii());
+        }
+        for text in [
+            &b"caf\xe9 au lait"[..],
+            b"x\xfe\xff\xff",
+            b"\x1b[1mbold\x1b[0m\t\r",
+            "Москва\u{1}".as_bytes(),
+        ] {
+            assert!(!is_junk(text), "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn want_of_memory_is_told_from_trouble_with_files() {
+        for line in [
+            "grep: memory exhausted",
+            "grep: out of memory",
+            "xargs: grep: terminated by signal 9",
+        ] {
+            assert!(is_starved(line), "{line}");
+        }
+        for line in [
+            "grep: ./out of memory: Permission denied",
+            "xargs: grep: terminated by signal 13",
+            "grep: ./x: memory exhausted",
+        ] {
+            assert!(!is_starved(line), "{line}");
+        }
     }
 
     #[test]

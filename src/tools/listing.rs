@@ -181,6 +181,11 @@ impl Trouble {
         }
     }
 
+    /// How many complaints there are.
+    pub(super) fn count(&self) -> usize {
+        usize::try_from(self.lines).unwrap_or(usize::MAX)
+    }
+
     /// A line for the model, after a line end; nothing if all went well.
     pub(super) fn note(&self, what: &str) -> String {
         if self.lines == 0 {

@@ -24,6 +24,8 @@ pub(super) struct Pattern {
     pub(super) text: Vec<u8>,
     /// Plain text, for `-F`; an extended regular expression otherwise.
     pub(super) fixed: bool,
+    /// Some of its large classes have all characters beyond ASCII in them: it finds what it should, and maybe more.
+    pub(super) wide: bool,
 }
 
 /// Characters of a pattern.
@@ -32,6 +34,12 @@ pub(super) const LONGEST: usize = 4000;
 const LONGEST_TEXT: usize = 100 * 1024;
 /// Members of a class that are also looked for in their decomposed form.
 const DECOMPOSED: usize = 64;
+/// Bytes and bracket expressions once repetitions are spelt out, as every grep does: some 300 ms.
+const MANY_PARTS: u64 = 25_000;
+/// More than these are refused, where nothing makes them fewer.
+const MOST_PARTS: u64 = 50_000;
+/// Of these, how many a class may have that is taken as it is when there are too many.
+const MOST_IN_CLASS: u64 = 64;
 /// Bytes that begin a character beyond ASCII, or are no character.
 const BEGINNINGS: (u8, u8) = (0xc0, 0xff);
 const WITH_BASH: &str = "use bash with grep -P, or python3";
@@ -58,6 +66,7 @@ pub(super) fn translate(pattern: &str, ignore_case: bool) -> Result<Pattern, Str
         return Ok(Pattern {
             text: pattern.into(),
             fixed: true,
+            wide: false,
         });
     }
     let hir = ParserBuilder::new()
@@ -66,12 +75,71 @@ pub(super) fn translate(pattern: &str, ignore_case: bool) -> Result<Pattern, Str
         .parse(pattern)
         .map_err(|error| refused(pattern, &error))?;
     let hir = boundaries::resolved(&hir)?;
-    let mut printer = Printer::default();
+    let mut printer = Printer::new(None);
     printer.print(&hir)?;
+    if printer.parts > MANY_PARTS {
+        let bare = bare(bare(hir, Side::First), Side::Last);
+        for widened in [None, Some(2), Some(1)] {
+            printer = Printer::new(widened);
+            printer.print(&bare)?;
+            if printer.parts <= MANY_PARTS {
+                break;
+            }
+        }
+    }
+    if printer.parts > MOST_PARTS {
+        return Err(format!(
+            "pattern is too large once its repetitions are spelt out; use smaller counts, or * and +, or {WITH_BASH}"
+        ));
+    }
     Ok(Pattern {
         text: printer.out,
         fixed: false,
+        wide: printer.wide,
     })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    First,
+    Last,
+}
+
+/// `hir` without the turns of a repetition at this side that a line need not have for it to match somewhere.
+fn bare(hir: Hir, side: Side) -> Hir {
+    match hir.into_kind() {
+        HirKind::Capture(capture) => bare(*capture.sub, side),
+        HirKind::Repetition(Repetition { min: 0, .. }) => Hir::empty(),
+        HirKind::Repetition(Repetition { min: 1, sub, .. }) => bare(*sub, side),
+        HirKind::Repetition(repetition) => Hir::repetition(Repetition {
+            max: Some(repetition.min),
+            ..repetition
+        }),
+        HirKind::Alternation(branches) => {
+            Hir::alternation(branches.into_iter().map(|part| bare(part, side)).collect())
+        }
+        HirKind::Concat(mut parts) => {
+            let turn = |parts: &mut Vec<Hir>| {
+                if side == Side::First {
+                    parts.reverse();
+                }
+            };
+            turn(&mut parts);
+            while let Some(last) = parts.pop() {
+                let last = bare(last, side);
+                if !matches!(last.kind(), HirKind::Empty) {
+                    parts.push(last);
+                    break;
+                }
+            }
+            turn(&mut parts);
+            Hir::concat(parts)
+        }
+        HirKind::Empty => Hir::empty(),
+        HirKind::Literal(literal) => Hir::literal(literal.0),
+        HirKind::Class(class) => Hir::class(class),
+        HirKind::Look(look) => Hir::look(look),
+    }
 }
 
 fn by_line() -> String {
@@ -105,12 +173,33 @@ fn column(span: &ast::Span) -> usize {
 /// First bytes, and what may follow any of them.
 type Group<'a> = (Vec<(u8, u8)>, Vec<&'a [Utf8Range]>);
 
-#[derive(Default)]
 struct Printer {
     out: Vec<u8>,
+    /// How often what is printed stands in the pattern when all repetitions are spelt out.
+    times: u64,
+    /// Bytes and bracket expressions that there are then.
+    parts: u64,
+    /// Large classes that stand there so often get all characters beyond ASCII.
+    widened: Option<u64>,
+    /// Some did.
+    wide: bool,
 }
 
 impl Printer {
+    fn new(widened: Option<u64>) -> Self {
+        Self {
+            out: Vec::new(),
+            times: 1,
+            parts: 0,
+            widened,
+            wide: false,
+        }
+    }
+
+    fn count(&mut self) {
+        self.parts = self.parts.saturating_add(self.times);
+    }
+
     fn print(&mut self, hir: &Hir) -> Result<(), String> {
         if self.out.len() > LONGEST_TEXT {
             return Err(format!(
@@ -202,7 +291,14 @@ impl Printer {
             self.out.push(b'*');
             return Ok(());
         }
+        let outside = self.times;
+        let turns = u64::from(max.unwrap_or_else(|| min.saturating_add(1)).max(1));
+        // From each turn that need not be there, grep can go to all that follow: that costs, if less than a turn.
+        let open = u64::from(max.map_or(0, |max| max.saturating_sub(*min)));
+        let turns = turns.saturating_add(open.saturating_mul(open) / 64);
+        self.times = outside.saturating_mul(turns);
         self.group(sub)?;
+        self.times = outside;
         let bounds = match (min, max) {
             (0, None) => "*".to_owned(),
             (1, None) => "+".to_owned(),
@@ -238,9 +334,7 @@ impl Printer {
 
     fn class(&mut self, class: &ClassUnicode) -> Result<(), String> {
         if has_all_beyond_ascii(class) {
-            // A byte that begins a character or none, and what may follow it in one.
-            self.bracket(ascii(class).chain([BEGINNINGS]));
-            self.out.extend_from_slice(b"[\x80-\xbf]*");
+            self.beyond(class);
             return Ok(());
         }
         let ascii: Vec<_> = ascii(class).collect();
@@ -256,6 +350,7 @@ impl Printer {
             self.bracket(ascii.into_iter());
             return Ok(());
         }
+        let (start, before) = (self.out.len(), self.parts);
         self.out.push(b'(');
         if !ascii.is_empty() {
             self.bracket(ascii.into_iter());
@@ -272,7 +367,24 @@ impl Printer {
             form.bytes().for_each(|b| self.byte(b));
         }
         self.out.push(b')');
+        // Such a class is too large to have decomposed forms.
+        if self.widened.is_some_and(|times| self.times >= times)
+            && self.parts.saturating_sub(before) / self.times > MOST_IN_CLASS
+        {
+            self.out.truncate(start);
+            self.parts = before;
+            self.wide = true;
+            self.beyond(class);
+        }
         Ok(())
+    }
+
+    /// The ASCII part of `class`, and every character beyond.
+    fn beyond(&mut self, class: &ClassUnicode) {
+        // A byte that begins a character or none, and what may follow it in one.
+        self.bracket(ascii(class).chain([BEGINNINGS]));
+        self.bracket([(0x80, 0xbf)].into_iter());
+        self.out.push(b'*');
     }
 
     /// Sequences of byte ranges in order, as alternatives without the parentheses: those that begin or go on
@@ -316,6 +428,7 @@ impl Printer {
         if let [only] = members.as_slice() {
             return self.byte(*only);
         }
+        self.count();
         // Every byte that a line can have.
         if members.len() == usize::from(u8::MAX) - 1 {
             return self.out.push(b'.');
@@ -343,6 +456,7 @@ impl Printer {
     }
 
     fn byte(&mut self, b: u8) {
+        self.count();
         if br".[(){*+?^$|\".contains(&b) {
             self.out.push(b'\\');
         }

@@ -167,9 +167,9 @@ in_every_shell! {
             (json!({"pattern": "needle"}), "a.txt:1:needle"),
             (json!({"pattern": "n.edle"}), "a.txt:1:needle"),
             (json!({"pattern": "needle", "mode": "files"}), "a.txt:1"),
-            (json!({"pattern": "e+dle", "mode": "count"}), "[1 matching lines in 1 files]"),
-            (json!({"pattern": "none"}), "(no matches in 3 files)"),
-            (json!({"pattern": "none", "mode": "files"}), "(no matches in 3 files)"),
+            (json!({"pattern": "e+dle", "mode": "count"}), "[1 matching line in 1 file]"),
+            (json!({"pattern": "none"}), "(no matches in 1 file)"),
+            (json!({"pattern": "none", "mode": "files"}), "(no matches in 1 file)"),
         ] {
             let text = rig.text("grep", args.clone()).await;
             assert!(text.starts_with(found), "{args}: {text}");
@@ -200,7 +200,7 @@ in_every_shell! {
             for (mode, found) in [
                 ("content", "a.txt:1:needle"),
                 ("files", "a.txt:1"),
-                ("count", "[1 matching lines in 1 files]"),
+                ("count", "[1 matching line in 1 file]"),
             ] {
                 let text = rig.text("grep", json!({"pattern": pattern, "mode": mode})).await;
                 assert_eq!(text, found, "{pattern} {mode}");
@@ -211,7 +211,69 @@ in_every_shell! {
         assert_eq!(text, "bin.dat:1:x\u{fffd}\u{fffd}\u{fffd}");
         rig.put("nul.dat", b"x\0\0\n");
         let text = rig.text("grep", json!({"pattern": "x", "path": "nul.dat"})).await;
-        assert!(!text.contains("no matches in 1 files"), "{text}");
+        assert!(!text.contains("no matches in 1 file"), "{text}");
+    }
+
+    async fn large_repetitions_find_their_lines(rig) {
+        rig.put("a.txt", "mail joe.doe@mail.example.org\nabcde123zz\nfunction some_name()\nax\nöäü@\n");
+        for (pattern, found) in [
+            (r"[\w.-]{1,64}@[\w-]{1,63}(\.[\w-]{1,63}){1,5}", "a.txt:1:mail joe.doe@mail.example.org\n[letters beyond ASCII"),
+            (r"\w{1,200}x$", "a.txt:4:ax"),
+            (r"\w{1,64}@", "a.txt:1:mail joe.doe@mail.example.org\na.txt:5:öäü@"),
+            (r"\w{5,60}\d{3}zz", "a.txt:2:abcde123zz"),
+            (r"\bfunction \w{3,30}\b", "a.txt:3:function some_name()\n[letters beyond ASCII"),
+        ] {
+            let text = rig.text("grep", json!({"pattern": pattern})).await;
+            assert!(text.starts_with(found), "{pattern}: {text}");
+            assert_eq!(text.contains("beyond ASCII"), found.contains("beyond ASCII"), "{text}");
+        }
+        let why = rig.complaint("grep", json!({"pattern": "xa{1,30000}y"})).await;
+        assert!(why.contains("smaller counts"), "{why}");
+    }
+
+    async fn a_text_that_is_taken_for_a_pattern_is_told(rig) {
+        rig.put("a.txt", "- [ ] todo\n$HOME\narr[0]\nf(x)\nF(X)\n");
+        for (pattern, escaped) in [
+            ("- [ ] todo", r"\- \[ \] todo"),
+            ("$HOME", r"\$HOME"),
+            ("arr[0]", r"arr\[0\]"),
+            ("f(x)", r"f\(x\)"),
+        ] {
+            for mode in ["content", "files", "count"] {
+                let text = rig.text("grep", json!({"pattern": pattern, "mode": mode})).await;
+                let words = format!("[as plain text the pattern stands in 1 line; to find these, escape it: {escaped}]");
+                assert!(text.starts_with("(no matches in 1 file)") && text.contains(&words), "{text}");
+            }
+            let text = rig.text("grep", json!({"pattern": escaped})).await;
+            assert!(text.ends_with(pattern), "{text}");
+        }
+        let text = rig.text("grep", json!({"pattern": "f(x)", "ignore_case": true})).await;
+        assert!(text.contains("stands in 2 lines"), "{text}");
+        let text = rig.text("grep", json!({"pattern": "g(x)"})).await;
+        assert!(!text.contains("plain text"), "{text}");
+    }
+
+    async fn a_named_file_that_cannot_be_searched_is_a_complaint(rig) {
+        let wide = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+        rig.put("a.txt", "needle\n");
+        rig.put("marked.txt", wide("\u{feff}needle\n"));
+        rig.put("little.txt", wide("needle\nneedle\n"));
+        rig.put("big.txt", "needle\n".encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<_>>());
+        for name in ["marked.txt", "little.txt", "big.txt"] {
+            for pattern in ["needle", "n.e"] {
+                let why = rig.complaint("grep", json!({"pattern": pattern, "path": name})).await;
+                assert!(why.contains("can't be searched") && why.contains("UTF-16"), "{why}");
+            }
+        }
+        let text = rig.text("grep", json!({"pattern": "none"})).await;
+        assert_eq!(
+            text.split_once('\n').map(|(_, notes)| notes),
+            Some("[not searched, for they are in UTF-16 (see iconv): 3: big.txt, little.txt, marked.txt]")
+        );
+        assert!(text.starts_with("(no matches in 1 file)"), "{text}");
+        rig.put("g/src/a.rs", "needle\n");
+        let text = rig.text("grep", json!({"pattern": "needle", "path": "g/src/a.rs/"})).await;
+        assert_eq!(text, "g/src/a.rs:1:needle");
     }
 
     async fn searches_stay_where_they_are_asked_for(rig) {
@@ -346,6 +408,15 @@ async fn files_and_directories_that_are_closed_are_told() {
         text.contains("[not looked into: 1: find: './closed': Permission denied]"),
         "{text}"
     );
+    let why = rig
+        .complaint("grep", json!({"pattern": "needle", "path": "closed.txt"}))
+        .await;
+    assert!(
+        why.contains("can't be searched") && why.contains("Permission denied"),
+        "{why}"
+    );
+    let text = rig.text("grep", json!({"pattern": "none"})).await;
+    assert!(text.starts_with("(no matches in 1 file)"), "{text}");
     let text = rig.text("glob", json!({"pattern": "*.zig"})).await;
     assert!(
         text.contains("[not looked into: 1: find: './closed'"),
