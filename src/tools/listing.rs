@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::sandbox::apart;
+use crate::sandbox::{ExecCollected, apart};
 use crate::sandbox::files::{SKIPPED, depth};
-use crate::show::{grouped, short};
+use crate::show::{grouped, one_line, prose, short};
 
 use super::names::forms;
 use super::script::Script;
@@ -99,6 +99,9 @@ impl Listing {
         if found.exit_code == 7 {
             return Err(no_program(&found.stderr));
         }
+        if found.stdout.is_empty() {
+            return Err(unlooked(path, &found, context));
+        }
         let path = path.to_owned();
         let large = found.stdout.len() > FEW_BYTES;
         let work = move || Self::parse(path, &found.stdout, &found.stderr);
@@ -175,6 +178,20 @@ impl Trouble {
             self.first.join("; ")
         )
     }
+}
+
+/// A script that prints something whatever it finds has printed nothing: it ended before that.
+pub(super) fn unlooked(path: &str, found: &ExecCollected, context: &ToolContext) -> Failure {
+    let said = context.redactor.clean(&String::from_utf8_lossy(&found.stderr));
+    let said = match prose(&said, 200) {
+        said if said.trim().is_empty() => said,
+        said => format!(": {said}"),
+    };
+    Failure::Complaint(format!(
+        "{} could not be looked at; the script for it ended with exit {}{said}",
+        one_line(path),
+        found.exit_code
+    ))
 }
 
 /// A program that the script asked for is not there.

@@ -519,6 +519,40 @@ in_every_shell! {
         }
     }
 
+    async fn that_no_process_could_be_started_is_one_failure_of_every_tool(rig) {
+        rig.put("a", "x\n");
+        rig.bash("true").await;
+        let mut rig = rig;
+        rig.context.sandbox = Arc::new(Full(rig.sandbox.clone()));
+        for (tool, args) in [
+            ("bash", json!({"command": "echo ok > made"})),
+            ("bash", json!({"command": "echo ok > made", "background": true})),
+            ("grep", json!({"pattern": "x"})),
+            ("glob", json!({"pattern": "*"})),
+            ("file_read", json!({"path": "."})),
+        ] {
+            let why = rig.complaint(tool, args).await;
+            assert!(why.starts_with("no process could be started (the sandbox's "), "{tool}: {why}");
+            assert!(why.contains("limit") && why.contains("; end some"), "{tool}: {why}");
+        }
+        assert!(!rig.sandbox.home().join("made").exists());
+    }
+
+    async fn an_end_without_a_record_is_no_success(rig) {
+        // The parent of the shell that runs the command, by whom the record is printed.
+        let answer = rig.bash("kill -9 $PPID; sleep 0.2").await;
+        assert!(answer.is_error && answer.exit_code != Some(0), "{answer:?}");
+    }
+
+    async fn a_background_program_is_told_though_nothing_more_can_be_started(rig) {
+        let mut rig = rig;
+        rig.bash("true").await;
+        // The shell and its program, and no third.
+        rig.context.sandbox = Arc::new(Limited(rig.sandbox.clone(), 2));
+        let answer = rig.answer("bash", json!({"command": "while :; do :; done", "background": true})).await;
+        assert!(answer.text.contains("running in the background: pid "), "{}", answer.text);
+    }
+
     async fn a_killed_shell_is_told(rig) {
         // The outer shell is the parent of the one that runs the command, or that one's.
         let answer = rig.bash("kill -9 0").await;
@@ -555,6 +589,9 @@ async fn a_profile_that_hangs_costs_two_seconds_and_no_facts() {
     let own = facts.path.as_deref().unwrap();
     assert!(facts.uid.is_some() && own.contains("/usr/bin"), "{own}");
 }
+
+/// The host's sandbox, whose scripts may have so many processes, as a user without rights.
+struct Limited(Arc<crate::support::host_sandbox::HostSandbox>, u32);
 
 /// A sandbox whose every call says that it is gone.
 struct Lost;
