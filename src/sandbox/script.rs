@@ -223,13 +223,28 @@ mod tests {
     fn that_no_process_could_be_started_is_told_from_names_and_other_words() {
         for (said, why) in [
             ("sandcaster: 16: Cannot fork", NEITHER),
-            ("x\nsandcaster: fork: retry: Resource temporarily unavailable\n", NO_PROCESS),
-            ("sandcaster: line 3: fork: Cannot allocate memory", NO_MEMORY),
-            ("sandcaster: line 0: can't fork: Resource temporarily unavailable", NO_PROCESS),
+            (
+                "x\nsandcaster: fork: retry: Resource temporarily unavailable\n",
+                NO_PROCESS,
+            ),
+            (
+                "sandcaster: line 3: fork: Cannot allocate memory",
+                NO_MEMORY,
+            ),
+            (
+                "sandcaster: line 0: can't fork: Resource temporarily unavailable",
+                NO_PROCESS,
+            ),
             ("sandcaster: line 1: can't fork: Out of memory", NO_MEMORY),
             ("sandcaster: 7: grep: Cannot allocate memory", NO_MEMORY),
-            ("xargs: cannot fork: Resource temporarily unavailable", NO_PROCESS),
-            ("find: can't execute 'stat': Resource temporarily unavailable", NO_PROCESS),
+            (
+                "xargs: cannot fork: Resource temporarily unavailable",
+                NO_PROCESS,
+            ),
+            (
+                "find: can't execute 'stat': Resource temporarily unavailable",
+                NO_PROCESS,
+            ),
         ] {
             assert_eq!(unforked(said.as_bytes()), Some(why), "{said}");
         }
@@ -244,7 +259,10 @@ mod tests {
             assert_eq!(unforked(said.as_bytes()), None, "{said}");
         }
         assert_eq!(short_of("sh: Try again"), Some(NO_PROCESS));
-        assert_eq!(short_of("sh: Resource temporarily unavailable (os error 11)"), Some(NO_PROCESS));
+        assert_eq!(
+            short_of("sh: Resource temporarily unavailable (os error 11)"),
+            Some(NO_PROCESS)
+        );
         assert_eq!(short_of("sh: No such file or directory (os error 2)"), None);
     }
 }

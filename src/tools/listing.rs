@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::sandbox::{ExecCollected, apart};
 use crate::sandbox::files::{SKIPPED, depth};
+use crate::sandbox::{ExecCollected, apart};
 use crate::show::{grouped, one_line, prose, short};
 
 use super::names::forms;
@@ -182,7 +182,9 @@ impl Trouble {
 
 /// A script that prints something whatever it finds has printed nothing: it ended before that.
 pub(super) fn unlooked(path: &str, found: &ExecCollected, context: &ToolContext) -> Failure {
-    let said = context.redactor.clean(&String::from_utf8_lossy(&found.stderr));
+    let said = context
+        .redactor
+        .clean(&String::from_utf8_lossy(&found.stderr));
     let said = match prose(&said, 200) {
         said if said.trim().is_empty() => said,
         said => format!(": {said}"),
