@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::show::{deceives, short};
 
+/// More bytes than any path of a system can have (`PATH_MAX`, which counts a NUL too).
+pub(crate) const LONGEST_PATH: usize = 4095;
+
 /// A relative path in its normal form: no `.`, `..`, empty or over-long parts, no control or
 /// bidirectional-control characters, `/` as the only separator.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

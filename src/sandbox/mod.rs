@@ -17,7 +17,7 @@ use crate::spec::Network;
 
 pub(crate) use apart::apart;
 pub use def::{BackendConfig, BackendDef, Build, LocalLimits};
-pub(crate) use script::{Script, exec_sh, require_shell};
+pub(crate) use script::{Script, exec_sh, require_shell, unforked};
 pub use types::{
     ExecCollected, ExecControl, ExecOutput, ExecSpec, ExecStream, FileErrorKind, FoundSandbox,
     Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,

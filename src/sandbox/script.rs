@@ -107,6 +107,51 @@ impl Script<'_> {
     }
 }
 
+const NO_PROCESS: &str = "no process could be started (the sandbox's process limit is reached); end some, or \
+    try again when some have ended";
+const NO_MEMORY: &str = "no process could be started (the sandbox has no memory left for it); end some, or try \
+    again when some have ended";
+/// dash gives no reason.
+const NEITHER: &str = "no process could be started (the sandbox's limit of processes or of memory is reached); \
+    end some, or try again when some have ended";
+
+/// That no process could be started, by the words of a script's shell or of what starts programs for it. Their
+/// place in the line is what counts: names of files stand elsewhere.
+pub(crate) fn unforked(said: &[u8]) -> Option<&'static str> {
+    String::from_utf8_lossy(said).lines().find_map(|line| {
+        if let Some(words) = line
+            .strip_prefix("sandcaster: ")
+            .or_else(|| line.strip_prefix("sh: "))
+        {
+            let words = words.strip_prefix("line ").unwrap_or(words);
+            let words = words.trim_start_matches(|c: char| c.is_ascii_digit());
+            let words = words.strip_prefix(": ").unwrap_or(words);
+            if words.starts_with("xmalloc: ") || words == "Out of space" {
+                return Some(NO_MEMORY);
+            }
+            let forked = ["Cannot fork", "can't fork", "fork: "];
+            let forked = forked.iter().any(|start| words.starts_with(start));
+            short_of(words).or_else(|| forked.then_some(NEITHER))
+        } else {
+            let words = line
+                .strip_prefix("find: ")
+                .or_else(|| line.strip_prefix("xargs: "));
+            words.and_then(short_of)
+        }
+    })
+}
+
+/// What there is too little of, if that is how `words` end.
+fn short_of(words: &str) -> Option<&'static str> {
+    let (_, reason) = words.rsplit_once(": ")?;
+    let reason = reason.split(" (os error ").next()?;
+    match reason {
+        "Resource temporarily unavailable" | "Try again" => Some(NO_PROCESS),
+        "Cannot allocate memory" | "Out of memory" => Some(NO_MEMORY),
+        _ => None,
+    }
+}
+
 /// Starts a command whose program is `sh`, and tells a sandbox without a shell from a command that can't be
 /// started for another reason.
 ///
@@ -130,6 +175,9 @@ pub(crate) async fn exec_sh(
     }
     match sandbox.exec(spec).await {
         Err(SandboxError::NotStarted(why)) => {
+            if let Some(short) = short_of(&why) {
+                return Err(SandboxError::NotStarted(short.to_owned()));
+            }
             require_shell(sandbox, Deadline::after(SHELL_LIMIT)).await?;
             Err(SandboxError::NotStarted(why))
         }
@@ -165,4 +213,56 @@ pub(crate) async fn require_shell(
         "the sandbox has no POSIX shell, which every tool needs ({why}); use a template or image with \
          `sh` on its PATH"
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_no_process_could_be_started_is_told_from_names_and_other_words() {
+        for (said, why) in [
+            ("sandcaster: 16: Cannot fork", NEITHER),
+            (
+                "x\nsandcaster: fork: retry: Resource temporarily unavailable\n",
+                NO_PROCESS,
+            ),
+            (
+                "sandcaster: line 3: fork: Cannot allocate memory",
+                NO_MEMORY,
+            ),
+            (
+                "sandcaster: line 0: can't fork: Resource temporarily unavailable",
+                NO_PROCESS,
+            ),
+            ("sandcaster: line 1: can't fork: Out of memory", NO_MEMORY),
+            ("sandcaster: 7: grep: Cannot allocate memory", NO_MEMORY),
+            (
+                "xargs: cannot fork: Resource temporarily unavailable",
+                NO_PROCESS,
+            ),
+            (
+                "find: can't execute 'stat': Resource temporarily unavailable",
+                NO_PROCESS,
+            ),
+        ] {
+            assert_eq!(unforked(said.as_bytes()), Some(why), "{said}");
+        }
+        for said in [
+            "",
+            "find: './Cannot fork': Permission denied",
+            "grep: Cannot fork: Permission denied",
+            "sandcaster: 3: cd: can't cd to /w/Cannot fork",
+            "sandcaster: 3: wc: not found",
+            "tail: x: Resource temporarily unavailable",
+        ] {
+            assert_eq!(unforked(said.as_bytes()), None, "{said}");
+        }
+        assert_eq!(short_of("sh: Try again"), Some(NO_PROCESS));
+        assert_eq!(
+            short_of("sh: Resource temporarily unavailable (os error 11)"),
+            Some(NO_PROCESS)
+        );
+        assert_eq!(short_of("sh: No such file or directory (os error 2)"), None);
+    }
 }

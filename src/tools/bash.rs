@@ -99,6 +99,15 @@ impl Tool for Bash {
                 return Err(error.into());
             }
         };
+        if let Some(short) = ended.unforked.as_ref().filter(|short| short.never_begun) {
+            let why = call
+                .before(&ended)
+                .into_iter()
+                .fold(short.why.to_owned(), |why, note| format!("{why}\n[{note}]"));
+            context.session.tell_output(output, false);
+            context.session.settle_output(output);
+            return Err(Failure::Complaint(why));
+        }
         Ok(call.answer(ended).await)
     }
 }
@@ -154,10 +163,15 @@ impl Call<'_> {
             return self.started(record, &ended, &notes);
         }
         let new_cwd = self.note_cwd(&ended, &mut notes);
-        let code = ended
-            .record
-            .as_ref()
-            .map_or(ended.shell_exit, |record| record.code);
+        // Without a record the outer shell's success is not the command's.
+        let code = ended.record.as_ref().map_or_else(
+            || {
+                ended
+                    .shell_exit
+                    .filter(|code| *code != 0 && ended.unforked.is_none())
+            },
+            |record| record.code,
+        );
         let truncated = ended.excerpt.is_cut();
         let told = truncated || ended.gap;
         let kept = if told { self.kept(&ended).await } else { None };
@@ -343,6 +357,11 @@ impl Call<'_> {
             });
             Some(format!(
                 "the connection to the sandbox broke: some output is missing{lost}{file}"
+            ))
+        } else if let Some(short) = &ended.unforked {
+            Some(format!(
+                "{}; the command may have been begun, and how it ended is not known",
+                short.why
             ))
         } else if ended.record.is_none() && ended.stopped.is_none() {
             Some(

@@ -7,15 +7,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::clock::Deadline;
 use crate::ids;
-use crate::sandbox::{ExecOutput, ExecStream, SandboxError, apart, exec_sh};
+use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, apart, exec_sh, unforked};
 use crate::secrets::Redactor;
 use crate::show::one_line;
 
 use super::facts::Facts;
 use super::text::{Excerpt, Limits, TextKeeper};
 use super::types::ToolContext;
-use super::wrapper::{Begun, EndRecord, Left, RecordScanner, Wrapped, sweep};
+use super::wrapper::{Begun, EndRecord, Left, RecordScanner, Wrapped, side_file, sweep};
 
 /// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
 const LONGEST_COMMAND: usize = 100_000;
@@ -65,6 +66,8 @@ pub(super) struct Ended {
     pub(super) record: Option<EndRecord>,
     /// The outer shell's own exit code, when there is no record.
     pub(super) shell_exit: Option<i32>,
+    /// There is no record, for no process could be started: why.
+    pub(super) unforked: Option<Unforked>,
     /// Some of the output is missing, for the connection to the sandbox broke.
     pub(super) gap: bool,
     pub(super) stopped: Option<Stop>,
@@ -76,6 +79,13 @@ pub(super) struct Ended {
     pub(super) excerpt: Excerpt,
     /// Bytes of output before the record.
     pub(super) bytes: u64,
+}
+
+/// No process could be started for a command.
+pub(super) struct Unforked {
+    pub(super) why: &'static str,
+    /// The command itself was not begun; otherwise nobody knows.
+    pub(super) never_begun: bool,
 }
 
 /// The output as the sandbox has kept it.
@@ -220,6 +230,11 @@ impl Call<'_> {
             // That of the outer shell says nothing about a command whose record was lost.
             shell_exit = shell_exit.filter(|_| !gap);
         }
+        let unforked = if record.is_none() && stopped.is_none() && !gap {
+            self.unforked(&outer_said, begun.as_ref()).await
+        } else {
+            None
+        };
         if let Some(stream) = stream
             && record.is_some()
         {
@@ -238,6 +253,7 @@ impl Call<'_> {
             begun,
             record,
             shell_exit,
+            unforked,
             gap,
             stopped,
             left,
@@ -246,6 +262,32 @@ impl Call<'_> {
             excerpt: keeper.finish().excerpt(&SHOWN),
             bytes,
         })
+    }
+
+    /// Whether the outer shell ended since it could start no process, and whether the command had begun then.
+    async fn unforked(&self, outer_said: &[u8], begun: Option<&Begun>) -> Option<Unforked> {
+        let why = unforked(outer_said)?;
+        let never_begun = match begun {
+            // The background's record comes whatever happens, once the program is begun.
+            None => true,
+            Some(_) if self.background => true,
+            Some(begun) => begun.kept && self.no_side_file().await,
+        };
+        Some(Unforked { why, never_begun })
+    }
+
+    /// That the side file is surely not there. The script starts no process.
+    async fn no_side_file(&self) -> bool {
+        let side = side_file(&self.output_path);
+        let script = Script {
+            text: r#"[ -e "$1" ] || echo none"#,
+            args: vec![&side],
+            keep: 16,
+            ..Script::default()
+        };
+        let limit = Deadline::after(Duration::from_secs(2));
+        let looked = script.run(self.context.sandbox.as_ref(), limit).await;
+        looked.is_ok_and(|looked| looked.stdout == b"none\n")
     }
 
     /// The output and the end record as the sandbox has kept them, where the stream lost something.

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::sandbox::apart;
+use crate::paths::LONGEST_PATH;
 use crate::sandbox::files::{SKIPPED, depth};
+use crate::sandbox::{ExecCollected, apart};
 use crate::secrets::Redactor;
-use crate::show::{grouped, short};
+use crate::show::{grouped, one_line, prose, short};
 
 use super::names::forms;
-use super::place::LONGEST_PATH;
 use super::script::Script;
 use super::types::{Failure, ToolContext};
 
@@ -100,6 +100,9 @@ impl Listing {
         .await?;
         if found.exit_code == 7 {
             return Err(no_program(&found.stderr, &context.redactor));
+        }
+        if found.stdout.is_empty() {
+            return Err(unlooked(path, &found, context));
         }
         let path = path.to_owned();
         let large = found.stdout.len() + found.stderr.len() > FEW_BYTES;
@@ -221,6 +224,20 @@ fn is_expected(line: &str) -> bool {
     line.ends_with(": Broken pipe")
         || line.starts_with("xargs: ")
             && (line.ends_with("signal 13") || line.contains(" -s option "))
+}
+
+/// A script that prints something whatever it finds has printed nothing: it ended before that.
+pub(super) fn unlooked(path: &str, found: &ExecCollected, context: &ToolContext) -> Failure {
+    let said = complaints(&found.stderr, &context.redactor);
+    let said = match prose(&said, 200) {
+        said if said.trim().is_empty() => said,
+        said => format!(": {said}"),
+    };
+    Failure::Complaint(format!(
+        "{} could not be looked at; the script for it ended with exit {}{said}",
+        one_line(path),
+        found.exit_code
+    ))
 }
 
 /// A program that the script asked for is not there.

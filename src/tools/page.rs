@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::secrets::Redactor;
 use crate::show::{grouped, one_line, size};
 
-use super::piece::{Content, MARK, MOST_LINES, Piece, Window, count};
+use super::piece::{Content, MARK, Piece, Window, count};
 use super::place::Place;
 use super::types::{Failure, ToolAnswer};
 
@@ -24,8 +24,7 @@ pub(super) fn shown(
     redactor: &Redactor,
 ) -> Result<ToolAnswer, Failure> {
     let most = match window {
-        Window::From(_, count) => count,
-        Window::Last(count) => count.min(MOST_LINES),
+        Window::From(_, count) | Window::Last(_, count) => count,
     };
     let mut page = Page {
         // In another encoding bytes can't be counted for a command.

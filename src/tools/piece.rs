@@ -42,8 +42,8 @@ printf '\000%d\000%d\000%s' "$b" "$from" "$n"
 pub(super) enum Window {
     /// From this line, from 1, this many.
     From(u64, u64),
-    /// The last lines.
-    Last(u64),
+    /// From this line before the end, this many.
+    Last(u64, u64),
 }
 
 impl Window {
@@ -52,7 +52,7 @@ impl Window {
             limit.unsigned_abs().clamp(1, MOST_LINES)
         });
         match offset.unwrap_or(1) {
-            offset if offset < 0 => Self::Last(offset.unsigned_abs()),
+            offset if offset < 0 => Self::Last(offset.unsigned_abs(), limit),
             offset => Self::From(offset.unsigned_abs().max(1), limit),
         }
     }
@@ -122,7 +122,7 @@ impl Piece {
         let total = count(memchr::memchr_iter(b'\n', &decoded).count() + usize::from(unended));
         let from = match window {
             Window::From(from, _) => from,
-            Window::Last(count) => total.saturating_sub(count) + 1,
+            Window::Last(count, _) => total.saturating_sub(count) + 1,
         };
         let skipped = usize::try_from(from - 1).unwrap_or(usize::MAX);
         let start = match skipped.checked_sub(1) {
@@ -179,7 +179,7 @@ pub(super) async fn slice(
 ) -> Result<Piece, Failure> {
     let from = match window {
         Window::From(from, _) => from.to_string(),
-        Window::Last(count) => format!("-{count}"),
+        Window::Last(count, _) => format!("-{count}"),
     };
     let counted = if place.size <= COUNTED { "1" } else { "0" };
     let script = Script {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::listing::count;
+use super::listing::{count, unlooked};
 use super::names::forms;
 use super::script::Script;
+use crate::paths::LONGEST_PATH;
 use crate::sandbox::{FileErrorKind, SandboxError};
 use crate::show::{alike, grouped, one_line, size};
 
@@ -19,13 +20,12 @@ const FILE_LIMIT: Duration = Duration::from_mins(1);
 const LISTING: usize = 256 * 1024;
 const SHOWN_ENTRIES: usize = 200;
 
-/// More than any system takes (`PATH_MAX`, which counts a NUL too).
-pub(super) const LONGEST_PATH: usize = 4095;
-
 /// Says what `$1` is, in fields that end with NUL: kind, size, text (if `$2` is 1 and it is of at most 8 MiB:
 /// its lines, those in CRLF, the first bytes), where a symlink leads, whether it may be read; of a missing one
 /// the nearest directory above it that is there; whether one can look into that directory, or the one at `$1`;
 /// the number of its entries; then the entries.
+///
+/// That no process can be started is said to a standard error that is read.
 ///
 /// Entries are `./name` behind their mode and size: as no name has a slash, none can forge that.
 const INSPECT: &str = r#"
@@ -43,15 +43,15 @@ d=${d:-/}
 fi
 [ -r "$p" ] && r=1
 if [ "$k" = f ]; then
-s=$(stat -L -c %s "$p" 2>/dev/null || wc -c <"$p" 2>/dev/null)
+s=$( ( stat -L -c %s "$p" 2>/dev/null ) || wc -c <"$p" 2>/dev/null)
 [ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l="$(grep -c '' "$p" 2>/dev/null) $(LC_ALL=C grep -c "$(printf '\r')\$" "$p" 2>/dev/null) $(head -c 3 "$p" 2>/dev/null | od -An -tx1)"
 fi
 if [ -L "$p" ]; then t=$(readlink -f "$p" 2>/dev/null); [ -n "$t" ] || t=$(readlink "$p" 2>/dev/null); fi
 if [ -n "$d" ]; then if ! [ -d "$d" ]; then o=f; elif cd "$d" 2>/dev/null; then o=1; fi; fi
-[ "$k$o" = d1 ] && command -v find >/dev/null && n=$(find . ! -name . -prune -exec sh -c 'echo $#' sh {} + 2>/dev/null | {
+[ "$k$o" = d1 ] && command -v find >/dev/null && n=$(find . ! -name . -prune -exec sh -c 'echo $#' sh {} + | {
 n=0; while read -r c; do n=$((n+c)); done; echo "$n"; })
 printf '%s\000%s\000%s\000%s\000%s\000%s\000%s\000%s\000' "$k" "$s" "$l" "$t" "$r" "$d" "$o" "$n"
-[ "$o" = 1 ] && find . ! -name . -prune -exec stat -c '%f|%s|%n' {} + 2>/dev/null | head -c 262144
+[ "$o" = 1 ] && find . ! -name . -prune -exec stat -c '%f|%s|%n' {} + | head -c 262144
 exit 0
 "#;
 
@@ -204,6 +204,9 @@ impl Place {
         }
         .run_for(context, LIMIT)
         .await?;
+        if found.stdout.is_empty() {
+            return Err(unlooked(path, &found, context));
+        }
         Ok(Self::parse(path.to_owned(), &found.stdout))
     }
 
@@ -412,9 +415,40 @@ pub(super) async fn store(
     context: &ToolContext,
 ) -> Result<(), Failure> {
     let writing = context.sandbox.write(path, bytes);
-    within(writing, context)
-        .await?
-        .map_err(|error| write_failed(given, error))
+    let Err(error) = within(writing, context).await? else {
+        return Ok(());
+    };
+    let denied = matches!(
+        error,
+        SandboxError::File {
+            kind: FileErrorKind::PermissionDenied,
+            ..
+        }
+    );
+    if denied && let Some(mode) = unwritable(path, context).await {
+        return Err(Failure::Complaint(format!(
+            "{} {}; change that with bash first, or write another file",
+            one_line(given),
+            if mode & 0o222 == 0 {
+                format!("is read-only (mode {mode:o})")
+            } else {
+                format!("can't be written by this user (mode {mode:o})")
+            }
+        )));
+    }
+    Err(write_failed(given, error))
+}
+
+/// The mode of the file at `path`, if it is one that this user can't write to.
+async fn unwritable(path: &str, context: &ToolContext) -> Option<u32> {
+    let script = Script {
+        text: r#"[ -f "$1" ] && ! [ -w "$1" ] && stat -L -c %a "$1""#,
+        args: vec![path],
+        keep: 16,
+        ..Script::default()
+    };
+    let mode = script.run_for(context, LIMIT).await.ok()?.stdout;
+    u32::from_str_radix(std::str::from_utf8(&mode).ok()?.trim(), 8).ok()
 }
 
 /// Why a write failed, in a sentence that says what to do.

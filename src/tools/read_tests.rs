@@ -20,7 +20,7 @@ fn large(file: &[u8], window: Window, counted: bool) -> Result<String, Failure> 
     let lines: Vec<&[u8]> = file.split_inclusive(|b| *b == b'\n').collect();
     let from = match window {
         Window::From(from, _) => from,
-        Window::Last(last) => count(lines.len()).saturating_sub(last) + 1,
+        Window::Last(last, _) => count(lines.len()).saturating_sub(last) + 1,
     };
     let skip = usize::try_from(from - 1).unwrap();
     let rest = lines.get(skip..).unwrap_or_default().concat();
@@ -168,6 +168,8 @@ fn windows_count_from_the_end_and_say_when_they_are_past_it() {
     let text = b"a\nb\nc\n";
     for (offset, limit, shown) in [
         (-2, None, "2\tb\n3\tc"),
+        (-2, Some(1), "2\tb\n[lines 2–2 of 3; go on with offset=3]"),
+        (-1, Some(5), "3\tc"),
         (-9, None, "1\ta\n2\tb\n3\tc"),
         (2, Some(1), "2\tb\n[lines 2–2 of 3; go on with offset=3]"),
         (i64::MIN, None, "1\ta\n2\tb\n3\tc"),

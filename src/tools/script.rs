@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::sandbox::{ExecCollected, SandboxError};
+use crate::sandbox::{ExecCollected, SandboxError, unforked};
 
 pub(super) use crate::sandbox::Script;
 
@@ -17,7 +17,7 @@ impl Script<'_> {
     ) -> Result<ExecCollected, Failure> {
         let limit = context.deadline.within(limit);
         // The token first, so that no work goes on after it; the output collected so far is lost with it.
-        tokio::select! {
+        let ended = tokio::select! {
             biased;
             () = context.cancel.cancelled() => Err(Failure::Cancelled),
             ended = self.run(context.sandbox.as_ref(), limit) => ended.map_err(|error| match error {
@@ -26,6 +26,11 @@ impl Script<'_> {
                 }
                 error => error.into(),
             }),
+        }?;
+        // Whatever its exit code: what it could not start may be the beginning of a pipe.
+        match unforked(&ended.stderr) {
+            Some(why) => Err(Failure::Complaint(why.to_owned())),
+            None => Ok(ended),
         }
     }
 }

@@ -20,13 +20,14 @@ use super::facts::Facts;
 /// end; then the output files of earlier calls, newest first.
 ///
 /// Empties the oldest of those if all of them together are too large (a program that still writes to one
-/// goes on at its beginning). Goes to the directory. Prints the begin record to standard output alone, not
+/// goes on at its beginning). That no process can be started ends the shell, which must not say so to a standard
+/// error that is thrown away. Goes to the directory. Prints the begin record to standard output alone, not
 /// to the file: the outer shell's process id, whether the output can be kept, the numbers of the files that
 /// were emptied, the shell's line in `/proc`.
 macro_rules! prologue {
     () => {
         r#"
-mkdir -p "${2%/*}" 2>/dev/null
+[ -d "${2%/*}" ] || ( mkdir -p "${2%/*}" 2>/dev/null )
 sc_kept=0
 { true >"$2" && sc_kept=1; } 2>/dev/null
 sc_emptied=
@@ -62,17 +63,18 @@ printf '\036%s %s %s %s %s\036' "$1" "$$" "$sc_kept" "$sc_emptied" "${sc_self##*
 /// output file holds for `tee` alone, which goes on to the pipe when the file is full, and to the file
 /// when nobody reads the pipe any more. What the outer shell itself says ("Killed") goes to its standard
 /// error: for that the redirection stands within the parentheses, since dash redirects itself otherwise.
-/// The side file is read without another program, which a sweep could end.
+/// The side file is there once the command is begun; it is read without another program, which a sweep could end,
+/// and removed after the record, which must not depend on it.
 const FOREGROUND: &str = concat!(
     prologue!(),
     r#"
 {
-( SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$5" "$8" "${10}" "${11}" </dev/null 2>&1 )
+( { true >"$5"; } 2>/dev/null; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$5" "$8" "${10}" "${11}" </dev/null 2>&1 )
 sc_code=$?
 sc_dir=
 { IFS= read -r sc_dir && ! IFS= read -r sc_more || sc_dir=; } <"$5"
-rm -f "$5"
 printf '\n\036%s %s %s %s\036' "$1" "$sc_code" "$sc_moved" "$sc_dir"
+rm -f "$5"
 } | {
 trap '' PIPE XFSZ
 ulimit -f 20480
@@ -84,7 +86,7 @@ exec cat
 
 /// The program's output goes to the file alone, so it holds no pipe; appended, so that emptying the file
 /// works. The record has `running` in place of the exit code if it still runs after a second, and the process
-/// id at its end: with a minus, where the program leads a group, so that all of it can be ended.
+/// id at its end (also when nothing more can be started, so by a trap): with a minus, where the program leads a group, so that all of it can be ended.
 const BACKGROUND: &str = concat!(
     prologue!(),
     r#"
@@ -94,14 +96,15 @@ sc_own=
 command -v setsid >/dev/null 2>&1 && sc_own=setsid
 ( trap '' HUP; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec $sc_own "$7" -c "$9" "$7" /dev/null "$8" "${10}" "${11}" ) </dev/null >>"$sc_out" 2>&1 &
 sc_pid=$!
+trap 'if kill -0 "$sc_pid" 2>/dev/null; then sc_code=running; else wait "$sc_pid"; sc_code=$?; fi
+printf "\n\036%s %s %s %s\036" "$1" "$sc_code" "$sc_moved" "${sc_own:+-}$sc_pid"' EXIT
 sc_n=0
 while [ "$sc_n" -lt 10 ] && kill -0 "$sc_pid" 2>/dev/null; do
 sleep 0.1 2>/dev/null || { sleep 1; sc_n=10; }
 sc_n=$((sc_n+1))
 done
-if kill -0 "$sc_pid" 2>/dev/null; then sc_code=running; else wait "$sc_pid"; sc_code=$?; fi
 head -c 8192 "$2" 2>/dev/null
-printf '\n\036%s %s %s %s\036' "$1" "$sc_code" "$sc_moved" "${sc_own:+-}$sc_pid"
+exit 0
 "#
 );
 
@@ -232,7 +235,7 @@ impl Wrapped<'_> {
         } else {
             FOREGROUND
         };
-        let side = format!("{}.cwd", self.output);
+        let side = side_file(self.output);
         let argv = [
             "sh",
             "-c",
@@ -262,6 +265,11 @@ impl Wrapped<'_> {
             ..ExecSpec::default()
         }
     }
+}
+
+/// The file beside `output` that a command leaves its directory in.
+pub(super) fn side_file(output: &str) -> String {
+    format!("{output}.cwd")
 }
 
 /// What keeps programs from waiting for a keyboard, paging or colouring; never a key of ours.

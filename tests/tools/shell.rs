@@ -1,10 +1,13 @@
 //! `bash`: scenarios 2 to 13 of the tools' sheet.
 
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use sandcaster::clock::Deadline;
-use sandcaster::sandbox::{Sandbox, SandboxError};
+use sandcaster::sandbox::{ExecSpec, ExecStream, FileErrorKind, Sandbox, SandboxError};
 use sandcaster::secrets::{Redactor, Secret};
 use sandcaster::tools::Failure;
 use serde_json::json;
@@ -12,7 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::net::unix::pipe::{OpenOptions, Receiver};
 
 use super::{Rig, in_every_shell};
-use crate::support::host_sandbox::Shell;
+use crate::support::host_sandbox::{HostSandbox, Shell};
 use crate::support::processes::until;
 
 #[expect(clippy::disallowed_methods, reason = "tests measure real time")]
@@ -519,6 +522,57 @@ in_every_shell! {
         }
     }
 
+    async fn that_no_process_could_be_started_is_one_failure_of_every_tool(rig) {
+        let mut rig = rig;
+        rig.put("a", "x\n");
+        let sandbox = Limited::of(&mut rig).await;
+        sandbox.processes.store(1, Ordering::Relaxed);
+        for (tool, args) in [
+            ("bash", json!({"command": "echo ok > made"})),
+            ("bash", json!({"command": "echo ok > made", "background": true})),
+            ("grep", json!({"pattern": "x"})),
+            ("glob", json!({"pattern": "*"})),
+            ("file_read", json!({"path": "."})),
+        ] {
+            let why = rig.complaint(tool, args).await;
+            assert!(why.starts_with("no process could be started (the sandbox's "), "{tool}: {why}");
+            assert!(why.contains("limit") && why.contains("; end some"), "{tool}: {why}");
+        }
+        assert!(!rig.sandbox.home().join("made").exists());
+    }
+
+    async fn an_end_without_a_record_is_no_success(rig) {
+        // The parent of the shell that runs the command, by whom the record is printed.
+        let answer = rig.bash("kill -9 $PPID; sleep 0.2").await;
+        assert!(answer.is_error && answer.exit_code != Some(0), "{answer:?}");
+    }
+
+    async fn a_background_program_is_told_though_nothing_more_can_be_started(rig) {
+        let mut rig = rig;
+        if !Limited::is_exact() {
+            return;
+        }
+        let sandbox = Limited::of(&mut rig).await;
+        // The shell and its program, and no third.
+        sandbox.processes.store(2, Ordering::Relaxed);
+        let answer = rig.answer("bash", json!({"command": "while :; do :; done", "background": true})).await;
+        assert!(answer.text.contains("running in the background: pid "), "{}", answer.text);
+    }
+
+    async fn a_read_only_file_is_told_as_such(rig) {
+        let mut rig = rig;
+        rig.put("a", "x\n");
+        std::fs::set_permissions(rig.sandbox.home().join("a"), Permissions::from_mode(0o444)).unwrap();
+        Limited::of(&mut rig).await;
+        let change = json!({"path": "a", "old_string": "x", "new_string": "y"});
+        let why = rig.complaint("file_edit", change.clone()).await;
+        assert!(why.starts_with("a is read-only (mode 444)"), "{why}");
+        std::fs::set_permissions(rig.sandbox.home().join("a"), Permissions::from_mode(0o666)).unwrap();
+        // The file itself is not the reason.
+        let why = rig.complaint("file_edit", change).await;
+        assert!(why.starts_with("a: permission denied"), "{why}");
+    }
+
     async fn a_killed_shell_is_told(rig) {
         // The outer shell is the parent of the one that runs the command, or that one's.
         let answer = rig.bash("kill -9 0").await;
@@ -554,6 +608,80 @@ async fn a_profile_that_hangs_costs_two_seconds_and_no_facts() {
     assert_eq!(facts.shell, "bash");
     let own = facts.path.as_deref().unwrap();
     assert!(facts.uid.is_some() && own.contains("/usr/bin"), "{own}");
+}
+
+/// The host's sandbox, whose commands run as a user of their own who may have only so many processes.
+struct Limited {
+    host: Arc<HostSandbox>,
+    uid: u32,
+    processes: AtomicU32,
+}
+
+impl Limited {
+    /// In place of the sandbox of `rig`, with a session that has been used.
+    async fn of(rig: &mut Rig) -> Arc<Self> {
+        let home = rig.sandbox.home();
+        for dir in [home, home.parent().unwrap()] {
+            std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
+        }
+        let limited = Arc::new(Self {
+            host: rig.sandbox.clone(),
+            uid: 1_000_000 + std::process::id(),
+            processes: AtomicU32::new(1_000_000),
+        });
+        rig.context.sandbox = limited.clone();
+        assert_eq!(rig.bash("true").await.exit_code, Some(0));
+        limited
+    }
+
+    /// Whether it holds exactly: another user's processes can't be counted without root's rights.
+    fn is_exact() -> bool {
+        std::fs::metadata("/proc/self").unwrap().uid() == 0
+    }
+}
+
+#[async_trait::async_trait]
+impl Sandbox for Limited {
+    fn id(&self) -> &str {
+        self.host.id()
+    }
+    fn working_dir(&self) -> &str {
+        self.host.working_dir()
+    }
+    async fn exec(&self, mut spec: ExecSpec) -> Result<ExecStream, SandboxError> {
+        let limit = self.processes.load(Ordering::Relaxed);
+        let mut argv = Vec::new();
+        if Self::is_exact() {
+            argv.extend([
+                "/usr/bin/setpriv".to_owned(),
+                format!("--reuid={}", self.uid),
+            ]);
+            argv.push("--clear-groups".to_owned());
+        }
+        argv.extend(["/usr/bin/prlimit".to_owned(), format!("--nproc={limit}")]);
+        argv.append(&mut spec.argv);
+        spec.argv = argv;
+        self.host.exec(spec).await
+    }
+    async fn read(&self, path: &str, most: u64) -> Result<bytes::Bytes, SandboxError> {
+        self.host.read(path, most).await
+    }
+    async fn write(&self, path: &str, _: bytes::Bytes) -> Result<(), SandboxError> {
+        // As of a file that this user may not write to.
+        Err(SandboxError::File {
+            path: path.to_owned(),
+            kind: FileErrorKind::PermissionDenied,
+        })
+    }
+    async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn kill(&self) -> Result<(), SandboxError> {
+        self.host.kill().await
+    }
+    async fn gone(&self) -> SandboxError {
+        self.host.gone().await
+    }
 }
 
 /// A sandbox whose every call says that it is gone.
