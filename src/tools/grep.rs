@@ -87,8 +87,8 @@ case $line in
 counts) xargs -0 -s 400000 grep "$@" | grep -av ':0$' ;;
 marks*)
 xargs -0 -s 400000 grep "$@" |
-cut -b "1-${line#marks }" |
 tr '\000\001' '\001\000' |
+cut -b "1-${line#marks }" |
 grep -aE -e "$(printf ':1:(\377\376|\376\377|([ -~]\001){3}|(\001[ -~]){3})')" |
 tr '\000\001' '\001\000'
 ;;
