@@ -182,11 +182,10 @@ impl Trouble {
 
 /// A script that prints something whatever it finds has printed nothing: it ended before that.
 pub(super) fn unlooked(path: &str, found: &ExecCollected, context: &ToolContext) -> Failure {
-    let said = context
-        .redactor
-        .clean(&String::from_utf8_lossy(&found.stderr));
-    let said = match prose(&said, 200) {
-        said if said.trim().is_empty() => said,
+    let said = String::from_utf8_lossy(&found.stderr);
+    let said = prose(&context.redactor.clean(&said), 200);
+    let said = match said.trim() {
+        "" => String::new(),
         said => format!(": {said}"),
     };
     Failure::Complaint(format!(
