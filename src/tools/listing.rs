@@ -228,9 +228,9 @@ fn is_expected(line: &str) -> bool {
 
 /// A script that prints something whatever it finds has printed nothing: it ended before that.
 pub(super) fn unlooked(path: &str, found: &ExecCollected, context: &ToolContext) -> Failure {
-    let said = complaints(&found.stderr, &context.redactor);
-    let said = match prose(&said, 200) {
-        said if said.trim().is_empty() => said,
+    let said = prose(&complaints(&found.stderr, &context.redactor), 200);
+    let said = match said.trim() {
+        "" => String::new(),
         said => format!(": {said}"),
     };
     Failure::Complaint(format!(

@@ -627,7 +627,7 @@ impl Limited {
         let limited = Arc::new(Self {
             host: rig.sandbox.clone(),
             uid: 1_000_000 + std::process::id(),
-            processes: AtomicU32::new(1_000_000),
+            processes: AtomicU32::new(1_000),
         });
         rig.context.sandbox = limited.clone();
         assert_eq!(rig.bash("true").await.exit_code, Some(0));
