@@ -368,6 +368,7 @@ fn long_turn(n: usize) -> Deltas {
     ]
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "a piece of a script of results")]
 fn fly(args: ToolArgs) -> Result<LlmDelta, LlmError> {
     Ok(LlmDelta::Block(Block::Call(ToolCall {
         id: CallIds::default().issue(""),

@@ -43,6 +43,10 @@ impl Printer {
 
     /// A line to stderr, without control characters: notes quote services and models, and end up on terminals
     /// by way of files too. Nobody reading it is no fault.
+    #[expect(
+        clippy::unused_self,
+        reason = "only who has the printer writes, and text() needs to know its terminal"
+    )]
     pub(super) fn note(self, text: &str) {
         drop(writeln!(io::stderr().lock(), "{}", visible(text)));
     }

@@ -339,8 +339,9 @@ mod tests {
 
     #[test]
     fn a_long_diff_says_nothing_that_is_not_so() {
-        let lines =
-            |range: std::ops::Range<usize>| -> String { range.map(|n| format!("{n}\n")).collect() };
+        let lines = |range: std::ops::Range<usize>| -> String {
+            range.fold(String::new(), |text, n| text + &n.to_string() + "\n")
+        };
         let diff =
             |old: &str, new: &str| Shown::of(old.as_bytes(), new.as_bytes(), &Redactor::default());
         for count in [MOST_COMPARED, MOST_COMPARED + AROUND] {

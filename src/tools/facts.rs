@@ -139,7 +139,7 @@ impl Facts {
                 self.disk_free = value
                     .parse::<u64>()
                     .ok()
-                    .and_then(|kib| kib.checked_mul(1024))
+                    .and_then(|kib| kib.checked_mul(1024));
             }
             "own" => self.path = Some(value.to_owned()),
             "path" => self.path = Some(merged(self.path.as_deref().unwrap_or_default(), value)),

@@ -441,9 +441,8 @@ impl Search<'_> {
             .any(|line| is_starved(line.trim()));
         Err(match found.exit_code {
             0 | 8 if starved => Failure::Complaint(format!(
-                "grep needs more memory than a search may use ({} MiB), so not all was searched; make the pattern \
-                 simpler (smaller counts), or give a narrower path",
-                MEMORY_MIB
+                "grep needs more memory than a search may use ({MEMORY_MIB} MiB), so not all was searched; make the pattern \
+                 simpler (smaller counts), or give a narrower path"
             )),
             0 => {
                 return Ok(Printed {

@@ -109,7 +109,7 @@ enum Side {
 fn bare(hir: Hir, side: Side) -> Hir {
     match hir.into_kind() {
         HirKind::Capture(capture) => bare(*capture.sub, side),
-        HirKind::Repetition(Repetition { min: 0, .. }) => Hir::empty(),
+        HirKind::Empty | HirKind::Repetition(Repetition { min: 0, .. }) => Hir::empty(),
         HirKind::Repetition(Repetition { min: 1, sub, .. }) => bare(*sub, side),
         HirKind::Repetition(repetition) => Hir::repetition(Repetition {
             max: Some(repetition.min),
@@ -135,7 +135,6 @@ fn bare(hir: Hir, side: Side) -> Hir {
             turn(&mut parts);
             Hir::concat(parts)
         }
-        HirKind::Empty => Hir::empty(),
         HirKind::Literal(literal) => Hir::literal(literal.0),
         HirKind::Class(class) => Hir::class(class),
         HirKind::Look(look) => Hir::look(look),

@@ -105,10 +105,10 @@ fn what_word_boundaries_cost_is_bounded() {
         format!("{}{}", "x?".repeat(1_900), r"\b"),
         format!(r"{}\b{}", "(".repeat(200), ")".repeat(200)),
     ] {
-        let start = std::time::Instant::now();
+        let start = tokio::time::Instant::now();
         let translated = translate(&pattern, false);
         let took = start.elapsed();
-        assert!(took.as_millis() < 1_000, "{took:?}: {:.20}", pattern);
+        assert!(took.as_millis() < 1_000, "{took:?}: {pattern:.20}");
         if let Err(why) = translated {
             assert!(
                 why.contains("boundaries") || why.contains("too long"),
@@ -151,7 +151,7 @@ fn large_repetitions_are_searched_for_in_no_time(program: &[&str]) {
         (r"x.{1,600}y", &[7, 8, 9], false),
     ] {
         let translated = translate(pattern, false).unwrap_or_else(|why| panic!("{pattern}: {why}"));
-        let start = std::time::Instant::now();
+        let start = tokio::time::Instant::now();
         let seen = found(program, &translated, &lines);
         let took = start.elapsed();
         assert_eq!(seen.as_deref(), Ok(expected), "{pattern}");

@@ -228,7 +228,7 @@ fn no_part_of_a_key_is_told() {
     let told = |args: &ToolArgs| prepare(&spec(), args, &redactor).unwrap_err();
     for at in 0..220 {
         let before = "x".repeat(at);
-        let cut = &key[..1 + at % (key.len() - 1)];
+        let cut = &key[..=at % (key.len() - 1)];
         for args in [
             ToolArgs::Malformed {
                 raw: format!("{before}{key}"),

@@ -33,7 +33,7 @@ in_every_shell! {
         let page = rig.text("file_read", json!({"path": "./big.txt", "offset": 9_999})).await;
         assert_eq!(page, "9999\tl9999\n10000\tl10000");
         let page = rig.text("file_read", json!({"path": "big.txt", "offset": -2, "limit": 1})).await;
-        assert_eq!(page, "9999\tl9999\n10000\tl10000");
+        assert_eq!(page, "9999\tl9999\n[lines 9,999–9,999 of 10,000; go on with offset=10000]");
         let why = rig.complaint("file_read", json!({"path": "big.txt", "offset": 10_001})).await;
         assert!(why.contains("has 10,000 lines"), "{why}");
     }

@@ -384,8 +384,8 @@ async fn files_and_directories_that_are_closed_are_told() {
     // Root is refused nothing: then the programs say what they would say to another.
     if nix::unistd::geteuid().is_root() {
         let bin = rig.sandbox.bin();
-        let says =
-            "case \"$*\" in *closed.txt*) echo 'grep: ./closed.txt: Permission denied' >&2 ;; esac";
+        let says = "case \"$*\" in *closed.txt*) echo 'grep: ./closed.txt: Permission denied' >&2\n\
+             case \"$*\" in *./a.txt*) ;; *) exit 2 ;; esac ;; esac";
         write_program(
             &bin.join("grep"),
             &format!("#!/bin/sh\n{says}\nexec /usr/bin/grep \"$@\"\n"),
