@@ -78,7 +78,7 @@ pub struct ToolAnswer {
     pub cwd: Option<String>,
     /// A short diff, for edits.
     pub diff: Option<String>,
-    /// [`fingerprint`] of what came of the call, where the text also says what differs from time to time
+    /// A fingerprint of what came of the call, where the text also says what differs from time to time
     /// (how long it took, the name of a file of ours, a process id).
     pub outcome: Option<u64>,
 }
