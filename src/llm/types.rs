@@ -39,7 +39,8 @@ pub struct LlmRequest<'a> {
     pub output_schema: Option<&'a Value>,
     /// How long the answer may be.
     pub answer: AnswerSize,
-    /// The most output tokens, thinking included, that the run can still pay for; `None` without a budget.
+    /// The most output tokens, thinking included, that the rest of the run's budget pays for and the rest of the
+    /// model's window holds; `None` where nothing bounds them.
     pub affordable: Option<u32>,
     /// How much the model may think.
     pub thinking: ThinkingLevel,
