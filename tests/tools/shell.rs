@@ -620,13 +620,15 @@ struct Limited {
 impl Limited {
     /// In place of the sandbox of `rig`, with a session that has been used.
     async fn of(rig: &mut Rig) -> Arc<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         let home = rig.sandbox.home();
         for dir in [home, home.parent().unwrap()] {
             std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
         }
         let limited = Arc::new(Self {
             host: rig.sandbox.clone(),
-            uid: 1_000_000 + std::process::id(),
+            // The limit counts whatever runs as this user, in other tests of this process too.
+            uid: 1_000_000 + std::process::id() * 64 + COUNT.fetch_add(1, Ordering::Relaxed) % 64,
             processes: AtomicU32::new(1_000),
         });
         rig.context.sandbox = limited.clone();
