@@ -7,10 +7,11 @@
 //! The way down: [`cli`] and [`api`] parse, [`config`] resolves to a [`spec::RunSpec`], [`runs`] admits
 //! it and owns its life, [`agent`] drives an [`llm`] provider and the [`tools`] in a [`sandbox`],
 //! [`store`] keeps the log, whose entries are [`events`]. [`chat`], [`clock`], [`encoding`], [`error`],
-//! [`ids`], [`paths`], [`secrets`], `show` and [`spec`] are the words that all of them use.
+//! [`ids`], [`paths`], [`secrets`], `apart`, `show` and [`spec`] are the words that all of them use.
 //! `ARCHITECTURE.md` has the map and the invariants.
 
 pub mod agent;
+pub(crate) mod apart;
 pub mod api;
 pub mod app;
 pub mod chat;

@@ -2,7 +2,6 @@
 //!
 //! Knows no LLM, no run log and no HTTP server of ours.
 
-mod apart;
 mod def;
 pub mod e2b;
 pub mod files;
@@ -15,7 +14,6 @@ use std::sync::Arc;
 
 use crate::spec::Network;
 
-pub(crate) use apart::apart;
 pub use def::{BackendConfig, BackendDef, Build, LocalLimits};
 pub(crate) use script::{Script, exec_sh, require_shell, unforked};
 pub use types::{

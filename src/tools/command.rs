@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::apart::apart;
 use crate::clock::Deadline;
 use crate::ids;
-use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, apart, exec_sh, unforked};
+use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, exec_sh, unforked};
 use crate::secrets::Redactor;
 use crate::show::one_line;
 

@@ -12,8 +12,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use similar::{ChangeTag, DiffTag, TextDiff};
 
+use crate::apart::apart;
 use crate::chat::ToolSpec;
-use crate::sandbox::apart;
 use crate::secrets::Redactor;
 use crate::show::{first_chars, one_line};
 

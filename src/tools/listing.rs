@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::apart::apart;
 use crate::paths::LONGEST_PATH;
+use crate::sandbox::ExecCollected;
 use crate::sandbox::files::{SKIPPED, depth};
-use crate::sandbox::{ExecCollected, apart};
 use crate::secrets::Redactor;
 use crate::show::{grouped, one_line, prose, short};
 

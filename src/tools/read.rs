@@ -9,8 +9,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::apart::apart;
 use crate::chat::{Image, ImageType, ToolSpec};
-use crate::sandbox::apart;
 use crate::show::{one_line, size};
 
 use super::image;

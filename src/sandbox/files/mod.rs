@@ -224,7 +224,7 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Snapshot,
 async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, SandboxError> {
-    let done = super::apart::apart(work).await;
+    let done = crate::apart::apart(work).await;
     done.ok_or_else(|| SandboxError::Backend("the server is stopping".to_owned()))
 }
 
