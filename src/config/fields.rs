@@ -2,6 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::Number;
 
@@ -241,6 +242,25 @@ pub(super) static FIELDS: &[Field] = &[
         Kind::Number,
         |config, node| {
             config.server.heartbeat = seconds(node, &(1..=300))?;
+            Ok(None)
+        },
+    ),
+    field(
+        "server.retentionDays",
+        "SANDCASTER_RETENTION_DAYS",
+        Kind::Number,
+        |config, node| {
+            let days = check::integer(node, &(0..=36_500))?;
+            config.server.retention = (days > 0).then(|| Duration::from_hours(days * 24));
+            Ok(None)
+        },
+    ),
+    field(
+        "server.maxStoredRuns",
+        "SANDCASTER_MAX_STORED_RUNS",
+        Kind::Number,
+        |config, node| {
+            config.server.max_stored_runs = check::integer(node, &(1..=1_000_000_000))?;
             Ok(None)
         },
     ),

@@ -66,6 +66,10 @@ pub struct ServerSettings {
     pub max_sandboxes: BTreeMap<&'static str, usize>,
     /// Silence on a stream before a comment is sent.
     pub heartbeat: Duration,
+    /// How long an ended run is kept; `None`: for ever.
+    pub retention: Option<Duration>,
+    /// Runs that are kept at most, the youngest; at least 1.
+    pub max_stored_runs: u64,
 }
 
 /// What the project chose for its runs: the top level of `sandcaster.json`, and its variables.
@@ -157,6 +161,8 @@ impl Default for Config {
                 max_concurrent_runs: 1000,
                 max_sandboxes: BTreeMap::from([("local", local_sandboxes()), ("docker", 8)]),
                 heartbeat: Duration::from_secs(15),
+                retention: Some(Duration::from_hours(30 * 24)),
+                max_stored_runs: 100_000,
             },
             project: ProjectSettings {
                 system_prompt: SystemPrompt::default(),

@@ -87,7 +87,8 @@ fn every_setting_of_the_file_is_taken() {
             "storeDurability": "full", "modelAliases": {"fast": "claude-haiku-4-5"},
             "server": {"host": "::1", "port": 0, "dataDir": "runs", "allowedHosts": ["Box.lan"],
               "allowedOrigins": ["https://app.example.com"], "maxConcurrentRuns": 7,
-              "maxSandboxes": {"local": 2, "e2b": 9}, "heartbeatSecs": 5},
+              "maxSandboxes": {"local": 2, "e2b": 9}, "heartbeatSecs": 5,
+              "retentionDays": 7, "maxStoredRuns": 500},
             "local": {"memoryMb": 2048, "diskMb": 100, "maxProcesses": 64, "hostUid": 1000,
               "readOnlyPaths": ["/opt/tools"]}}"#,
         &[],
@@ -118,6 +119,8 @@ fn every_setting_of_the_file_is_taken() {
         (2, 9)
     );
     assert_eq!(server.heartbeat, Duration::from_secs(5));
+    assert_eq!(server.retention, Some(Duration::from_hours(7 * 24)));
+    assert_eq!(server.max_stored_runs, 500);
     assert_eq!(
         (
             local.memory_mb,
@@ -131,6 +134,15 @@ fn every_setting_of_the_file_is_taken() {
         local.read_only_paths,
         [std::path::PathBuf::from("/opt/tools")]
     );
+}
+
+#[test]
+fn runs_are_kept_for_ever_where_that_is_asked_for() {
+    let default = load("", &[]).unwrap().server;
+    assert_eq!(default.retention, Some(Duration::from_hours(30 * 24)));
+    assert_eq!(default.max_stored_runs, 100_000);
+    let kept = load("", &[("SANDCASTER_RETENTION_DAYS", "0")]).unwrap();
+    assert_eq!(kept.server.retention, None);
 }
 
 #[test]
@@ -228,6 +240,15 @@ fn wrong_values_stop_the_start_with_file_position_and_field() {
             "host name",
         ),
         (r#"{"server": {"host": "0.0.0.0:80"}}"#, "without a port"),
+        (
+            r#"{"server": {"retentionDays": -1}}"#,
+            "`server.retentionDays` must be an integer from 0 to 36500",
+        ),
+        (r#"{"server": {"retentionDays": 0.5}}"#, "from 0 to 36500"),
+        (
+            r#"{"server": {"maxStoredRuns": 0}}"#,
+            "`server.maxStoredRuns` must be an integer from 1",
+        ),
         (r#"{"local": {"hostUid": 0}}"#, "`local.hostUid`"),
         (r#"{"local": {"readOnlyPaths": ["opt"]}}"#, "absolute path"),
         (

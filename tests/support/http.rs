@@ -27,15 +27,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// Settings of a server without a key.
 pub fn keyless() -> ServerSettings {
     ServerSettings {
-        host: "127.0.0.1".to_owned(),
         port: 0,
-        api_keys: Vec::new(),
-        allowed_hosts: Vec::new(),
-        allowed_origins: Vec::new(),
-        webhook_secret: None,
-        max_concurrent_runs: 1000,
         max_sandboxes: BTreeMap::new(),
-        heartbeat: Duration::from_secs(15),
+        ..Config::default().server
     }
 }
 
