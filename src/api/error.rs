@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::Request;
-use axum::http::header::{CONNECTION, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -147,13 +147,6 @@ impl IntoResponse for Problem {
                 WWW_AUTHENTICATE,
                 HeaderValue::from_static("Bearer realm=\"sandcaster\""),
             );
-        }
-        if matches!(
-            self.code,
-            ErrorCode::RequestTimeout | ErrorCode::BodyTooLarge
-        ) {
-            // The rest of the body is not wanted, so the connection is of no further use.
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         if let Some(run) = &self.run_id {
             super::view::about(&mut response, run);

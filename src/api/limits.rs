@@ -42,6 +42,26 @@ impl Default for Limits {
     }
 }
 
+/// Open files of the process itself: store, log, listener, connections that are being refused.
+const OWN_DESCRIPTORS: usize = 160;
+/// Open files of one run: its connection to the LLM service, its sandbox, and the pipes of commands.
+const DESCRIPTORS_OF_A_RUN: usize = 16;
+
+impl Limits {
+    /// As many connections as `descriptors` open files leave room for beside `runs` runs at once: connections that
+    /// are too many are refused before a run lacks what it needs. At least a quarter is for connections.
+    pub fn fitting(descriptors: u64, runs: usize) -> Self {
+        let usual = Self::default();
+        let all = usize::try_from(descriptors).unwrap_or(usize::MAX);
+        let kept = OWN_DESCRIPTORS.saturating_add(runs.saturating_mul(DESCRIPTORS_OF_A_RUN));
+        let room = all.saturating_sub(kept).max(all / 4).max(1);
+        Self {
+            max_connections: usual.max_connections.min(room),
+            ..usual
+        }
+    }
+}
+
 /// Limits of requests.
 #[derive(Clone, Copy, Debug)]
 pub struct ApiLimits {
@@ -56,6 +76,27 @@ impl Default for ApiLimits {
         Self {
             body_timeout: Duration::from_secs(30),
             bodies_at_once: 256 << 20,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_room_for_the_runs() {
+        for (descriptors, runs, connections) in [
+            (1 << 16, 50, 10_000),
+            (1 << 15, 4_000, 8_192),
+            (4096, 50, 3136),
+            (1024, 50, 256),
+            (256, 50, 64),
+            (0, 50, 1),
+            (u64::MAX, usize::MAX, 10_000),
+        ] {
+            let fitting = Limits::fitting(descriptors, runs).max_connections;
+            assert_eq!(fitting, connections, "{descriptors} {runs}");
         }
     }
 }

@@ -7,12 +7,15 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request};
+use axum::http::HeaderValue;
+use axum::http::header::CONNECTION;
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
@@ -23,34 +26,22 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::limits::Limits;
 use super::socket::{Activity, InFlight, Socket};
+use crate::ids::nonce;
 
 /// How serving ends.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     /// Accept no more, let responses end, close idle connections.
     pub begin: CancellationToken,
-    /// From `begin` until what is left is cut.
-    pub grace: Duration,
     /// Cuts what is left at once.
     pub cut: CancellationToken,
-}
-
-impl Shutdown {
-    /// An end that begins when `begin` is cancelled and takes at most `grace`.
-    pub fn within(grace: Duration) -> Self {
-        Self {
-            begin: CancellationToken::new(),
-            grace,
-            cut: CancellationToken::new(),
-        }
-    }
 }
 
 /// The peer of a request's connection.
@@ -79,17 +70,20 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
 /// Refusals of connections that are being written at once; beyond it they are just closed.
 const REFUSALS: usize = 64;
+/// Between lines about connections that could not be accepted.
+const TELL_AGAIN: Duration = Duration::from_mins(1);
 const REFUSED: &str = concat!(
     r#"{"error":"too many connections","message":"too many connections","#,
     r#""code":"SERVER_BUSY","retryAfterSecs":5}"#
 );
 
-/// Serves `router` on `listener`. Returns once the last connection is closed after `shutdown`.
+/// Serves `router` on `listener` until `shutdown` begins, and then until the last connection is closed.
 pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: Shutdown) {
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(limits.max_connections));
     let refusals = Arc::new(Semaphore::new(REFUSALS));
-    let cut = shutdown.cut.child_token();
+    let cut = shutdown.cut;
+    let (mut failures, mut told) = (0_u64, None::<Instant>);
     loop {
         // The end first: a flood of connections must not put it off.
         let accepted = tokio::select! {
@@ -101,7 +95,12 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
+                failures += 1;
+                if told.is_none_or(|told| told.elapsed() >= TELL_AGAIN) {
+                    tracing::warn!(%error, failures, "could not accept connections");
+                    told = Some(Instant::now());
+                    failures = 0;
+                }
                 // Out of file descriptors, most likely: they come back when connections close.
                 sleep(Duration::from_millis(50)).await;
                 continue;
@@ -124,15 +123,6 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     }
     drop(listener);
     connections.close();
-    tokio::select! {
-        biased;
-        () = connections.wait() => {}
-        () = cut.cancelled() => {}
-        () = sleep(shutdown.grace) => {
-            tracing::info!(connections = connections.len(), "cutting the connections that are left");
-        }
-    }
-    cut.cancel();
     connections.wait().await;
 }
 
@@ -160,11 +150,21 @@ impl Connection {
         let io = TokioIo::new(Socket::new(stream, limits, Arc::clone(&activity)));
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let in_flight = activity.begin();
-            let mut request = request.map(Body::new);
+            let activity = Arc::clone(&activity);
+            let whole = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+            let read_whole = Arc::clone(&whole);
+            let mut request = request.map(|body| Body::new(Counted { body, whole }));
             request.extensions_mut().insert(Peer(peer));
             let response = router.clone().oneshot(request);
             async move {
-                let response: Response = response.await?;
+                let mut response: Response = response.await?;
+                // Said, for a peer that sends its next request on a connection that is about to be closed gets
+                // no answer to it.
+                if !read_whole.load(Ordering::Relaxed) {
+                    activity.leave_unread();
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
                 Ok::<_, Infallible>(response.map(|body| Tracked {
                     body,
                     _in_flight: in_flight,
@@ -201,6 +201,36 @@ impl Connection {
     }
 }
 
+/// A request's body that tells whether it was read to its end.
+struct Counted {
+    body: Incoming,
+    whole: Arc<AtomicBool>,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if frame.is_none() || self.body.is_end_stream() {
+            self.whole.store(true, Ordering::Relaxed);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 /// A response's body that tells when it is done.
 struct Tracked {
     body: Body,
@@ -230,8 +260,10 @@ impl HttpBody for Tracked {
 async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {
     let head = format!(
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Retry-After: 5\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n{REFUSED}",
-        REFUSED.len()
+         Retry-After: 5\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
+         X-Request-Id: {}\r\nConnection: close\r\n\r\n{REFUSED}",
+        REFUSED.len(),
+        nonce()
     );
     let polite = async {
         stream.write_all(head.as_bytes()).await?;

@@ -94,8 +94,8 @@ pub fn guarded(routes: Router<ApiState>, state: ApiState) -> Router {
 }
 
 /// Serves the API on `listener` until `shutdown` begins and its responses have ended, or are cut.
-pub async fn serve(listener: TcpListener, state: ApiState, shutdown: Shutdown) {
-    listen::serve(listener, router(state), Limits::default(), shutdown).await;
+pub async fn serve(listener: TcpListener, state: ApiState, limits: Limits, shutdown: Shutdown) {
+    listen::serve(listener, router(state), limits, shutdown).await;
 }
 
 /// No such path.

@@ -2,25 +2,28 @@
 //!
 //! A body whose socket is full is not polled any more, so no timer inside of it can fire: a peer that
 //! stops reading is found here (CL-3). The head's time is counted from its first byte, while an idle
-//! connection may wait longer. A connection that is closed while the peer still sends is drained for a
-//! moment, or the reset would destroy the response that says why.
+//! connection may wait longer. A connection that is closed while the peer still sends a request is drained for
+//! a moment, or the reset would destroy the response that says why.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::limits::Limits;
 
-/// What HTTP knows and the socket must: how many requests have begun and ended on the connection.
+/// What HTTP knows and the socket must: how many requests have begun and ended on the connection, and whether one
+/// was answered before it was read.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     begun: AtomicU64,
     ended: AtomicU64,
+    unread: AtomicBool,
 }
 
 impl Activity {
@@ -28,6 +31,11 @@ impl Activity {
     pub(super) fn begin(self: &Arc<Self>) -> InFlight {
         self.begun.fetch_add(1, Ordering::Relaxed);
         InFlight(Arc::clone(self))
+    }
+
+    /// The rest of a request's body will not be read.
+    pub(super) fn leave_unread(&self) {
+        self.unread.store(true, Ordering::Relaxed);
     }
 
     fn begun(&self) -> u64 {
@@ -54,13 +62,21 @@ pub(super) struct Socket<S> {
     inner: S,
     limits: Limits,
     activity: Arc<Activity>,
-    /// Runs while a head is arriving; valid for the request with this number.
-    head: Option<(u64, Timer)>,
+    /// A head that is waited for.
+    head: Option<Head>,
     /// Runs while a write waits.
     stall: Option<Timer>,
     /// Runs while the peer's last bytes are thrown away.
     linger: Option<(usize, Timer)>,
     ended: bool,
+}
+
+/// Valid until the request with this number has begun.
+struct Head {
+    request: u64,
+    timer: Timer,
+    /// Some of it has arrived.
+    began: bool,
 }
 
 type Timer = Pin<Box<Sleep>>;
@@ -70,7 +86,11 @@ const LINGER_BYTES: usize = 64 << 20;
 
 impl<S> Socket<S> {
     pub(super) fn new(inner: S, limits: Limits, activity: Arc<Activity>) -> Self {
-        let head = Some((0, timer(limits.head_timeout)));
+        let head = Some(Head {
+            request: 0,
+            timer: timer(limits.head_timeout),
+            began: false,
+        });
         Self {
             inner,
             limits,
@@ -86,7 +106,7 @@ impl<S> Socket<S> {
     fn watch_head(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let begun = self.activity.begun();
         match &mut self.head {
-            Some((number, timer)) if *number == begun => match timer.as_mut().poll(cx) {
+            Some(head) if head.request == begun => match head.timer.as_mut().poll(cx) {
                 Poll::Ready(()) => Err(too_slow("the request's head did not arrive in time")),
                 Poll::Pending => Ok(()),
             },
@@ -95,6 +115,12 @@ impl<S> Socket<S> {
                 Ok(())
             }
         }
+    }
+
+    /// Whether bytes of a request may still be on their way that nobody will read.
+    fn unread(&self) -> bool {
+        let in_head = |head: &Head| head.began && head.request == self.activity.begun();
+        self.activity.unread.load(Ordering::Relaxed) || self.head.as_ref().is_some_and(in_head)
     }
 
     fn wrote(
@@ -114,7 +140,7 @@ impl<S> Socket<S> {
     }
 }
 
-fn timer(after: std::time::Duration) -> Timer {
+fn timer(after: Duration) -> Timer {
     Box::pin(sleep_until(Instant::now() + after))
 }
 
@@ -133,8 +159,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
         if buf.filled().len() == before {
             self.ended = true;
-        } else if self.head.is_none() && self.activity.idle() {
-            self.head = Some((self.activity.begun(), timer(self.limits.head_timeout)));
+        } else if self.activity.idle() {
+            let (request, limit) = (self.activity.begun(), self.limits.head_timeout);
+            let head = self.head.get_or_insert_with(|| Head {
+                request,
+                timer: timer(limit),
+                began: true,
+            });
+            head.began = true;
         }
         Poll::Ready(Ok(()))
     }
@@ -172,7 +204,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         if this.linger.is_none() {
             ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
         }
-        let limit = this.limits.linger;
+        let limit = if this.unread() {
+            this.limits.linger
+        } else {
+            Duration::ZERO
+        };
         let (left, timer) = this
             .linger
             .get_or_insert_with(|| (LINGER_BYTES, timer(limit)));
@@ -185,7 +221,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
                 }
                 Poll::Ready(_) => this.ended = true,
                 Poll::Pending => {
-                    ready!(timer.as_mut().poll(cx));
+                    if !limit.is_zero() {
+                        ready!(timer.as_mut().poll(cx));
+                    }
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -4,13 +4,13 @@
 //! 130 interrupted twice.
 
 mod args;
+mod descriptors;
 mod doctor;
 mod exit;
 mod printer;
 mod query;
 mod serve;
 mod show;
-mod signals;
 mod start;
 mod webhook;
 

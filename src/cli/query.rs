@@ -12,13 +12,13 @@ use super::args::Query;
 use super::exit::{FAILED, INTERRUPTED, REFUSED};
 use super::printer::Printer;
 use super::show::{Piece, Show};
-use super::signals::Signals;
 use crate::app::{App, Role};
 use crate::config::{Config, QueryRequest};
 use crate::error::Problem;
 use crate::events::EventType;
 use crate::ids::RunId;
 use crate::runs::RunHandle;
+use crate::signals::Signals;
 
 /// More than a request may carry; reading stops there.
 const MOST_BYTES: u64 = 10_000_001;

@@ -1,26 +1,24 @@
 //! `sandcaster serve`.
 
-use std::future::Future;
 use std::io;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
 
+use super::descriptors;
 use super::exit::{FAILED, INTERRUPTED, REFUSED};
 use super::printer::Printer;
-use super::signals::Signals;
-use crate::api;
+use crate::api::Limits;
 use crate::app::{App, Role};
 use crate::config::Config;
-
-/// From the signal to the exit.
-const LONGEST_STOP: Duration = Duration::from_secs(10);
+use crate::lifecycle::{self, End};
+use crate::signals::Signals;
 
 /// Serves until a signal or a fault.
 pub(super) async fn run(config: Config, printer: Printer) -> u8 {
     for warning in config.warnings.iter().chain(config.exposure().as_ref()) {
         tracing::warn!("{warning}");
     }
+    let descriptors = descriptors::raise();
     let (host, port) = (config.server.host.clone(), config.server.port);
     let listener = match TcpListener::bind((host.as_str(), port)).await {
         Ok(listener) => listener,
@@ -51,42 +49,21 @@ pub(super) async fn run(config: Config, printer: Printer) -> u8 {
         tracing::warn!("the start line could not be printed: {error}");
     }
 
-    let shutdown = api::Shutdown::within(LONGEST_STOP);
-    let state = api::ApiState::new(app.clone(), app.clock.clone());
-    let mut serving = Box::pin(api::serve(listener, state, shutdown.clone()));
-    // Serving first: a server that has failed must not wait for a signal.
-    tokio::select! {
-        biased;
-        () = &mut serving => {
-            printer.note("error: the server stopped serving by itself");
-            stop(std::future::ready(()), app.shutdown(), &mut signals, printer).await;
-            return FAILED;
-        }
-        () = signals.next() => {}
-    }
-    tracing::info!("stopping; a second signal ends the process at once");
-    shutdown.begin.cancel();
-    stop(serving, app.shutdown(), &mut signals, printer).await
-}
-
-/// Ends runs and streams side by side: streams end with their runs.
-async fn stop(
-    serving: impl Future<Output = ()>,
-    runs: impl Future,
-    signals: &mut Signals,
-    printer: Printer,
-) -> u8 {
-    let ending = async { tokio::join!(serving, runs) };
-    // The end first: what is done needs no signal. The other branches leave work undone on purpose.
-    tokio::select! {
-        biased;
-        _ended = ending => 0,
-        () = signals.next() => {
-            printer.note("stopped at once; the next start marks the runs that were live as interrupted");
+    let limits = Limits::fitting(descriptors, app.config.server.max_concurrent_runs);
+    match lifecycle::serve(&app, listener, limits, &mut signals).await {
+        End::Stopped => 0,
+        End::StoppedAtOnce => {
+            printer.note(
+                "stopped at once; the next start marks the runs that were live as interrupted",
+            );
             INTERRUPTED
         }
-        () = tokio::time::sleep(LONGEST_STOP) => {
-            printer.note("error: runs and streams did not end within 10 s");
+        End::Broken(why) => {
+            printer.note(&format!("error: {why}"));
+            FAILED
+        }
+        End::Hung => {
+            printer.note("error: the runs and the store did not end within 10 s");
             FAILED
         }
     }
@@ -132,22 +109,6 @@ fn choices(app: &App) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn stopping_never_takes_over_ten_seconds() {
-        let printer = Printer::new();
-        let mut signals = Signals::new().unwrap();
-        assert_eq!(stop(async {}, async {}, &mut signals, printer).await, 0);
-        let begun = tokio::time::Instant::now();
-        let hung = std::future::pending();
-        assert_eq!(stop(hung, async {}, &mut signals, printer).await, FAILED);
-        let runs_hang = std::future::pending::<()>();
-        assert_eq!(
-            stop(async {}, runs_hang, &mut signals, printer).await,
-            FAILED
-        );
-        assert_eq!(begun.elapsed(), LONGEST_STOP * 2);
-    }
 
     #[test]
     fn a_bind_fault_names_the_address_and_the_way_out() {

@@ -424,10 +424,15 @@ impl Runs {
         self.0.live.lock().len()
     }
 
+    /// Takes no more runs from now on.
+    pub fn refuse_new(&self) {
+        self.0.draining.store(true, Ordering::Release);
+    }
+
     /// Takes no more runs and ends those under way, each with its terminal event; returns when all tasks
     /// are over, or after `limit`.
     pub async fn shutdown(&self, limit: Duration) {
-        self.0.draining.store(true, Ordering::Release);
+        self.refuse_new();
         self.0.stop_background.cancel();
         let live: Vec<_> = self.0.live.lock().values().cloned().collect();
         for run in live {

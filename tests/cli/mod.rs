@@ -1,5 +1,6 @@
 //! The command, as users start it.
 
 mod command;
+mod connections;
 mod query;
 mod serve;

@@ -180,3 +180,72 @@ async fn a_refusal_reaches_a_client_that_is_still_sending() {
         assert_eq!(reply.status, 401);
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_is_closed_before_a_body_was_read_says_so() {
+    let routes = health().route(
+        "/query",
+        post(|body: Bytes| async move { body.len().to_string() }),
+    );
+    let server = TestServer::routes(keyed(&["k"]), routes, Limits::default()).await;
+    let head = |key: &str, path: &str, framing: &str| {
+        format!(
+            "POST {path} HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n{framing}\r\n\r\n",
+            server.address
+        )
+    };
+    let sized = "Content-Length: 2";
+    for (key, path, framing, status) in [
+        ("wrong", "/query", sized, 401),
+        ("wrong", "/query", "Transfer-Encoding: chunked", 401),
+        ("k", "/nowhere", sized, 404),
+        ("k", "/health", sized, 405),
+    ] {
+        let mut stream = server.connect().await;
+        let reply = first_reply(&mut stream, head(key, path, framing).as_bytes()).await;
+        assert_eq!(
+            (reply.status, reply.header("connection")),
+            (status, Some("close")),
+            "{path} {framing}"
+        );
+    }
+    // What was read whole, or had nothing to read, leaves the connection as it was.
+    let mut stream = server.connect().await;
+    for (key, path, framing, body, status) in [
+        ("k", "/query", sized, "{}", 200),
+        (
+            "k",
+            "/query",
+            "Transfer-Encoding: chunked",
+            "2\r\n{}\r\n0\r\n\r\n",
+            200,
+        ),
+        ("wrong", "/query", "Content-Length: 0", "", 401),
+        ("k", "/query", sized, "{}", 200),
+    ] {
+        let request = format!("{}{body}", head(key, path, framing));
+        let reply = first_reply(&mut stream, request.as_bytes()).await;
+        assert_eq!(
+            (reply.status, reply.header("connection")),
+            (status, None),
+            "{path} {framing}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn only_a_request_that_was_not_read_holds_up_the_end_of_its_connection() {
+    let limits = Limits {
+        linger: Duration::from_hours(1),
+        ..Limits::default()
+    };
+    let mut server = TestServer::routes(keyed(&["k"]), health(), limits).await;
+    let request = format!("GET /health HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    let mut idle = server.connect().await;
+    assert_eq!(first_reply(&mut idle, request.as_bytes()).await.status, 200);
+    let silent = server.connect().await;
+    assert_eq!(server.get("/health").send().await.status, 200);
+    server.shutdown.begin.cancel();
+    server.ended().await;
+    drop((idle, silent));
+}

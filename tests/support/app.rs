@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sandcaster::api::{self, ApiState, Shutdown};
+use sandcaster::api::{self, ApiState, Limits, Shutdown};
 use sandcaster::app::{App, Role};
 use sandcaster::config::{Config, EnvMap, Overrides};
 use serde_json::{Value, json};
@@ -137,7 +137,8 @@ impl TestApp {
     pub async fn stop(mut self) -> TempDir {
         self.shutdown.begin.cancel();
         self.app.shutdown().await;
-        while self.serving.join_next().await.is_some() {}
+        let streams = async { while self.serving.join_next().await.is_some() {} };
+        tokio::time::timeout(PATIENCE, streams).await.unwrap();
         self.dir
     }
 }
@@ -191,10 +192,15 @@ impl TestAppBuilder {
         let app = App::build(config, Role::Serve).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shutdown = Shutdown::within(Duration::from_secs(10));
+        let shutdown = Shutdown::default();
         let state = ApiState::new(app.clone(), app.clock.clone());
         let mut serving = JoinSet::new();
-        serving.spawn(api::serve(listener, state, shutdown.clone()));
+        serving.spawn(api::serve(
+            listener,
+            state,
+            Limits::default(),
+            shutdown.clone(),
+        ));
         TestApp {
             app,
             address,

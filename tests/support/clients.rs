@@ -59,8 +59,19 @@ impl Served {
 
     /// Over the directory of another one. The address is read from its start line.
     pub async fn over(dir: TempDir, env: &[(&str, &str)]) -> Self {
+        Self::started(Command::new(binary()), dir, env).await
+    }
+
+    /// With these limits of open files: what holds, and how far it may be raised.
+    pub async fn with_open_files(soft: u32, hard: u32) -> Self {
+        let mut limited = Command::new("/usr/bin/prlimit");
+        limited.arg(format!("--nofile={soft}:{hard}")).arg(binary());
+        Self::started(limited, tempfile::tempdir().unwrap(), &[]).await
+    }
+
+    async fn started(mut program: Command, dir: TempDir, env: &[(&str, &str)]) -> Self {
         let log = std::fs::File::create(dir.path().join("server.log")).unwrap();
-        let mut process = Command::new(binary())
+        let mut process = program
             .args(["serve", "--port", "0"])
             .current_dir(dir.path())
             .env_clear()

@@ -111,7 +111,7 @@ impl TestServer {
     async fn serve(router: Router, store: Arc<MemoryStore>, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let shutdown = Shutdown::within(PATIENCE);
+        let shutdown = Shutdown::default();
         let mut serving = JoinSet::new();
         serving.spawn(api::listen::serve(
             listener,

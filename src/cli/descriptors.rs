@@ -1,0 +1,29 @@
+//! How many files and connections this process may have open.
+
+/// Enough for every connection and run that there may be; a limit far beyond it makes programs slow that close
+/// whatever may be open.
+#[cfg(target_os = "linux")]
+const WANTED: u64 = 1 << 16;
+
+/// What every system gives without asking.
+const USUAL: u64 = 256;
+
+/// Raises the limit of this process as far as it may by itself, and gives what then holds.
+#[cfg(target_os = "linux")]
+pub(super) fn raise() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return USUAL;
+    };
+    let wanted = WANTED.min(hard);
+    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() {
+        return wanted;
+    }
+    soft
+}
+
+/// What is certain.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn raise() -> u64 {
+    USUAL
+}
