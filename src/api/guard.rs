@@ -13,6 +13,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use tracing::Instrument as _;
+
 use super::access::Access;
 use super::error::Refused;
 use super::framing;
@@ -44,7 +46,11 @@ pub(super) async fn guard(
     let mut origin = None;
     let mut response = match admit(&state, access, &request, &mut origin) {
         Ok(Admission::Preflight) => preflight(),
-        Ok(Admission::Handle) => next.run(request).await,
+        Ok(Admission::Handle) => {
+            let route = matched.as_ref().map_or("-", MatchedPath::as_str);
+            let span = tracing::info_span!("request", id = request_id, %method, route);
+            next.run(request).instrument(span).await
+        }
         Err(problem) => problem.into_response(),
     };
     if let Some(Refused(code)) = response.extensions().get().copied()
