@@ -43,7 +43,7 @@ pub(crate) async fn serve(
     signals: &mut Signals,
 ) -> End {
     let shutdown = Shutdown::default();
-    let state = ApiState::new(app.clone(), app.clock.clone());
+    let state = ApiState::new(app.clone());
     let mut serving = pin!(api::serve(listener, state, limits, shutdown.clone()));
     // Serving first: a server that has failed must not wait for a signal.
     let mut served = false;

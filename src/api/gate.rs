@@ -1,4 +1,4 @@
-//! How many deliveries are looked at: whoever guesses signatures is slowed down, and nobody else.
+//! How many webhook deliveries are looked at.
 
 use std::time::Duration;
 
@@ -8,6 +8,13 @@ use tokio::time::Instant;
 use crate::error::{ErrorCode, Problem};
 
 const PER_SECOND: u32 = 50;
+
+/// One for deliveries that are genuine, one for those that are not.
+#[derive(Debug, Default)]
+pub(super) struct WebhookGates {
+    pub(super) genuine: Gate,
+    pub(super) refused: Gate,
+}
 
 /// At most 50 deliveries a second.
 #[derive(Debug, Default)]

@@ -54,7 +54,7 @@ pub(super) async fn guard(
         Err(problem) => problem.into_response(),
     };
     if let Some(Refused(code)) = response.extensions().get().copied()
-        && may_log(state.clock.now().as_second())
+        && may_log(state.app.clock.now().as_second())
     {
         tracing::info!(
             %code,

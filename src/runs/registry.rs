@@ -396,7 +396,7 @@ impl Runs {
 
     /// Tells a run what its sandbox's backend said by itself. A run that is not live here, and a sandbox that
     /// isn't the run's, are not affected. Returns at once.
-    pub fn sandbox_event(&self, run: &RunId, signal: SandboxSignal) {
+    pub(super) fn sandbox_event(&self, run: &RunId, signal: SandboxSignal) {
         let sandbox = self.0.live.lock().get(run).map(|live| live.sandbox.clone());
         if let Some(sandbox) = sandbox {
             sandbox.heed(signal);

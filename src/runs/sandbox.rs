@@ -18,14 +18,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{RunControl, Stop};
 use super::lifetime::{extend, lifetime};
-use super::signal::{Questions, SandboxNews, SandboxSignal, word};
+use super::signal::{Questions, SandboxSignal, word};
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Workspace, WorkspaceSource};
 use crate::clock::{Clock, Deadline};
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{EventSink, Fact, RunEvent, SystemEvent, WarningEvent};
 use crate::ids::RunId;
-use crate::sandbox::{FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec};
+use crate::sandbox::{
+    FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxNews, SandboxSpec,
+};
 use crate::secrets::Redactor;
 use crate::spec::RunSpec;
 use crate::store::{RunStore, SandboxRecord};

@@ -1,4 +1,4 @@
-//! What a backend says of a sandbox by itself (E2B's webhook), and what follows for the run that holds it.
+//! What follows for a run from what its sandbox's backend says by itself.
 //!
 //! However well signed, it is never more than a hint: deliveries come late, twice and in any order. So a
 //! death is believed only after the backend was asked (rules WH-4 and RC-6).
@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::sandbox::{SandboxBackend, SandboxError};
+use crate::sandbox::{SandboxBackend, SandboxError, SandboxNews};
 use crate::secrets::Redactor;
 use crate::show::prose;
 
@@ -26,30 +26,13 @@ pub(super) fn word(text: &str, redactor: &Redactor) -> String {
 
 /// News about a sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SandboxSignal {
+pub(super) struct SandboxSignal {
     /// The backend's id for it.
-    pub sandbox_id: String,
+    pub(super) sandbox_id: String,
     /// What happened.
-    pub news: SandboxNews,
+    pub(super) news: SandboxNews,
     /// The sender has proven to be the backend.
-    pub signed: bool,
-}
-
-/// What happened to a sandbox.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SandboxNews {
-    /// It was made: known already to who made it.
-    Created,
-    /// It is gone.
-    Killed {
-        /// Why, in the backend's words.
-        reason: Option<String>,
-    },
-    /// Anything else.
-    Other {
-        /// In the backend's words (`sandbox.lifecycle.paused`).
-        event: String,
-    },
+    pub(super) signed: bool,
 }
 
 /// A sandbox that was reported dead, to be asked about.

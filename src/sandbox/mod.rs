@@ -6,6 +6,7 @@ mod def;
 pub mod e2b;
 pub mod files;
 pub mod local;
+mod report;
 mod script;
 mod types;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 use crate::spec::Network;
 
 pub use def::{BackendConfig, BackendDef, Build, LocalLimits};
+pub use report::{SandboxNews, SandboxReport};
 pub(crate) use script::{Script, exec_sh, require_shell, unforked};
 pub use types::{
     ExecCollected, ExecControl, ExecOutput, ExecSpec, ExecStream, FileErrorKind, FoundSandbox,

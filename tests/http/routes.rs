@@ -1,5 +1,7 @@
 //! What holds for every route: methods, unknown paths, headers, health, panics, query strings.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::routing::get;
 use sandcaster::api::{Limits, ROUTES};
@@ -250,4 +252,40 @@ async fn unknown_query_parameters_are_refused_by_name() {
         );
         assert_eq!(reply.json()["details"][0]["path"], field);
     }
+}
+
+/// Lines of a log.
+#[derive(Clone, Default)]
+struct Lines(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn what_a_handler_logs_can_be_found_by_the_id_that_the_client_was_told() {
+    let lines = Lines::default();
+    let written = lines.clone();
+    let log = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || written.clone())
+        .finish();
+    let _log = tracing::subscriber::set_default(log);
+    let handler = || async { tracing::error!("something went wrong") };
+    let routes = Router::new().route("/health", get(handler));
+    let server = TestServer::routes(keyless(), routes, Limits::default()).await;
+    let reply = server.get("/health").send().await;
+    let log = String::from_utf8(lines.0.lock().clone()).unwrap();
+    let line = log
+        .lines()
+        .find(|line| line.contains("something went wrong"));
+    let id = reply.header("x-request-id").unwrap();
+    assert!(line.is_some_and(|line| line.contains(id)), "{log}");
 }

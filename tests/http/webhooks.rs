@@ -299,3 +299,20 @@ fn the_signature_is_neither_hmac_nor_standard_base64() {
         .finalize();
     assert!(STANDARD.encode(digest).contains('/'));
 }
+
+#[tokio::test]
+async fn who_guesses_signatures_is_slowed_down_and_nobody_else() {
+    let server = signed_server().await;
+    let mut tried = 0;
+    while deliver(&server, BODY, &sign("guessed", BODY.as_bytes()))
+        .send()
+        .await
+        .status
+        == 401
+    {
+        tried += 1;
+        assert!(tried < 5000, "guessing is free");
+    }
+    // In the same second.
+    assert_eq!(deliver(&server, BODY, SIGNATURE).send().await.status, 200);
+}

@@ -193,7 +193,7 @@ impl TestAppBuilder {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shutdown = Shutdown::default();
-        let state = ApiState::new(app.clone(), app.clock.clone());
+        let state = ApiState::new(app.clone());
         let mut serving = JoinSet::new();
         serving.spawn(api::serve(
             listener,

@@ -42,13 +42,13 @@ pub fn keyed(keys: &[&str]) -> ServerSettings {
 }
 
 /// An application over `store` with these settings.
-pub fn app(server: ServerSettings, store: Arc<dyn RunStore>) -> App {
+pub fn app(server: ServerSettings, store: Arc<dyn RunStore>, clock: Clock) -> App {
     let max_concurrent_runs = server.max_concurrent_runs;
     let config = Config {
         server,
         ..Config::default()
     };
-    let (clock, tasks, redactor) = (Clock::system(), Tasks::new(), config.redactor());
+    let (tasks, redactor) = (Tasks::new(), config.redactor());
     let runs = Runs::new(RunsConfig {
         store,
         owner: "test".to_owned(),
@@ -86,14 +86,14 @@ impl TestServer {
     /// As [`TestServer::start`], with this clock.
     pub async fn start_at(settings: ServerSettings, clock: Clock) -> Self {
         let store = MemoryStore::new();
-        let state = ApiState::new(app(settings, store.clone()), clock);
+        let state = ApiState::new(app(settings, store.clone(), clock));
         Self::serve(api::router(state), store, Limits::default()).await
     }
 
     /// The whole API with other limits of bodies.
     pub async fn start_with(settings: ServerSettings, limits: ApiLimits) -> Self {
         let store = MemoryStore::new();
-        let state = ApiState::with_limits(app(settings, store.clone()), Clock::system(), limits);
+        let state = ApiState::with_limits(app(settings, store.clone(), Clock::system()), limits);
         Self::serve(api::router(state), store, Limits::default()).await
     }
 
@@ -104,7 +104,7 @@ impl TestServer {
         limits: Limits,
     ) -> Self {
         let store = MemoryStore::new();
-        let state = ApiState::new(app(settings, store.clone()), Clock::system());
+        let state = ApiState::new(app(settings, store.clone(), Clock::system()));
         Self::serve(api::guarded(routes, state), store, limits).await
     }
 

@@ -4,7 +4,7 @@
 //! when an answer gets lost, `envd` is one sandbox (files, life). `process` starts a command, `command` is one
 //! that runs, `stream` what it says, in the frames of `connect`; `follow` reads that to its end, `input` feeds it.
 //! `errors` says what failures mean, `webhooks` keeps the registrations that have E2B tell us of a sandbox's
-//! death.
+//! death, and `delivery` reads what it then tells.
 //!
 //! What must hold: the key goes to the control plane only, and neither it nor a sandbox's token into any
 //! sandbox, error or log. Every wait has an end. A create whose answer was lost never leads to a second
@@ -16,6 +16,7 @@ mod command;
 mod connect;
 mod control;
 mod create;
+pub mod delivery;
 mod envd;
 mod errors;
 mod files;

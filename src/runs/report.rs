@@ -1,0 +1,82 @@
+//! What a backend reports of a sandbox: joined to its run, stored, and, if it is fresh and new, told to the run.
+
+use std::time::Duration;
+
+use jiff::SignedDuration;
+
+use super::registry::Runs;
+use super::signal::SandboxSignal;
+use crate::clock::Clock;
+use crate::ids::RunId;
+use crate::sandbox::SandboxReport;
+use crate::store::{RunStore, StoreError, WebhookDelivery};
+
+/// The backend tries again after 10 s, so it is better answered late than not, but not by much.
+const STORE_LIMIT: Duration = Duration::from_secs(2);
+/// How old a report may be, and how far ahead its clock.
+const OLDEST: SignedDuration = SignedDuration::from_mins(15);
+const AHEAD: SignedDuration = SignedDuration::from_mins(2);
+
+/// Takes a report whose sender has proven to be the backend, or not (`signed`). A repeat, a stale report, and one of
+/// an unknown sandbox are stored and have no effect.
+///
+/// # Errors
+/// When it could not be stored: it is worth sending again.
+pub async fn take_report(
+    runs: &Runs,
+    clock: &Clock,
+    report: SandboxReport,
+    signed: bool,
+) -> Result<(), StoreError> {
+    let received_at = clock.now();
+    let age = received_at.duration_since(report.sent_at);
+    let fresh = age <= OLDEST && age >= -AHEAD;
+    let signal = report.sandbox_id.clone().map(|sandbox_id| SandboxSignal {
+        sandbox_id,
+        news: report.news.clone(),
+        signed,
+    });
+    let store = runs.store().as_ref();
+    let stored = async {
+        let run = owner(store, &report).await?;
+        let delivery = WebhookDelivery {
+            event_id: report.event_id,
+            event_type: report.event_type,
+            sandbox_id: report.sandbox_id,
+            run: run.clone(),
+            signed,
+            received_at,
+            body: report.body,
+        };
+        Ok((store.put_webhook(delivery).await?, run))
+    };
+    let late = |_elapsed| {
+        Err(StoreError::Failed(
+            "a webhook was not stored in time".to_owned(),
+        ))
+    };
+    let (new, run) = tokio::time::timeout(STORE_LIMIT, stored)
+        .await
+        .unwrap_or_else(late)?;
+    tracing::debug!(signed, fresh, new, "took a report of a sandbox");
+    if let (true, true, Some(run), Some(signal)) = (fresh, new, run, signal) {
+        runs.sandbox_event(&run, signal);
+    }
+    Ok(())
+}
+
+/// The run that the sandbox belongs to: by our own records, else by the label that it carries, if this
+/// store has such a run.
+async fn owner(store: &dyn RunStore, report: &SandboxReport) -> Result<Option<RunId>, StoreError> {
+    if let Some(sandbox) = &report.sandbox_id
+        && let Some(run) = store.sandbox_owner(sandbox).await?
+    {
+        return Ok(Some(run));
+    }
+    let instance = report.instance.as_deref();
+    let ours = instance.is_none_or(|instance| instance == store.id());
+    let Some(run) = report.run.as_ref().filter(|_| ours) else {
+        return Ok(None);
+    };
+    Ok(store.get(run).await?.map(|_| run.clone()))
+}

@@ -1,0 +1,136 @@
+//! Deliveries of E2B's lifecycle events (E2B webhooks: delivery and signature).
+//!
+//! The signature is a plain SHA-256 over secret and body, which can be extended by who has one signed body,
+//! so the body must be exactly one JSON object, and what counts as the same event is decided by the
+//! body's `id`, since headers are not signed (WH-2).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::encoding::without_bom;
+use crate::ids::RunId;
+use crate::sandbox::{SandboxNews, SandboxReport};
+use crate::secrets::Secret;
+
+/// The header of the signature.
+pub const SIGNATURE: &str = "e2b-signature";
+
+/// What E2B sends. Newer deliveries are in `snake_case`, older ones in `camelCase`; only these fields
+/// are relied on, whatever else there is.
+#[derive(Debug, Deserialize)]
+struct Payload {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    timestamp: String,
+    #[serde(alias = "sandboxId")]
+    sandbox_id: Option<String>,
+    #[serde(alias = "eventData")]
+    event_data: Option<EventData>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct EventData {
+    #[serde(alias = "sandboxMetadata")]
+    sandbox_metadata: Option<Map<String, Value>>,
+    #[serde(alias = "killReason")]
+    kill_reason: Option<Value>,
+}
+
+/// A delivery's body: exactly one JSON object with the fields that are relied on, each of them once. `None` for
+/// anything else.
+pub fn read(body: &[u8]) -> Option<SandboxReport> {
+    let text = std::str::from_utf8(without_bom(body)).ok()?;
+    let payload: Payload = serde_json::from_str(text).ok()?;
+    let body: Value = serde_json::from_str(text).ok()?;
+    let named = |text: &str| (1..=200).contains(&text.len()) && !text.contains(char::is_control);
+    let sandbox_ok = payload.sandbox_id.as_deref().is_none_or(named);
+    if !body.is_object() || !named(&payload.id) || !named(&payload.kind) || !sandbox_ok {
+        return None;
+    }
+    let data = payload.event_data.unwrap_or_default();
+    let label = |name: &str| data.sandbox_metadata.as_ref()?.get(name)?.as_str();
+    let news = match payload.kind.as_str() {
+        "sandbox.lifecycle.created" => SandboxNews::Created,
+        "sandbox.lifecycle.killed" => SandboxNews::Killed {
+            reason: data
+                .kill_reason
+                .as_ref()
+                .and_then(|reason| Some(reason.as_str()?.to_owned())),
+        },
+        other => SandboxNews::Other {
+            event: other.to_owned(),
+        },
+    };
+    Some(SandboxReport {
+        sent_at: payload.timestamp.parse().ok()?,
+        run: label("sandcaster-run").and_then(RunId::parse),
+        instance: label("sandcaster-instance").map(str::to_owned),
+        event_id: payload.id,
+        event_type: payload.kind,
+        sandbox_id: payload.sandbox_id,
+        news,
+        body,
+    })
+}
+
+/// Whether `signature` is SHA-256(secret ‖ body) in base64, of either alphabet, with or without padding and the
+/// scheme's name in front.
+pub fn signature_fits(secret: &Secret, signature: &str, body: &[u8]) -> bool {
+    let text = signature.trim();
+    let text = text.strip_prefix("sha256=").unwrap_or(text);
+    let text = text
+        .trim_end_matches('=')
+        .replace('+', "-")
+        .replace('/', "_");
+    let Ok(claimed) = URL_SAFE_NO_PAD.decode(text) else {
+        return false;
+    };
+    let digest = Sha256::new()
+        .chain_update(secret.expose())
+        .chain_update(body)
+        .finalize();
+    claimed.ct_eq(digest.as_slice()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_are_read_and_a_mixture_is_not() {
+        let run = RunId::new();
+        let timestamp = r#""timestamp":"2026-01-02T03:04:05Z""#;
+        let old = format!(
+            r#"{{"id":"1","type":"sandbox.lifecycle.killed",{timestamp},"sandboxId":"s","eventData":{{"killReason":"timeout","sandboxMetadata":{{"sandcaster-run":"{run}","sandcaster-instance":"i"}}}}}}"#
+        );
+        let new = old
+            .replace("sandboxId", "sandbox_id")
+            .replace("eventData", "event_data")
+            .replace("killReason", "kill_reason")
+            .replace("sandboxMetadata", "sandbox_metadata");
+        for body in [&old, &new] {
+            let report = read(body.as_bytes()).unwrap();
+            assert_eq!(report.sandbox_id.as_deref(), Some("s"));
+            assert_eq!(report.run.as_ref(), Some(&run));
+            assert_eq!(report.instance.as_deref(), Some("i"));
+            let reason = Some("timeout".to_owned());
+            assert_eq!(report.news, SandboxNews::Killed { reason });
+        }
+        let least = format!(r#"{{"id":"1","type":"t",{timestamp},"eventData":null}}"#);
+        assert!(read(least.as_bytes()).is_some());
+        for wrong in [
+            least.replace("null", "null,\"event_data\":null"),
+            format!("{least} {{}}"),
+            format!("[{least}]"),
+            least.replace("2026", "soon"),
+            least.replace("\"1\"", "\"\""),
+        ] {
+            assert_eq!(read(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+}
