@@ -133,6 +133,7 @@ codes! {
         EmptyAnswer = "EMPTY_ANSWER", "the model ended without an answer and is asked once more";
         AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut: at the model's output limit, by the budget, or by its provider's pauses";
         PriceUnknown = "PRICE_UNKNOWN", "no price is known for the model, so no cost is given";
+        PriceDearer = "PRICE_DEARER", "a dearer model answered than was asked for, and the cost goes by its price";
         FileOmitted = "FILE_OMITTED", "a file of the run was not returned";
         ContextCompacted = "CONTEXT_COMPACTED", "the conversation was summarised to fit the context window";
         ContextCleared = "CONTEXT_CLEARED", "old tool results were cleared to fit the context window";

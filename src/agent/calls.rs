@@ -4,17 +4,18 @@
 //! What comes back is cleaned, noted and shortened here, for all tools.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use super::context::{MOST_MEDIA, MOST_MEDIA_BYTES};
 use super::loops::{LoopGuard, Outcome, call_key};
 use super::shown;
 use super::types::{Halt, RunContext};
-use crate::chat::{Part, ToolCall, ToolResult};
+use crate::chat::{Image, Part, ToolCall, ToolResult};
 use crate::clock::Deadline;
 use crate::error::{Problem, WarningCode};
 use crate::events::{Name, RunEvent, WarningEvent};
@@ -34,6 +35,8 @@ const SIDE_BY_SIDE: usize = 8;
 const TOOL_GRACE: Duration = Duration::from_secs(5);
 /// A tool that ignores a cancel is left behind so much later, so that its call has a result all the same.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// Said in the place of an image for which there is no room.
+const IMAGE_LEFT_OUT: &str = "[the image is left out: all images of one turn may have 13 MB, or 10 of them; read it again in a later turn]";
 /// How much is shown of a tool's name that the model made up.
 const SHOWN_NAME: usize = 100;
 
@@ -86,16 +89,19 @@ pub(super) async fn run_calls(
     limits: CallLimits,
 ) -> Result<CallResults, Halt> {
     let (calls, too_many) = calls.split_at(calls.len().min(CALLS_PER_TURN));
-    let mut planned = Vec::with_capacity(calls.len());
-    for call in calls {
-        let one = plan(context, guard, call).await?;
+    let mut warned = Warned::default();
+    let planned = calls
+        .iter()
+        .map(|call| plan(context, guard, call, &mut warned));
+    let mut planned: Vec<Planned<'_>> = planned.collect();
+    warned.emit(context).await?;
+    for one in &planned {
         let args = match &one.plan {
             Plan::Run { args, .. } => Some(args),
             Plan::Refuse(_) | Plan::Repeat(_) => None,
         };
-        let event = shown::tool_use(context, call, &one.name, args, turn);
+        let event = shown::tool_use(context, one.call, &one.name, args, turn);
         context.emit(RunEvent::ToolUse(event)).await?;
-        planned.push(one);
     }
     warn_of_too_many(context, too_many.len() + limits.too_many).await?;
     // The intent is durable before a tool acts on the world.
@@ -169,11 +175,70 @@ fn beside_others(one: &Planned<'_>) -> bool {
     }
 }
 
-async fn plan<'a>(
+/// What is said of the calls of one response: the same thing once, with how often.
+#[derive(Debug, Default)]
+struct Warned {
+    told: Vec<Told>,
+    /// Calls of yet other tools that don't exist.
+    others: u64,
+}
+
+#[derive(Debug)]
+struct Told {
+    code: WarningCode,
+    tool: Name,
+    message: String,
+    count: u64,
+}
+
+impl Warned {
+    /// The model's own names are told of so many; of ours there are few.
+    const MOST: usize = 8;
+
+    fn of(&mut self, code: WarningCode, tool: &Name, message: String) {
+        let known = |told: &&mut Told| told.code == code && told.tool == *tool;
+        if let Some(told) = self.told.iter_mut().find(known) {
+            told.count += 1;
+        } else if code == WarningCode::ToolUnknown && self.told.len() >= Self::MOST {
+            self.others += 1;
+        } else {
+            let (tool, count) = (tool.clone(), 1);
+            self.told.push(Told {
+                code,
+                tool,
+                message,
+                count,
+            });
+        }
+    }
+
+    async fn emit(self, context: &RunContext) -> Result<(), Halt> {
+        let told = self.told.into_iter().map(|told| {
+            let (mut message, count) = (told.message, told.count);
+            if count > 1 {
+                message.push_str(&format!(", {count} times in one response"));
+            }
+            WarningEvent::new(told.code, message)
+                .fact("toolName", told.tool)
+                .fact("count", count)
+        });
+        let others = (self.others > 0).then(|| {
+            let message = format!("{} calls of yet other tools that do not exist", self.others);
+            WarningEvent::new(WarningCode::ToolUnknown, message).fact("count", self.others)
+        });
+        for warning in told.chain(others) {
+            context.emit(RunEvent::Warning(warning)).await?;
+        }
+        Ok(())
+    }
+}
+
+fn plan<'a>(
     context: &RunContext,
     guard: &mut LoopGuard,
     call: &'a ToolCall,
-) -> Result<Planned<'a>, Halt> {
+    warned: &mut Warned,
+) -> Planned<'a> {
     let planned = |name: Name, plan: Plan| {
         let key = call_key(&name, &call.args);
         Planned {
@@ -191,8 +256,9 @@ async fn plan<'a>(
                 tool_list(context)
             );
             let message = format!("the model called {name}, which this run does not allow");
-            warn_of_tool(context, WarningCode::ToolDenied, message, name.into()).await?;
-            return Ok(planned(name.into(), Plan::Refuse(text)));
+            let name = name.into();
+            warned.of(WarningCode::ToolDenied, &name, message);
+            return planned(name, Plan::Refuse(text));
         }
         Called::Unknown => {
             let name = context.shown(&call.name, SHOWN_NAME);
@@ -201,11 +267,12 @@ async fn plan<'a>(
                 tool_list(context)
             );
             let message = format!("the model called {name:?}, which does not exist");
-            let fact = name.clone().into();
-            warn_of_tool(context, WarningCode::ToolUnknown, message, fact).await?;
-            return Ok(planned(name.into(), Plan::Refuse(text)));
+            let name = name.into();
+            warned.of(WarningCode::ToolUnknown, &name, message);
+            return planned(name, Plan::Refuse(text));
         }
     };
+    let name = || Name::from(def.name);
     let prepared = match tools::prepare(built.spec, &call.args, &context.redactor) {
         Ok(prepared) => prepared,
         Err(mut complaint) => {
@@ -213,7 +280,7 @@ async fn plan<'a>(
                 complaint.push_str("\nExample: ");
                 complaint.push_str(&tools::example(built.spec));
             }
-            return Ok(planned(def.name.into(), Plan::Refuse(complaint)));
+            return planned(name(), Plan::Refuse(complaint));
         }
     };
     guard.understood();
@@ -221,27 +288,21 @@ async fn plan<'a>(
     let args = prepared.args;
     if args.values().any(|arg| holds_key(&context.redactor, arg)) {
         let text = "Not run: the arguments hold a key of this server, and keys never enter the sandbox. Leave it out.";
-        return Ok(planned(def.name.into(), Plan::Refuse(text.to_owned())));
+        return planned(name(), Plan::Refuse(text.to_owned()));
     }
-    let one = planned(def.name.into(), Plan::Refuse(String::new()));
-    if let Some(before) = guard.refuses(one.key) {
+    if let Some(before) = guard.refuses(call_key(def.name, &call.args)) {
         let message = format!("the model repeats a call of {} without effect", def.name);
-        warn_of_tool(context, WarningCode::LoopDetected, message, def.name.into()).await?;
-        return Ok(Planned {
-            plan: Plan::Repeat(before),
-            ..one
-        });
+        warned.of(WarningCode::LoopDetected, &name(), message);
+        return planned(name(), Plan::Repeat(before));
     }
     context.tally.tool_called(def.name);
-    Ok(Planned {
-        plan: Plan::Run {
-            def,
-            built,
-            args,
-            note,
-        },
-        ..one
-    })
+    let plan = Plan::Run {
+        def,
+        built,
+        args,
+        note,
+    };
+    planned(name(), plan)
 }
 
 fn tool_list(context: &RunContext) -> String {
@@ -250,16 +311,6 @@ fn tool_list(context: &RunContext) -> String {
     } else {
         context.spec.tools.join(", ")
     }
-}
-
-async fn warn_of_tool(
-    context: &RunContext,
-    code: WarningCode,
-    message: String,
-    tool: Name,
-) -> Result<(), Halt> {
-    let warning = WarningEvent::new(code, message).fact("toolName", tool);
-    context.emit(RunEvent::Warning(warning)).await
 }
 
 /// Whether a key of this server, or an encoding of one, stands in a string of `value`.
@@ -422,7 +473,10 @@ fn lost(error: &SandboxError) -> Problem {
 
 /// What all answers have in common on their way out: no secret, the note on the arguments, a bounded length.
 fn finish(redactor: &Redactor, answer: &mut ToolAnswer, note: Option<&str>, room: &Room) {
-    if let Some(note) = note {
+    let images = answer.images.len();
+    answer.images.retain(|image| room.take_image(image));
+    let too_many = (answer.images.len() < images).then_some(IMAGE_LEFT_OUT);
+    for note in [note, too_many].into_iter().flatten() {
         answer.text.push('\n');
         answer.text.push_str(note);
     }
@@ -442,9 +496,7 @@ fn finish(redactor: &Redactor, answer: &mut ToolAnswer, note: Option<&str>, room
     .into_iter()
     .flatten()
     {
-        if let Cow::Owned(cleaned) = redactor.clean(text) {
-            *text = cleaned;
-        }
+        redactor.clean_text(text);
     }
     let chars = answer.text.chars().count();
     let most = room.take(chars);
@@ -455,11 +507,17 @@ fn finish(redactor: &Redactor, answer: &mut ToolAnswer, note: Option<&str>, room
     }
 }
 
-/// How many characters a turn's results may still have. Every call has its own least share, so that the last
+/// How much a turn's results may still have. Of characters every call has its own least share, so that the last
 /// ones get something too.
 struct Room {
     least: usize,
-    shared: AtomicUsize,
+    shared: Mutex<Shared>,
+}
+
+struct Shared {
+    chars: usize,
+    images: usize,
+    image_bytes: usize,
 }
 
 impl Room {
@@ -467,21 +525,31 @@ impl Room {
         let least = LEAST_CHARS.min(chars / calls.max(1));
         Self {
             least,
-            shared: AtomicUsize::new(chars - least * calls),
+            shared: Mutex::new(Shared {
+                chars: chars - least * calls,
+                images: MOST_MEDIA,
+                image_bytes: MOST_MEDIA_BYTES,
+            }),
         }
     }
 
     /// Takes room for a result of `chars` characters; how many of them it may have.
     fn take(&self, chars: usize) -> usize {
-        let more = chars.saturating_sub(self.least);
-        let mut taken = 0;
-        let _room = self
-            .shared
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                taken = more.min(left);
-                Some(left - taken)
-            });
+        let mut shared = self.shared.lock();
+        let taken = chars.saturating_sub(self.least).min(shared.chars);
+        shared.chars -= taken;
         self.least + taken
+    }
+
+    /// Takes room for an image, if there is some: what could not be sent is not kept until then.
+    fn take_image(&self, image: &Image) -> bool {
+        let mut shared = self.shared.lock();
+        let fits = shared.images > 0 && image.base64.len() <= shared.image_bytes;
+        if fits {
+            shared.images -= 1;
+            shared.image_bytes -= image.base64.len();
+        }
+        fits
     }
 }
 
@@ -501,6 +569,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::chat::ImageType;
     use crate::secrets::{REDACTED, Secret};
 
     const KEY: &str = "a-key-of-16-or-more";
@@ -558,6 +627,28 @@ mod tests {
             "what a short one leaves is its own share at most"
         );
         assert_eq!(room.take(50_000), 8000);
+    }
+
+    #[test]
+    fn images_that_could_not_be_sent_are_not_kept() {
+        let answer = |bytes: usize| ToolAnswer {
+            images: vec![Image {
+                media_type: ImageType::Png,
+                base64: "A".repeat(bytes).into(),
+            }],
+            ..ToolAnswer::text("a.png")
+        };
+        for (bytes, calls, most) in [(4_800_000, 10, 3), (4, 12, 10), (19_000_000, 1, 0)] {
+            let room = Room::new(10_000, calls);
+            let mut kept = 0;
+            for _ in 0..calls {
+                let mut answer = answer(bytes);
+                finish(&Redactor::default(), &mut answer, None, &room);
+                assert_eq!(answer.images.is_empty(), answer.text.contains("left out"));
+                kept += answer.images.len();
+            }
+            assert_eq!(kept, most);
+        }
     }
 
     #[test]

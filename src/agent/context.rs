@@ -1,6 +1,7 @@
 //! What fits into the model's context window and into a request, and what goes when it no longer does.
 
-use crate::chat::{Block, Message, Part, ToolArgs, ToolSpec};
+use crate::chat::{Message, Part, ToolSpec};
+use crate::llm::estimate::{Size, of_message, of_part, of_text};
 use crate::llm::{ModelFacts, Usage};
 
 /// Quality falls long before a window of a million tokens is full.
@@ -12,17 +13,15 @@ const WORTH_CLEARING: usize = 600;
 /// Results of this tool are instructions that hold for the rest of the run.
 const NEVER_CLEARED: &str = "read_skill";
 /// Images and documents of the conversation that are sent along: so many,
-const MOST_MEDIA: usize = 10;
+pub(super) const MOST_MEDIA: usize = 10;
 /// and so many bytes of base64 in all. The smallest limit of a provider's whole request is 20 MB.
-const MOST_MEDIA_BYTES: usize = 18_000_000;
+pub(super) const MOST_MEDIA_BYTES: usize = 18_000_000;
 /// When they are too many, all go but so many of the newest, since each change voids the provider's cache,
 const KEPT_MEDIA: usize = 5;
 /// of so many bytes.
 const KEPT_MEDIA_BYTES: usize = 12_000_000;
-/// A summary's length, roughly.
+/// A summary's length, roughly, in tokens.
 const SUMMARY: u64 = 2000;
-/// What an image costs, roughly.
-const IMAGE_TOKENS: u64 = 1600;
 /// What stands in for an image or document.
 const LEFT_OUT: &str = "[left out to save space; read the file again if you need it]";
 const REFUSED: &str = "[left out: the LLM provider could not read it]";
@@ -62,7 +61,7 @@ impl Window {
             .min(MOST_TOKENS);
         let tools = tools
             .iter()
-            .map(|tool| of_text(&tool.description) + of_text(&tool.input_schema.to_string()));
+            .map(|tool| of_text(&tool.description) + Size::of_json(&tool.input_schema).tokens());
         Self {
             size,
             trigger,
@@ -115,7 +114,7 @@ impl Window {
         let newer = newer
             .iter()
             .filter(|message| !matches!(message, Message::Assistant(_)));
-        (last.context() + newer.map(tokens).sum::<u64>()).saturating_sub(self.freed)
+        (last.context() + newer.map(of_message).sum::<u64>()).saturating_sub(self.freed)
     }
 
     /// The next request's input, as it is likely to be billed.
@@ -252,10 +251,19 @@ impl History {
         self.window.estimate(&self.messages)
     }
 
-    /// and would have with a summary in the place of `count` messages after the first.
+    /// the `count` messages after the first have,
+    pub(super) fn tokens_of(&self, count: usize) -> u64 {
+        self.messages
+            .iter()
+            .skip(1)
+            .take(count)
+            .map(of_message)
+            .sum()
+    }
+
+    /// and it would have with a summary in their place.
     pub(super) fn estimate_without(&self, count: usize) -> u64 {
-        let gone: u64 = self.messages.iter().skip(1).take(count).map(tokens).sum();
-        self.estimate().saturating_sub(gone) + SUMMARY
+        self.estimate().saturating_sub(self.tokens_of(count)) + SUMMARY
     }
 
     /// How many tokens of an answer the window has room for.
@@ -268,7 +276,7 @@ impl History {
     /// them out would make no difference.
     pub(super) fn older_half(&self, count: usize) -> Option<usize> {
         let old = self.messages.iter().skip(1).take(count);
-        let half = old.clone().map(tokens).sum::<u64>() / 2;
+        let half = old.clone().map(of_message).sum::<u64>() / 2;
         let (mut before, mut found) = (0, None);
         for (at, message) in old.enumerate() {
             if at > 1 && matches!(message, Message::Assistant(_)) {
@@ -277,7 +285,7 @@ impl History {
                     break;
                 }
             }
-            before += tokens(message);
+            before += of_message(message);
         }
         found
     }
@@ -308,7 +316,7 @@ impl History {
             Need::Now => (0, (trigger / 10).min(4000)),
         };
         let old = old_messages(&self.messages, kept);
-        let gone: u64 = old.iter().map(tokens).sum();
+        let gone: u64 = old.iter().map(of_message).sum();
         (gone >= least).then_some(old.len())
     }
 
@@ -358,7 +366,7 @@ fn clear(history: &mut [Message], turns: usize, kept: u64, least: u64) -> Option
             continue;
         }
         newer_turns += 1;
-        newer_tokens += tokens(message);
+        newer_tokens += of_message(message);
         if newer_turns > turns && newer_tokens > kept {
             break;
         }
@@ -402,6 +410,11 @@ fn clear(history: &mut [Message], turns: usize, kept: u64, least: u64) -> Option
     })
 }
 
+/// About how many tokens a conversation has.
+fn total(history: &[Message]) -> u64 {
+    history.iter().map(of_message).sum()
+}
+
 fn text_of(part: &Part) -> Option<&str> {
     match part {
         Part::Text(text) => Some(text),
@@ -418,7 +431,7 @@ fn old_messages(history: &[Message], kept: u64) -> &[Message] {
     let mut newer = 0;
     let mut from = later.len();
     for (index, message) in later.iter().enumerate().rev() {
-        newer += tokens(message);
+        newer += of_message(message);
         if from < later.len() && newer > kept {
             break;
         }
@@ -469,7 +482,7 @@ fn limit_media(history: &mut [Message], counted: usize) -> Option<u64> {
             }
             let note = Part::Text(LEFT_OUT.to_owned());
             if at < counted {
-                let gone = part_tokens(part).saturating_sub(part_tokens(&note));
+                let gone = of_part(part).saturating_sub(of_part(&note));
                 *freed.get_or_insert(0) += gone;
             }
             *part = note;
@@ -505,51 +518,6 @@ fn media_size(part: &Part) -> Option<usize> {
         Part::Image(image) => Some(image.base64.len()),
         Part::Document(document) => Some(document.base64.len()),
     }
-}
-
-/// About how many tokens a conversation has.
-fn total(history: &[Message]) -> u64 {
-    history.iter().map(tokens).sum()
-}
-
-/// About how many tokens a message has: 0.3 per ASCII character, 0.8 per other.
-fn tokens(message: &Message) -> u64 {
-    match message {
-        Message::User(parts) => parts.iter().map(part_tokens).sum(),
-        Message::Assistant(reply) => reply
-            .blocks
-            .iter()
-            .map(|block| match block {
-                Block::Text { text, .. } => of_text(text),
-                Block::Call(call) => match &call.args {
-                    ToolArgs::Json(value) => of_text(&value.to_string()),
-                    ToolArgs::Malformed { .. } => 1,
-                },
-                Block::Opaque(echo) => of_text(echo.json()),
-            })
-            .sum(),
-        Message::ToolResults { results, notice } => {
-            let content = results
-                .iter()
-                .flat_map(|result| &result.content)
-                .map(part_tokens);
-            content.sum::<u64>() + notice.as_deref().map_or(0, of_text)
-        }
-    }
-}
-
-fn part_tokens(part: &Part) -> u64 {
-    match part {
-        Part::Text(text) => of_text(text),
-        Part::Image(_) => IMAGE_TOKENS,
-        Part::Document(document) => document.base64.len() as u64 / 4,
-    }
-}
-
-fn of_text(text: &str) -> u64 {
-    let ascii = text.bytes().filter(u8::is_ascii).count() as u64;
-    let other = text.chars().count() as u64 - ascii;
-    (ascii * 3 + other * 8).div_ceil(10)
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 use super::*;
-use crate::chat::{CallIds, Document, Image, ImageType, Reply, ToolCall, ToolResult};
+use crate::chat::{
+    Block, CallIds, Document, Image, ImageType, Reply, ToolArgs, ToolCall, ToolResult,
+};
+use crate::llm::estimate::IMAGE_TOKENS;
 
 fn results(id: &str, content: Vec<Part>) -> Message {
     Message::ToolResults {
@@ -216,7 +219,7 @@ fn images_that_go_are_taken_off_the_estimate_and_void_the_cache() {
         assert_eq!(history.next_input().cache_read, 50_000);
         history
     };
-    let note = part_tokens(&Part::Text(LEFT_OUT.to_owned()));
+    let note = of_part(&Part::Text(LEFT_OUT.to_owned()));
     let mut history = seen(10);
     history.push(results("new", vec![picture(4)]));
     let input = history.next_input();

@@ -12,9 +12,8 @@ use super::types::{Halt, RunContext};
 use crate::chat::{Block, CallIds, Message, Reply, ToolCall, ToolResult, ToolSpec};
 use crate::error::WarningCode;
 use crate::events::{RunEvent, UserEvent, WarningEvent};
-use crate::llm::{
-    AnswerSize, LlmError, LlmErrorKind, LlmRequest, LlmStop, ToolChoice, Usage, prices,
-};
+use crate::llm::estimate::of_text;
+use crate::llm::{AnswerSize, LlmError, LlmErrorKind, LlmRequest, LlmStop, ToolChoice, Usage};
 use crate::net::retry::{MAX_RETRIES_PER_CALL, RetryBudget};
 use crate::spec::{NanoUsd, RunSpec};
 use crate::tools;
@@ -22,8 +21,12 @@ use crate::tools;
 /// Fewer output tokens than this are not worth a request; and so many are granted to a last one that the
 /// budget can't quite pay for.
 const LEAST_OUTPUT: u32 = 2000;
-/// At most so many summaries in a run.
+/// At most so many summaries in a run, each of which is paid for,
 const MOST_SUMMARIES: u32 = 8;
+/// and so many that came to nothing.
+const MOST_FAILED: u32 = 2;
+/// A longer summary, in tokens, is none: what is asked for has a third of it.
+const LONGEST_SUMMARY: u64 = 8000;
 /// At least so many turns between two of them, unless nothing fits any more.
 const TURNS_APART: u32 = 5;
 /// Tokens of a summary and of the thinking before it; how long the summary itself gets, its prompt says.
@@ -38,9 +41,32 @@ pub(super) struct Conversation<'a> {
     call_ids: CallIds,
     retries: RetryBudget,
     answer: AnswerSize,
-    summaries: u32,
-    last_summary: u32,
+    summaries: Summaries,
     warned: Warned,
+}
+
+/// The summaries that were asked for.
+#[derive(Debug, Default)]
+struct Summaries {
+    asked: u32,
+    failed: u32,
+    /// The turn of the last one.
+    turn: u32,
+    /// The tokens that the conversation had after one had failed: what fails once fails again.
+    failed_at: u64,
+}
+
+impl Summaries {
+    /// Whether one may be asked for of a conversation of `tokens`: if the last one failed, not of the same.
+    const fn may_ask(&self, tokens: u64) -> bool {
+        let grown = tokens >= self.failed_at + self.failed_at / 4;
+        self.asked < MOST_SUMMARIES && self.failed < MOST_FAILED && (self.failed == 0 || grown)
+    }
+
+    /// Whether the last one is so long ago that the next does not follow on its heels.
+    const fn far_apart(&self, turn: u32) -> bool {
+        self.asked == 0 || turn >= self.turn + TURNS_APART
+    }
 }
 
 /// What a request is for.
@@ -101,8 +127,7 @@ impl<'a> Conversation<'a> {
             call_ids: CallIds::default(),
             retries: RetryBudget::new(spec.timeout),
             answer: AnswerSize::Usual,
-            summaries: 0,
-            last_summary: 0,
+            summaries: Summaries::default(),
             warned: Warned::default(),
         }
     }
@@ -235,6 +260,7 @@ impl<'a> Conversation<'a> {
                 turn,
                 audience,
                 warned: &mut self.warned,
+                call_ids: &self.call_ids,
             };
             let failed = match opened {
                 Ok(deltas) => match read(context, deltas, stage).await? {
@@ -336,11 +362,9 @@ impl<'a> Conversation<'a> {
         let Some(rest) = budget.checked_sub(spent).filter(|rest| *rest > 0) else {
             return Funds::Spent;
         };
-        let model = &spec.model;
-        let price = |usage| prices::cost(model.provider, &model.id, &usage);
         // Without a last turn after it, a summary would be paid for in vain.
         let held_back = match purpose {
-            Purpose::Summary { after } => price(Usage {
+            Purpose::Summary { after } => self.context.tally.price(&Usage {
                 output: LEAST_OUTPUT.into(),
                 ..self.history.uncached(after)
             }),
@@ -352,8 +376,8 @@ impl<'a> Conversation<'a> {
         } else {
             self.history.next_input()
         };
-        prices::affordable_output(model.provider, &model.id, &input, NanoUsd(rest))
-            .map_or(Funds::Unbounded, Funds::Output)
+        let output = self.context.tally.affordable_output(&input, NanoUsd(rest));
+        output.map_or(Funds::Unbounded, Funds::Output)
     }
 
     /// Makes room ahead of the last turn, if the window is nearly full: without paying for it.
@@ -371,8 +395,8 @@ impl<'a> Conversation<'a> {
             return Ok(());
         }
         self.clear(Need::Ahead, "").await?;
-        let allowed = self.summaries == 0 || turn >= self.last_summary + TURNS_APART;
-        if allowed && self.history.still_crowded() {
+        let may = self.summaries.far_apart(turn) && self.summaries.may_ask(self.history.estimate());
+        if may && self.history.still_crowded() {
             self.summarise(Need::Ahead, turn).await?;
         }
         Ok(())
@@ -404,76 +428,86 @@ impl<'a> Conversation<'a> {
         let Some(mut count) = self.history.summarisable(need) else {
             return Ok(false);
         };
-        if self.summaries >= MOST_SUMMARIES {
-            return Ok(false);
+        let summary = if self.summaries.may_ask(self.history.estimate()) {
+            self.summaries.asked += 1;
+            self.summaries.turn = turn;
+            self.summary(&mut count, need, turn).await?
+        } else {
+            Err("no further summary is worth its price")
+        };
+        let failed = match summary {
+            Ok(summary) => {
+                let change = self.history.summarise(count, summary);
+                self.warn_of_summary("a summary", change).await?;
+                return Ok(true);
+            }
+            Err(failed) => failed,
+        };
+        let left_out = need == Need::Now;
+        if left_out {
+            let change = self.history.summarise(count, prompt::LEFT_OUT.to_owned());
+            let by = format!("a note, since {failed}");
+            self.warn_of_summary(&by, change).await?;
+        } else if !self.clear(Need::Now, &format!("{failed}: ")).await? {
+            let message = format!("{failed}, and there was nothing else to leave out");
+            self.context
+                .warn(WarningCode::ContextCleared, message)
+                .await?;
         }
-        self.summaries += 1;
-        self.last_summary = turn;
+        self.summaries.failed_at = self.history.estimate();
+        Ok(left_out)
+    }
+
+    /// A summary of the `count` messages after the first, or why there is none. While they don't even fit to be
+    /// summarised, their older half is left out, and `count` is what is left.
+    async fn summary(
+        &mut self,
+        count: &mut usize,
+        need: Need,
+        turn: u32,
+    ) -> Result<Result<String, &'static str>, Halt> {
         let mut halvings = 0;
-        let asked = loop {
+        loop {
             let mark = self.mark();
-            let after = self.history.estimate_without(count);
+            let after = self.history.estimate_without(*count);
             self.history.push(Message::user(prompt::SUMMARISE));
             let purpose = Purpose::Summary { after };
             let asked = self.send(purpose, turn, Audience::Agent).await;
             self.back_to(mark);
-            // What was refused for its size is refused again: its older half goes unread.
-            let too_long = need == Need::Now
-                && match &asked {
-                    Err(Halt::Llm(error)) => matches!(
+            let paid = matches!(asked, Ok(Asked::Response(_)));
+            let (why, too_long) = match asked {
+                Ok(Asked::Response(response)) => {
+                    let full = response.stop == LlmStop::ContextFull;
+                    match usable(response, self.history.tokens_of(*count)) {
+                        Ok(summary) => return Ok(Ok(summary)),
+                        Err(why) => (why, full),
+                    }
+                }
+                Err(Halt::Llm(error)) => {
+                    let too_long = matches!(
                         error.kind,
                         LlmErrorKind::ContextTooLong | LlmErrorKind::ContentRefused
-                    ),
-                    Ok(Asked::Response(response)) => {
-                        response.stop == LlmStop::ContextFull && response.text.trim().is_empty()
-                    }
-                    Ok(Asked::NoFunds | Asked::NoRoom(_) | Asked::Full) | Err(_) => false,
-                };
-            let half = self.history.older_half(count);
-            let Some(half) = half.filter(|_| too_long && halvings < MOST_HALVINGS) else {
-                break asked;
+                    );
+                    ("a summary failed", too_long)
+                }
+                Ok(Asked::NoFunds) => ("the budget does not allow a summary", false),
+                Ok(Asked::NoRoom(_) | Asked::Full) => ("a summary failed", false),
+                Err(halt) => return Err(halt),
+            };
+            self.summaries.failed += u32::from(paid);
+            // What was refused for its size is refused again: its older half goes unread.
+            let again = too_long && need == Need::Now && halvings < MOST_HALVINGS;
+            let again = again && self.summaries.failed < MOST_FAILED;
+            let half = self.history.older_half(*count);
+            let Some(half) = half.filter(|_| again) else {
+                self.summaries.failed += u32::from(!paid);
+                return Ok(Err(why));
             };
             halvings += 1;
             let change = self.history.summarise(half, prompt::LEFT_OUT.to_owned());
-            count -= half - 1;
+            *count -= half - 1;
             self.warn_of_summary("a note, since they don't fit even to be summarised", change)
                 .await?;
-        };
-        let failed = match asked {
-            Ok(Asked::Response(response)) => {
-                let text = response.text.trim();
-                // Calls are not run, and a summary that was cut is worth more than none.
-                match response.stop {
-                    LlmStop::Refusal { .. } => "the model refused to summarise",
-                    _ if text.is_empty() => "the model gave no summary",
-                    stop => {
-                        let cut = matches!(stop, LlmStop::MaxTokens | LlmStop::ContextFull);
-                        let change = self.history.summarise(count, prompt::summary(text, cut));
-                        self.warn_of_summary("a summary", change).await?;
-                        return Ok(true);
-                    }
-                }
-            }
-            Ok(Asked::NoFunds) => "the budget does not allow a summary",
-            Ok(Asked::NoRoom(_) | Asked::Full) | Err(Halt::Llm(_)) => "a summary failed",
-            Err(halt) => return Err(halt),
-        };
-        match need {
-            Need::Ahead => {
-                if !self.clear(Need::Now, &format!("{failed}: ")).await? {
-                    let code = WarningCode::ContextCleared;
-                    let message = format!("{failed}, and there was nothing else to leave out");
-                    self.context.warn(code, message).await?;
-                }
-                Ok(false)
-            }
-            Need::Now => {
-                let note = prompt::LEFT_OUT.to_owned();
-                let change = self.history.summarise(count, note);
-                let by = format!("a note, since {failed}");
-                self.warn_of_summary(&by, change).await?;
-                Ok(true)
-            }
         }
     }
 
@@ -495,6 +529,25 @@ impl<'a> Conversation<'a> {
             .fact("tokensAfter", change.tokens_after);
         self.context.emit(RunEvent::Warning(warning)).await
     }
+}
+
+/// The message that takes the place of messages of `gone` tokens, or why the response is no summary of them. One
+/// that was cut is worth more than none, unless all that it holds is an announcement of calls.
+fn usable(response: Response, gone: u64) -> Result<String, &'static str> {
+    let text = response.text.trim();
+    let cut = match &response.stop {
+        LlmStop::Refusal { .. } => return Err("the model refused to summarise"),
+        LlmStop::Pause => return Err("its provider paused the summary"),
+        LlmStop::MalformedCall { .. } => return Err("the model gave no summary"),
+        _ if text.is_empty() || response.has_calls() => return Err("the model gave no summary"),
+        LlmStop::MaxTokens | LlmStop::ContextFull => true,
+        LlmStop::End | LlmStop::ToolUse | LlmStop::Unknown(_) => false,
+    };
+    let summary = prompt::summary(text, cut);
+    if of_text(&summary) > LONGEST_SUMMARY.min(gone) {
+        return Err("the summary was too long to be one");
+    }
+    Ok(summary)
 }
 
 /// The run's tools, as the model sees them.

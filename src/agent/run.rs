@@ -14,6 +14,8 @@ use crate::spec::{NanoUsd, RunSpec};
 
 /// How often a paused response is sent back (rule of the provider's server tools).
 const PAUSES: u32 = 5;
+/// The same, in a row, of a response that holds nothing.
+const EMPTY_PAUSES: u32 = 1;
 /// How often an answer cut at the output limit is gone on with, and a cut call asked for again.
 const CONTINUATIONS: u32 = 2;
 /// How often the same request is sent again for a call that its provider could not read.
@@ -34,6 +36,7 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
         limits: Limits::new(&context.spec, context.deadline),
         guard: LoopGuard::default(),
         price_warned: false,
+        dearer_warned: false,
         out_of_funds: false,
     };
     agent.run().await
@@ -45,6 +48,7 @@ struct Agent<'a> {
     limits: Limits,
     guard: LoopGuard,
     price_warned: bool,
+    dearer_warned: bool,
     /// A request within a turn could not be paid for: the next turn is the last.
     out_of_funds: bool,
 }
@@ -69,9 +73,7 @@ impl Cut {
     const fn told(self) -> &'static str {
         match self {
             Self::Output => "the answer was cut at the model's output limit",
-            Self::Pauses => {
-                "the answer may be incomplete: its provider paused it once more after 5 times"
-            }
+            Self::Pauses => "the answer may be incomplete: its provider paused it again and again",
             Self::Budget => "the answer was cut, since the budget does not pay for its rest",
         }
     }
@@ -92,8 +94,7 @@ impl Agent<'_> {
             }
             let last = self.announce_limits(turn).await?;
             let end = self.turn(turn, last.is_some()).await?;
-            self.context.tally.turn_taken();
-            self.warn_of_unknown_price().await?;
+            self.warn_of_prices().await?;
             match end {
                 TurnEnd::Answer { text, cut } if !text.trim().is_empty() => {
                     if let Some(cut) = cut {
@@ -217,7 +218,8 @@ impl Agent<'_> {
         let mut text = String::new();
         // Where the answer began.
         let mut begin = self.conversation.mark();
-        let (mut pauses, mut continuations, mut cut_calls, mut malformed) = (0, 0, 0, 0);
+        let (mut pauses, mut empty_pauses) = (0, 0);
+        let (mut continuations, mut cut_calls, mut malformed) = (0, 0, 0);
         let mut cut_thinking = false;
         loop {
             let mut response = match self.conversation.ask(purpose, turn).await? {
@@ -260,7 +262,12 @@ impl Agent<'_> {
                 LlmStop::Pause if !has_calls => {
                     text.push_str(&response.text);
                     pauses += 1;
-                    if pauses > PAUSES {
+                    let nothing = response.blocks.is_empty();
+                    empty_pauses = if nothing { empty_pauses + 1 } else { 0 };
+                    if pauses > PAUSES || empty_pauses > EMPTY_PAUSES {
+                        if text.trim().is_empty() {
+                            return Err(paused(pauses).into());
+                        }
                         self.conversation.reply(response.without_calls());
                         let cut = Some(Cut::Pauses);
                         return Ok(TurnEnd::Answer { text, cut });
@@ -387,14 +394,27 @@ impl Agent<'_> {
         Ok(())
     }
 
-    async fn warn_of_unknown_price(&mut self) -> Result<(), Halt> {
-        if self.price_warned || !self.context.tally.price_unknown() {
-            return Ok(());
+    /// What the client should know of the cost, each once.
+    async fn warn_of_prices(&mut self) -> Result<(), Halt> {
+        let (tally, asked) = (&self.context.tally, &self.context.spec.model.id);
+        if !self.price_warned && tally.price_unknown() {
+            self.price_warned = true;
+            let message = format!("no price is known for {asked}, so no costUsd is given");
+            let code = WarningCode::PriceUnknown;
+            self.context.warn(code, message).await?;
         }
-        self.price_warned = true;
-        let model = &self.context.spec.model.id;
-        let message = format!("no price is known for {model}, so no costUsd is given");
-        self.context.warn(WarningCode::PriceUnknown, message).await
+        if !self.dearer_warned
+            && let Some(served) = tally.dearer_model()
+        {
+            self.dearer_warned = true;
+            let served = self.context.shown(&served, SHOWN_WORDS);
+            let message = format!(
+                "{served} answers in the place of {asked} and is dearer: costUsd and the budget go by its price"
+            );
+            let code = WarningCode::PriceDearer;
+            self.context.warn(code, message).await?;
+        }
+        Ok(())
     }
 }
 
@@ -441,6 +461,14 @@ fn full() -> Problem {
         "the model's context window was full before its answer was complete",
     )
     .hint("send a smaller task or smaller files, or use a model with a larger window")
+}
+
+fn paused(times: u32) -> Problem {
+    Problem::new(
+        ErrorCode::LlmBadResponse,
+        format!("the model's provider paused the answer {times} times without any of it"),
+    )
+    .hint("send the request again, or use another model")
 }
 
 fn call_cut() -> Problem {

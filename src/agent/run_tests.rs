@@ -13,12 +13,13 @@ use tokio_util::sync::CancellationToken;
 use super::super::tally::Tally;
 use super::super::workspace::{Workspace, WorkspaceSource};
 use super::*;
-use crate::chat::{Block, CallIds, ToolArgs, ToolCall};
+use crate::chat::{Block, CallIds, Echo, Message, ToolArgs, ToolCall};
 use crate::clock::Deadline;
 use crate::events::{EventSink, LogFailed};
 use crate::ids::{RunId, Seq};
 use crate::llm::{
-    LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts, Usage,
+    Citation, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
+    Usage,
 };
 use crate::secrets::Redactor;
 use crate::spec::{
@@ -36,6 +37,8 @@ struct Scripted {
     faults: Mutex<VecDeque<LlmError>>,
     /// Requests longer than this are too long.
     most_chars: Option<usize>,
+    /// What requests for a summary are answered with, instead of the next reply.
+    summary: Option<fn() -> Deltas>,
     /// No request is ever answered.
     silent: bool,
     /// How many answers were read to their end.
@@ -60,7 +63,11 @@ impl LlmProvider for Scripted {
         if let Some(fault) = self.faults.lock().pop_front() {
             return Err(fault);
         }
-        let reply = self.replies.lock().pop_front().expect("one more request");
+        let asks_for_summary = request.messages.last() == Some(&Message::user(prompt::SUMMARISE));
+        let reply = match self.summary {
+            Some(summary) if asks_for_summary => summary(),
+            _ => self.replies.lock().pop_front().expect("one more request"),
+        };
         let ended = Arc::clone(&self.ended);
         let end = futures::stream::poll_fn(move |_| {
             ended.fetch_add(1, Ordering::Relaxed);
@@ -430,6 +437,322 @@ async fn a_summary_that_breaks_off_is_asked_for_again_and_one_that_begins_anew_i
         let last = ran.requests.last().unwrap();
         assert!(last.contains("GOAL: fly.") && !last.contains("void"));
     }
+}
+
+/// An answer of `text` that ends by `stop`, after `before`.
+fn ends(before: Option<LlmDelta>, text: &str, stop: LlmStop) -> Deltas {
+    let mut reply = stops(text, stop);
+    reply.splice(..0, before.map(Ok));
+    reply
+}
+
+#[tokio::test]
+async fn a_summary_that_came_to_nothing_is_not_paid_for_again() {
+    const MUCH: u64 = 165_000;
+    fn odd(text: &str, stop: LlmStop) -> Deltas {
+        ends(Some(used(MUCH)), text, stop)
+    }
+    let odd_ones: [(fn() -> Deltas, &str); 9] = [
+        (
+            || {
+                let (category, explanation) = (None, Some("no".to_owned()));
+                odd(
+                    "Well, ",
+                    LlmStop::Refusal {
+                        category,
+                        explanation,
+                    },
+                )
+            },
+            "the model refused",
+        ),
+        (|| odd("", LlmStop::End), "the model gave no summary"),
+        (
+            || odd(" \n", LlmStop::Unknown("tired".to_owned())),
+            "the model gave no summary",
+        ),
+        (
+            || vec![Ok(used(MUCH)), Ok(LlmDelta::Stop(LlmStop::MaxTokens))],
+            "the model gave no summary",
+        ),
+        (
+            || {
+                let mut reply = odd("I'll look first.", LlmStop::ToolUse);
+                reply.insert(2, fly(ToolArgs::Json(json!({}))));
+                reply
+            },
+            "the model gave no summary",
+        ),
+        (
+            || {
+                let attempt = String::new();
+                odd("I'll look first.", LlmStop::MalformedCall { attempt })
+            },
+            "the model gave no summary",
+        ),
+        (
+            || odd("GOAL: fl", LlmStop::Pause),
+            "its provider paused the summary",
+        ),
+        (
+            || odd(&"word ".repeat(8000), LlmStop::End),
+            "the summary was too long",
+        ),
+        (
+            || odd(&"word ".repeat(8000), LlmStop::MaxTokens),
+            "the summary was too long",
+        ),
+    ];
+    let cases = odd_ones.iter().map(|odd| (odd, 13, MUCH, 1));
+    // A conversation that has grown is worth another try, but not a third.
+    let grown = odd_ones.iter().take(1).map(|odd| (odd, 18, 400_000, 2));
+    for (&(summary, told), turns, grown, most) in cases.chain(grown) {
+        let turn = |n: usize| {
+            let mut reply = long_turn(n);
+            reply.insert(0, Ok(used(if n < 11 { MUCH } else { grown })));
+            reply
+        };
+        let mut replies: Vec<Deltas> = (1..=turns).map(turn).collect();
+        replies.push(says("Done."));
+        let provider = Scripted {
+            summary: Some(summary),
+            ..Scripted::default()
+        };
+        let ran = run_with(provider, spec(), replies).await;
+        assert_eq!(ran.end.as_ref().unwrap().content, "Done.", "{told}");
+        let asked = ran
+            .requests
+            .iter()
+            .filter(|sent| sent.contains("Call no tool."));
+        assert_eq!(asked.count(), most, "{told}: {:?}", ran.warnings());
+        let tokens = MUCH * (10 + most as u64) + grown * (turns as u64 - 10);
+        let paid = ran.tally.totals(Duration::ZERO).cost_usd.unwrap();
+        let right = f64::from(u32::try_from(tokens).unwrap()) * 3e-6;
+        assert!((paid - right).abs() < 1e-6, "{told}: {paid} {right}");
+        let said = ran
+            .events
+            .iter()
+            .filter(|event| event["code"] == "CONTEXT_CLEARED");
+        let words: Vec<&str> = said.filter_map(|event| event["message"].as_str()).collect();
+        assert_eq!(words.len(), most, "{told}");
+        assert!(
+            words.iter().all(|words| words.starts_with(told)),
+            "{words:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_left_out_without_a_summary_once_two_have_failed() {
+    let provider = Scripted {
+        summary: Some(|| vec![Ok(used(165_000)), Ok(LlmDelta::Stop(LlmStop::ContextFull))]),
+        ..Scripted::default()
+    };
+    let too_long = LlmError::new(LlmErrorKind::ContextTooLong, "too long");
+    let mut replies: Vec<Deltas> = (1..=6).map(long_turn).collect();
+    replies.extend([vec![Err(too_long)], says("Done.")]);
+    let ran = run_with(provider, spec(), replies).await;
+    assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+    let asked = ran
+        .requests
+        .iter()
+        .filter(|sent| sent.contains("Call no tool."));
+    assert_eq!(asked.count(), 2, "{:?}", ran.warnings());
+    assert!(ran.requests.last().unwrap().contains(prompt::LEFT_OUT));
+}
+
+#[tokio::test]
+async fn a_turn_counts_once_something_of_its_answer_came() {
+    let refusal = || LlmStop::Refusal {
+        category: None,
+        explanation: None,
+    };
+    let cut_call = || {
+        let mut reply = stops("Writing.", LlmStop::MaxTokens);
+        reply.push(fly(ToolArgs::Json(json!({}))));
+        reply.swap(2, 3);
+        reply
+    };
+    let fault = |kind| Err(LlmError::new(kind, "it failed"));
+    let cut = vec![
+        Ok(LlmDelta::Text("Half".to_owned())),
+        fault(LlmErrorKind::Cut),
+    ];
+    for (replies, turns) in [
+        (vec![stops("Well, ", refusal())], 1),
+        (vec![stops("Half a sen", LlmStop::ContextFull)], 1),
+        (vec![cut_call(), cut_call(), cut_call()], 1),
+        (vec![cut], 1),
+        (vec![long_turn(1), stops("", refusal())], 2),
+        (vec![vec![fault(LlmErrorKind::Auth)]], 0),
+        (vec![long_turn(1), vec![fault(LlmErrorKind::Auth)]], 1),
+    ] {
+        let ran = run(replies).await;
+        assert!(ran.end.is_err());
+        let totals = ran.tally.totals(Duration::ZERO);
+        assert_eq!(totals.num_turns, turns, "{:?}", ran.end);
+    }
+}
+
+#[tokio::test]
+async fn a_pause_that_brings_nothing_is_paid_for_twice_at_most() {
+    let nothing = || vec![Ok(LlmDelta::Stop(LlmStop::Pause))];
+    let searches = || {
+        let echo = Echo::of(&json!({"type": "server_tool_use"})).unwrap();
+        let block = LlmDelta::Block(Block::Opaque(echo));
+        vec![Ok(block), Ok(LlmDelta::Stop(LlmStop::Pause))]
+    };
+    let half = || stops("Half, ", LlmStop::Pause);
+    let bad = Err(ErrorCode::LlmBadResponse);
+    for (replies, end) in [
+        (vec![nothing(), nothing()], bad),
+        (vec![nothing(), says("Done.")], Ok(("Done.", false))),
+        (vec![half(), nothing(), nothing()], Ok(("Half, ", true))),
+        (
+            vec![nothing(), half(), nothing(), says("whole.")],
+            Ok(("Half, whole.", false)),
+        ),
+        ((0..6).map(|_| searches()).collect(), bad),
+    ] {
+        let ran = run(replies).await;
+        let got = match &ran.end {
+            Ok(answer) => Ok((answer.content.as_str(), answer.truncated)),
+            Err(_) => Err(ran.code().unwrap()),
+        };
+        assert_eq!(got, end, "{:?}", ran.requests.len());
+    }
+}
+
+#[tokio::test]
+async fn calls_of_tools_that_do_not_exist_are_told_of_by_name_and_within_bounds() {
+    let calls = |name: fn(usize) -> String, count: usize| -> Deltas {
+        let ids = CallIds::default();
+        let call = |n| {
+            Ok(LlmDelta::Block(Block::Call(ToolCall {
+                id: ids.issue(""),
+                name: name(n),
+                args: ToolArgs::Json(json!({ "n": n })),
+                echo: None,
+            })))
+        };
+        let stop = Ok(LlmDelta::Stop(LlmStop::ToolUse));
+        (0..count).map(call).chain([stop]).collect()
+    };
+    for (name, count, told) in [
+        ((|_| "fly".to_owned()) as fn(usize) -> String, 1, vec![1]),
+        (|_| "fly".to_owned(), 5000, vec![64]),
+        (|n| format!("fly{}", n % 2), 64, vec![32, 32]),
+        (
+            |n| format!("fly{n}"),
+            5000,
+            [[1; 8].as_slice(), &[56]].concat(),
+        ),
+    ] {
+        let ran = run([calls(name, count), says("Done.")]).await;
+        let warned = ran
+            .events
+            .iter()
+            .filter(|event| event["code"] == "TOOL_UNKNOWN");
+        let counts: Vec<u64> = warned.filter_map(|event| event["count"].as_u64()).collect();
+        assert_eq!(counts, told);
+        let over = ran
+            .events
+            .iter()
+            .find(|event| event["code"] == "TOOL_CALLS_LIMIT");
+        assert_eq!(over.is_some(), count > 64);
+    }
+}
+
+#[tokio::test]
+async fn sources_stand_in_the_totals_and_tools_of_the_provider_are_shown_as_its_own() {
+    let cites = |quote: &str| {
+        Ok(LlmDelta::Citation(Citation {
+            url: Some("https://example.com/".to_owned()),
+            title: None,
+            quote: Some(quote.to_owned()),
+        }))
+    };
+    let mut reply = says("It rains.");
+    let (tool, query) = ("web_search", "rain".to_owned());
+    reply.splice(
+        ..0,
+        [
+            Ok(LlmDelta::ServerToolUse { tool, query }),
+            cites("wet"),
+            cites("wet"),
+            cites("rain"),
+        ],
+    );
+    let ran = run([reply]).await;
+    let totals = serde_json::to_value(ran.tally.totals(Duration::ZERO)).unwrap();
+    let url = "https://example.com/";
+    assert_eq!(
+        totals["citations"],
+        json!([{"url": url, "quote": "wet"}, {"url": url, "quote": "rain"}])
+    );
+    assert_eq!(totals["toolCalls"], json!({"web_search": 1}));
+    let events: Vec<&Value> = ran
+        .events
+        .iter()
+        .filter(|event| event["toolName"] == "web_search")
+        .collect();
+    assert_eq!(events.len(), 2, "a call, and its result");
+    assert_eq!(
+        (&events[0]["type"], &events[1]["type"]),
+        (&json!("tool_use"), &json!("tool_result"))
+    );
+    assert_eq!(events[0]["toolCallId"], events[1]["toolCallId"]);
+    assert_eq!(events[0]["input"], json!({"query": "rain"}));
+    for event in events {
+        assert_eq!(
+            (&event["executor"], event.get("sandbox")),
+            (&json!("provider"), None)
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_dearer_model_that_answers_is_told_of_once_and_paid_for() {
+    let served = |mut reply: Deltas| {
+        reply.splice(
+            ..0,
+            [
+                Ok(LlmDelta::ServedModel("claude-opus-4-6".to_owned())),
+                Ok(used(10_000)),
+            ],
+        );
+        reply
+    };
+    let spec = RunSpec {
+        max_budget: Some(NanoUsd::from_usd(1.0)),
+        ..spec()
+    };
+    let replies = [
+        served(long_turn(1)),
+        served(long_turn(2)),
+        served(says("Done.")),
+    ];
+    let ran = run_with(Scripted::default(), spec, replies).await;
+    assert_eq!(
+        ran.warnings()
+            .iter()
+            .filter(|code| **code == "PRICE_DEARER")
+            .count(),
+        1
+    );
+    // Three times 10,000 tokens at 5 dollars for a million.
+    assert_eq!(ran.tally.totals(Duration::ZERO).cost_usd, Some(0.15));
+    let most = |at: usize| -> u32 {
+        let most = ran.requests[at].rsplit_once("most=Some(").unwrap().1;
+        most.trim_end_matches(')').parse().unwrap()
+    };
+    // At 25 dollars for a million, not 15.
+    assert!(
+        most(0) > 60_000 && most(1) < 38_000,
+        "{} {}",
+        most(0),
+        most(1)
+    );
 }
 
 #[tokio::test]

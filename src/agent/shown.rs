@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::types::RunContext;
-use crate::chat::{ToolArgs, ToolCall};
+use crate::chat::{CallId, ToolArgs, ToolCall};
 use crate::encoding::split_at_json_size;
-use crate::events::{Name, ToolResultEvent, ToolUseEvent};
+use crate::events::{Name, RanBy, RunEvent, ToolResultEvent, ToolUseEvent};
 use crate::secrets::Redactor;
 use crate::tools::ToolAnswer;
 
@@ -22,8 +22,6 @@ const SHOWN_RESULT: usize = 160 * 1024;
 const SHOWN_DIFF: usize = 32 * 1024;
 /// Of a path.
 const SHOWN_PATH: usize = 8 * 1024;
-/// The only sandbox that calls can act in so far.
-const PRIMARY: &str = "primary";
 
 /// The event of a call of `tool`: with `args` as the tool gets them, or as the model wrote them.
 pub(super) fn tool_use(
@@ -45,7 +43,7 @@ pub(super) fn tool_use(
         input,
         input_truncated,
         tool_call_id: call.id.as_str().to_owned(),
-        sandbox: PRIMARY.to_owned(),
+        ran_by: RanBy::Primary,
         turn,
     }
 }
@@ -81,8 +79,37 @@ pub(super) fn tool_result(
         output_path,
         cwd,
         duration_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-        sandbox: PRIMARY.to_owned(),
+        ran_by: RanBy::Primary,
     }
+}
+
+/// The events of a tool that the LLM's provider runs: the call, and where its result is.
+pub(super) fn provider_tool(
+    tool: &'static str,
+    query: String,
+    id: &CallId,
+    turn: u32,
+) -> [RunEvent; 2] {
+    let input = json!({ "query": query });
+    let (tool_call_id, ran_by) = (id.as_str().to_owned(), RanBy::Provider);
+    let used = ToolUseEvent {
+        tool_name: tool.into(),
+        content: input.to_string(),
+        input,
+        input_truncated: false,
+        tool_call_id: tool_call_id.clone(),
+        ran_by,
+        turn,
+    };
+    let result = ToolResultEvent {
+        tool_name: tool.into(),
+        content: "asked of the LLM's provider, which gives what it finds to the model itself"
+            .into(),
+        tool_call_id,
+        ran_by,
+        ..ToolResultEvent::default()
+    };
+    [RunEvent::ToolUse(used), RunEvent::ToolResult(result)]
 }
 
 fn as_written(redactor: &Redactor, args: &ToolArgs, cut: &mut bool) -> Value {
@@ -159,8 +186,6 @@ fn middle_cut(text: &str, most: usize, cut: &mut bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::chat::CallIds;
     use crate::secrets::{REDACTED, Secret};

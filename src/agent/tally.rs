@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::events::Totals;
-use crate::llm::{Usage, prices};
+use crate::events::{Citation, Totals};
+use crate::llm::{self, Usage, prices};
 use crate::spec::{ModelChoice, NanoUsd};
 
 /// The running account of a run: survives the agent's end, whatever it was.
@@ -26,7 +26,11 @@ struct Inner {
     served_model: Option<String>,
     num_turns: u32,
     tool_calls: BTreeMap<&'static str, u64>,
+    citations: Vec<Citation>,
 }
+
+/// At most so many sources are told of.
+const MOST_CITATIONS: usize = 100;
 
 impl Tally {
     /// An empty account.
@@ -48,7 +52,7 @@ impl Tally {
         let Some(usage) = inner.in_flight.take() else {
             return;
         };
-        let cost = self.price(&usage, inner.served_model.as_deref());
+        let cost = self.price_as_served(&usage, inner.served_model.as_deref());
         inner.add(&usage, cost);
         inner.incomplete |= !complete || usage.estimated;
     }
@@ -63,9 +67,9 @@ impl Tally {
         self.inner.lock().served_model = Some(model.to_owned());
     }
 
-    /// A turn was taken.
-    pub fn turn_taken(&self) {
-        self.inner.lock().num_turns += 1;
+    /// Something of `turn`'s answer came: the turn counts, whatever becomes of it.
+    pub fn turn_answered(&self, turn: u32) {
+        self.inner.lock().num_turns = turn;
     }
 
     /// A tool was called.
@@ -73,12 +77,22 @@ impl Tally {
         *self.inner.lock().tool_calls.entry(name).or_default() += 1;
     }
 
+    /// The model's text names a source.
+    pub fn cited(&self, source: llm::Citation) {
+        let llm::Citation { url, title, quote } = source;
+        let citation = Citation { url, title, quote };
+        let citations = &mut self.inner.lock().citations;
+        if citations.len() < MOST_CITATIONS && !citations.contains(&citation) {
+            citations.push(citation);
+        }
+    }
+
     /// What was spent; a lower bound while a price is unknown.
     pub fn spent(&self) -> NanoUsd {
         let inner = self.inner.lock();
         let flying = inner
             .in_flight
-            .and_then(|usage| self.price(&usage, inner.served_model.as_deref()))
+            .and_then(|usage| self.price_as_served(&usage, inner.served_model.as_deref()))
             .unwrap_or_default();
         NanoUsd(inner.cost.0.saturating_add(flying.0))
     }
@@ -120,10 +134,41 @@ impl Tally {
                 .iter()
                 .map(|(name, count)| ((*name).to_owned(), (*count).into()))
                 .collect(),
+            citations: inner.citations.clone(),
         }
     }
 
-    fn price(&self, usage: &Usage, served: Option<&str>) -> Option<NanoUsd> {
+    /// What a request of `usage` is likely to cost, if a price is known.
+    pub(super) fn price(&self, usage: &Usage) -> Option<NanoUsd> {
+        self.price_as_served(usage, self.inner.lock().served_model.as_deref())
+    }
+
+    /// The output tokens that `rest` buys besides `input`, whichever model answers; `None` if nothing bounds
+    /// them.
+    pub(super) fn affordable_output(&self, input: &Usage, rest: NanoUsd) -> Option<u32> {
+        let inner = self.inner.lock();
+        let models = [Some(self.model.id.as_str()), inner.served_model.as_deref()];
+        let bounds = models
+            .into_iter()
+            .flatten()
+            .filter_map(|model| prices::affordable_output(self.model.provider, model, input, rest));
+        bounds.min()
+    }
+
+    /// The model that answered in the place of the one asked for, if it is dearer.
+    pub(super) fn dearer_model(&self) -> Option<String> {
+        let served = self.inner.lock().served_model.clone()?;
+        let million = Usage {
+            input: 1_000_000,
+            output: 1_000_000,
+            ..Usage::default()
+        };
+        let price = |model: &str| prices::cost(self.model.provider, model, &million);
+        let asked = price(&self.model.id)?;
+        (price(&served)? > asked).then_some(served)
+    }
+
+    fn price_as_served(&self, usage: &Usage, served: Option<&str>) -> Option<NanoUsd> {
         prices::cost_as_served(self.model.provider, &self.model.id, served, usage)
     }
 }

@@ -3,8 +3,9 @@
 use futures::StreamExt as _;
 use serde_json::Value;
 
+use super::shown::provider_tool;
 use super::types::{Halt, RunContext};
-use crate::chat::{Block, ToolArgs, ToolCall};
+use crate::chat::{Block, CallIds, ToolArgs, ToolCall};
 use crate::encoding::json_pieces;
 use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent};
@@ -103,6 +104,7 @@ pub(super) struct Stage<'a> {
     pub(super) turn: u32,
     pub(super) audience: Audience,
     pub(super) warned: &'a mut Warned,
+    pub(super) call_ids: &'a CallIds,
 }
 
 /// Sends a request, once. The outer error ends the run; the inner one may be retried.
@@ -151,6 +153,9 @@ pub(super) async fn read(
             }
             delta = deltas.next() => delta,
         };
+        if seen && matches!(delta, Some(Ok(_))) {
+            context.tally.turn_answered(stage.turn);
+        }
         match delta {
             Some(Ok(LlmDelta::ServedModel(model))) => context.tally.served_by(&model),
             Some(Ok(LlmDelta::Usage(so_far))) => {
@@ -171,8 +176,22 @@ pub(super) async fn read(
                 writer.finish().await?;
                 blocks.push(received(block));
             }
-            // No event for them yet: what they tell stands in the text and its echo.
-            Some(Ok(LlmDelta::Citation(_) | LlmDelta::ServerToolUse { .. })) => {}
+            Some(Ok(LlmDelta::Citation(citation))) => {
+                if seen {
+                    context.tally.cited(citation);
+                }
+            }
+            Some(Ok(LlmDelta::ServerToolUse { tool, query })) => {
+                if seen {
+                    shown = true;
+                    writer.finish().await?;
+                    context.tally.tool_called(tool);
+                    let id = stage.call_ids.issue("");
+                    for event in provider_tool(tool, query, &id, stage.turn) {
+                        context.emit(event).await?;
+                    }
+                }
+            }
             Some(Ok(LlmDelta::Warning { code, message })) => {
                 let message = context.redactor.clean(&message).into_owned();
                 if stage.warned.is_new(code, &message) {

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 
 use super::facts::{Fact, Facts, Name};
 use super::types::{
-    Delta, ErrorEvent, ResultEvent, RunEvent, SystemEvent, ToolResultEvent, ToolUseEvent, Totals,
-    UserEvent, WarningEvent,
+    Citation, Delta, ErrorEvent, ResultEvent, RunEvent, SystemEvent, ToolResultEvent, ToolUseEvent,
+    Totals, UserEvent, WarningEvent,
 };
 use crate::secrets::{Names, Redactor};
 
@@ -59,7 +59,7 @@ impl RunEvent {
                 input,
                 input_truncated: _,
                 tool_call_id: _,
-                sandbox: _,
+                ran_by: _,
                 turn: _,
             }) => {
                 clean_name(redactor, tool_name);
@@ -80,7 +80,7 @@ impl RunEvent {
                 cwd,
                 diff,
                 duration_ms: _,
-                sandbox: _,
+                ran_by: _,
             }) => {
                 clean_name(redactor, tool_name);
                 text(content);
@@ -143,10 +143,14 @@ fn clean_totals(redactor: &Redactor, totals: &mut Totals) {
         model: _,
         served_model,
         tool_calls: _,
+        citations,
     } = totals;
-    // The provider's word, unlike the rest.
-    if let Some(model) = served_model {
-        redactor.clean_text(model);
+    // The provider's words, unlike the rest.
+    let cited = citations
+        .iter_mut()
+        .flat_map(|Citation { url, title, quote }| [url, title, quote]);
+    for text in cited.flatten().chain(served_model) {
+        redactor.clean_text(text);
     }
 }
 
@@ -154,7 +158,7 @@ fn clean_totals(redactor: &Redactor, totals: &mut Totals) {
 mod tests {
     use serde_json::json;
 
-    use super::super::{FileEncoding, FileEvent, StopReason, StoredEvent};
+    use super::super::{FileEncoding, FileEvent, RanBy, StopReason, StoredEvent};
     use super::*;
     use crate::error::{ErrorCode, Problem, WarningCode};
     use crate::ids::{RunId, Seq};
@@ -168,6 +172,11 @@ mod tests {
             usage_complete: true,
             model: "claude-sonnet-4-6".to_owned(),
             served_model: Some(text()),
+            citations: vec![Citation {
+                url: Some(text()),
+                title: Some(text()),
+                quote: Some(text()),
+            }],
             ..Totals::default()
         };
         let mut system = SystemEvent::new("sandbox_created", said);
@@ -189,7 +198,7 @@ mod tests {
             input: json!({ said: said }),
             input_truncated: true,
             tool_call_id: "call_0123456789abcdef".to_owned(),
-            sandbox: "primary".to_owned(),
+            ran_by: RanBy::Primary,
             turn: 1,
         };
         vec![
@@ -207,7 +216,7 @@ mod tests {
                 output_path: Some(text()),
                 cwd: Some(text()),
                 diff: Some(text()),
-                sandbox: "primary".to_owned(),
+                ran_by: RanBy::Provider,
                 ..ToolResultEvent::default()
             }),
             RunEvent::Warning(

@@ -14,6 +14,7 @@ pub use facts::{Fact, Facts, Name};
 pub use sink::{EventSink, LogFailed};
 pub use stored::{EventType, StoredEvent};
 pub use types::{
-    Delta, DeltaSubtype, ErrorEvent, FileEncoding, FileEvent, ResultEvent, RunEvent, StopReason,
-    SystemEvent, ToolResultEvent, ToolUseEvent, Totals, UserEvent, WarningEvent,
+    Citation, Delta, DeltaSubtype, ErrorEvent, FileEncoding, FileEvent, RanBy, ResultEvent,
+    RunEvent, StopReason, SystemEvent, ToolResultEvent, ToolUseEvent, Totals, UserEvent,
+    WarningEvent,
 };

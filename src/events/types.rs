@@ -1,6 +1,6 @@
 //! The events themselves: one variant per thing that can happen, and its fields on the wire.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use super::facts::{Fact, Facts, Name};
@@ -122,6 +122,25 @@ pub struct UserEvent {
     pub content: String,
 }
 
+/// Who runs a call: `"sandbox": "primary"`, or `"executor": "provider"`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RanBy {
+    /// We, in the run's sandbox.
+    #[default]
+    Primary,
+    /// The LLM's provider, which gives what came of it to the model itself.
+    Provider,
+}
+
+impl Serialize for RanBy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map([match self {
+            Self::Primary => ("sandbox", "primary"),
+            Self::Provider => ("executor", "provider"),
+        }])
+    }
+}
+
 /// `tool_use`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -137,8 +156,9 @@ pub struct ToolUseEvent {
     pub input_truncated: bool,
     /// Joins the call to its result.
     pub tool_call_id: String,
-    /// The sandbox acted on.
-    pub sandbox: String,
+    /// Who ran it.
+    #[serde(flatten)]
+    pub ran_by: RanBy,
     /// The turn, from 1.
     pub turn: u32,
 }
@@ -175,8 +195,9 @@ pub struct ToolResultEvent {
     pub diff: Option<String>,
     /// How long the call took.
     pub duration_ms: u64,
-    /// The sandbox acted on.
-    pub sandbox: String,
+    /// Who ran it.
+    #[serde(flatten)]
+    pub ran_by: RanBy,
 }
 
 /// How a file's `content` is written.
@@ -277,6 +298,23 @@ pub struct Totals {
     /// Calls per tool.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
     pub tool_calls: serde_json::Map<String, Value>,
+    /// The sources that the model's texts name, each once, up to 100.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub citations: Vec<Citation>,
+}
+
+/// A source that a text of the model names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Citation {
+    /// Where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// What it is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// The words of it that the text stands on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quote: Option<String>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

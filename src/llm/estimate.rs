@@ -1,6 +1,11 @@
 //! About how many tokens something has, where its provider does not tell.
 
+use std::io;
 use std::ops::AddAssign;
+
+use serde_json::Value;
+
+use crate::chat::{Block, Message, Part, ToolCall};
 
 /// Tokens of a picture.
 pub const IMAGE_TOKENS: u64 = 1600;
@@ -22,6 +27,14 @@ impl Size {
         Self {
             tenths: ascii * ASCII_TENTHS + other * OTHER_TENTHS,
         }
+    }
+
+    /// Of `value` as JSON, which is not written out for it.
+    pub fn of_json(value: &Value) -> Self {
+        let mut counted = Counted(0);
+        // Counting can't fail, nor can a value be no JSON.
+        serde_json::to_writer(&mut counted, value).ok();
+        Self::of_bytes(counted.0)
     }
 
     /// Of so many bytes of text that is not looked at.
@@ -48,9 +61,95 @@ impl AddAssign for Size {
     }
 }
 
+/// Counts what is written.
+struct Counted(usize);
+
+impl io::Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Tokens of `text`.
+pub fn of_text(text: &str) -> u64 {
+    Size::of(text).tokens()
+}
+
+/// Tokens of a message, as it is sent.
+pub fn of_message(message: &Message) -> u64 {
+    match message {
+        Message::User(parts) => parts.iter().map(of_part).sum(),
+        Message::Assistant(reply) => reply.blocks.iter().map(of_block).sum(),
+        Message::ToolResults { results, notice } => {
+            let parts = results.iter().flat_map(|result| &result.content);
+            parts.map(of_part).sum::<u64>() + notice.as_deref().map_or(0, of_text)
+        }
+    }
+}
+
+/// Tokens of a part.
+pub fn of_part(part: &Part) -> u64 {
+    match part {
+        Part::Text(text) => of_text(text),
+        Part::Image(_) => IMAGE_TOKENS,
+        Part::Document(document) => document.base64.len() as u64 / 4,
+    }
+}
+
+fn of_block(block: &Block) -> u64 {
+    match block {
+        Block::Opaque(echo)
+        | Block::Text {
+            echo: Some(echo), ..
+        }
+        | Block::Call(ToolCall {
+            echo: Some(echo), ..
+        }) => of_text(echo.json()),
+        Block::Text { text, echo: None } => of_text(text),
+        // Arguments that are no object are sent back as an empty one.
+        Block::Call(call) => {
+            let mut size = Size::of(&call.wire_name());
+            size += Size::of_json(call.wire_args());
+            size.tokens()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::chat::{CallIds, Echo, ToolArgs};
+
+    #[test]
+    fn a_call_has_the_size_of_what_is_sent_back() {
+        let call = |args: ToolArgs, echo: Option<Echo>| {
+            of_block(&Block::Call(ToolCall {
+                id: CallIds::default().issue(""),
+                name: "bash".to_owned(),
+                args,
+                echo,
+            }))
+        };
+        let raw = "x".repeat(10_000);
+        let malformed = ToolArgs::Malformed {
+            raw: raw.clone(),
+            error: String::new(),
+        };
+        let empty = call(ToolArgs::Json(json!({})), None);
+        assert_eq!(empty, 2);
+        assert_eq!(call(malformed, None), empty);
+        assert_eq!(call(ToolArgs::Json(json!([raw])), None), empty);
+        assert_eq!(call(ToolArgs::Json(json!({ "a": raw })), None), 3004);
+        let echo = Echo::of(&raw).ok();
+        assert_eq!(call(ToolArgs::Json(json!({})), echo), 3001);
+    }
 
     #[test]
     fn pieces_have_the_size_of_the_whole() {

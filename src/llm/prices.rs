@@ -203,15 +203,16 @@ pub fn affordable_output(provider: &str, model: &str, input: &Usage, rest: NanoU
     Some(u32::try_from(tokens).unwrap_or(u32::MAX))
 }
 
-/// What one request costs by the model that was asked for or, if that has no price, by the one that
-/// answered.
+/// What one request costs by the dearer of the model that was asked for and the one that answered, as far as
+/// their prices are known: whichever of them is billed, it is not more.
 pub fn cost_as_served(
     provider: &str,
     requested: &str,
     served: Option<&str>,
     usage: &Usage,
 ) -> Option<NanoUsd> {
-    cost(provider, requested, usage).or_else(|| cost(provider, served?, usage))
+    let of_served = served.and_then(|served| cost(provider, served, usage));
+    cost(provider, requested, usage).max(of_served)
 }
 
 /// `claude-haiku-4-5-20251001` and `gpt-5.4-2026-03-05` without their dates.

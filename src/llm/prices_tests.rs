@@ -114,13 +114,19 @@ fn dated_ids_are_found_and_unknown_ones_have_no_price() {
 }
 
 #[test]
-fn the_requested_model_is_billed_and_the_served_one_is_the_fallback() {
+fn the_dearer_of_the_requested_and_the_served_model_is_billed() {
     let some = usage(1_000_000, 0, 0, 0, 0);
     let billed = |requested, served| {
         cost_as_served("anthropic", requested, served, &some).map(|cost| cost.0)
     };
+    for (requested, served) in [
+        ("claude-haiku-4-5", "claude-opus-4-6"),
+        ("claude-opus-4-6", "claude-haiku-4-5"),
+    ] {
+        assert_eq!(billed(requested, Some(served)), Some(5_000_000_000));
+    }
     assert_eq!(
-        billed("claude-haiku-4-5", Some("claude-opus-4-6")),
+        billed("claude-haiku-4-5", Some("other")),
         Some(1_000_000_000)
     );
     assert_eq!(

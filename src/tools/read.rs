@@ -106,6 +106,7 @@ async fn read(given: &str, window: Window, context: &ToolContext) -> Result<Tool
             )))
         }
         Content::Image(kind) => {
+            let _one_at_a_time = context.session.pictures.lock().await;
             let file = match file {
                 Some(file) => file,
                 None => super::fetch(&place, image::MOST_BYTES, context).await?,
@@ -155,8 +156,13 @@ const SHRINK: &str = "Shrink a copy with bash, as in: python3 -c \
 async fn picture(name: &str, kind: ImageType, file: Bytes) -> Result<ToolAnswer, Failure> {
     let size = size(count(file.len()));
     // Megabytes: not on a thread of the runtime.
-    let work =
-        move || image::check(kind, &file).map(|sides| (sides, STANDARD.encode(&file).into()));
+    let work = move || {
+        let sides = image::check(kind, &file)?;
+        let text = STANDARD.encode(&file);
+        // Before the text is copied to be shared.
+        drop(file);
+        Ok::<_, image::Damage>((sides, text.into()))
+    };
     let checked = apart(work).await.ok_or(Failure::Cancelled)?;
     let complain = |why: &str| Err(Failure::Complaint(format!("{name} {why}")));
     let ((width, height), base64) = match checked {

@@ -29,6 +29,8 @@ pub struct ShellSession {
     outputs: Arc<Mutex<Outputs>>,
     /// Held from the reading of a file to its writing: no edit is lost to another one.
     pub(super) edits: tokio::sync::Mutex<()>,
+    /// Held while an image is read and written as text: each takes megabytes, and calls run side by side.
+    pub(super) pictures: tokio::sync::Mutex<()>,
 }
 
 /// Output files of commands, by number, from 1.
@@ -77,6 +79,7 @@ impl ShellSession {
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
             outputs: Arc::default(),
             edits: tokio::sync::Mutex::new(()),
+            pictures: tokio::sync::Mutex::new(()),
         }
     }
 

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use sandcaster::error::ErrorCode;
-use sandcaster::events::{RunEvent, StoredEvent, ToolUseEvent};
+use sandcaster::events::{RanBy, RunEvent, StoredEvent, ToolUseEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::runs::recover;
 use sandcaster::store::{
@@ -194,7 +194,7 @@ async fn recovery_leaves_living_owners_alone_and_tells_what_the_log_knows() {
             input: serde_json::json!({}),
             input_truncated: false,
             tool_call_id: "c".to_owned(),
-            sandbox: "main".to_owned(),
+            ran_by: RanBy::Primary,
             turn,
         });
         Arc::new(StoredEvent::new(Seq(seq), &event).unwrap())
