@@ -83,7 +83,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Of `llm`, which files: the neutral types, and data about models. Only what chooses or builds a provider sees
 /// the table in its `mod.rs`, and nobody a provider.
 const OF_LLM: &[(&str, &[&str])] = &[
-    ("agent", &["types", "prices"]),
+    ("agent", &["estimate", "prices", "types"]),
     ("runs", &["types"]),
     ("config", &["mod", "def", "types", "models", "prices"]),
     ("app", &["mod", "def", "types"]),
