@@ -7,8 +7,11 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, LazyLock};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -59,13 +62,50 @@ pub enum Part {
     Document(Document),
 }
 
+/// Bytes as standard base64: large, and therefore shared by all that hold it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Base64(Arc<String>);
+
+impl Base64 {
+    /// Of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        STANDARD.encode(bytes).into()
+    }
+}
+
+impl From<String> for Base64 {
+    fn from(text: String) -> Self {
+        Self(Arc::new(text))
+    }
+}
+
+impl From<&str> for Base64 {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl Deref for Base64 {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<[u8]> for Base64 {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
 /// A picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// Its format.
     pub media_type: ImageType,
-    /// Standard base64 of the bytes; shared, since it is large.
-    pub base64: Arc<str>,
+    /// The bytes.
+    pub base64: Base64,
 }
 
 /// The formats that every provider takes.
@@ -104,8 +144,8 @@ impl fmt::Display for ImageType {
 pub struct Document {
     /// Its file name.
     pub name: String,
-    /// Standard base64 of the bytes; shared, since it is large.
-    pub base64: Arc<str>,
+    /// The bytes.
+    pub base64: Base64,
 }
 
 /// What the model said in one response, block by block in the order received.

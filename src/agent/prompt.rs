@@ -127,35 +127,14 @@ pub(super) const ANSWER_PLEASE: &str =
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::spec::{
-        ModelChoice, Presence, SandboxChoice, SandboxStart, SystemPrompt, ThinkingLevel,
-    };
+    use crate::agent::asked;
+    use crate::spec::SystemPrompt;
 
     fn spec(prompt: &str) -> RunSpec {
         RunSpec {
             prompt: prompt.to_owned(),
-            model: ModelChoice {
-                provider: "demo",
-                id: "demo".to_owned(),
-            },
-            thinking: ThinkingLevel::Unset,
-            tools: vec!["bash"],
-            unavailable_tools: Vec::new(),
-            max_turns: 100,
-            timeout: Duration::from_mins(5),
-            max_budget: None,
-            files: Vec::new(),
-            sandbox: SandboxChoice {
-                backend: "local",
-                template: None,
-                network: Network::None,
-                start: SandboxStart::Eager,
-            },
-            system_prompt: SystemPrompt::default(),
-            presence: Presence::Background,
+            ..asked::spec()
         }
     }
 

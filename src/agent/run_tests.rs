@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::super::asked::spec;
 use super::super::tally::Tally;
 use super::super::workspace::{Workspace, WorkspaceSource};
 use super::*;
@@ -22,9 +23,6 @@ use crate::llm::{
     Usage,
 };
 use crate::secrets::Redactor;
-use crate::spec::{
-    ModelChoice, Network, Presence, SandboxChoice, SandboxStart, SystemPrompt, ThinkingLevel,
-};
 
 type Deltas = Vec<Result<LlmDelta, LlmError>>;
 
@@ -107,31 +105,6 @@ impl WorkspaceSource for Nowhere {
 
     fn ready(&self) -> Option<Arc<Workspace>> {
         None
-    }
-}
-
-fn spec() -> RunSpec {
-    RunSpec {
-        prompt: "hi".to_owned(),
-        model: ModelChoice {
-            provider: "anthropic",
-            id: "claude-sonnet-4-6".to_owned(),
-        },
-        thinking: ThinkingLevel::Unset,
-        tools: vec!["bash"],
-        unavailable_tools: Vec::new(),
-        max_turns: 100,
-        timeout: Duration::from_mins(5),
-        max_budget: None,
-        files: Vec::new(),
-        sandbox: SandboxChoice {
-            backend: "local",
-            template: None,
-            network: Network::None,
-            start: SandboxStart::Eager,
-        },
-        system_prompt: SystemPrompt::default(),
-        presence: Presence::Background,
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::events::{Citation, Totals};
-use crate::llm::{self, Usage, prices};
+use crate::llm::{Citation as Cited, Usage, prices};
 use crate::spec::{ModelChoice, NanoUsd};
 
 /// The running account of a run: survives the agent's end, whatever it was.
@@ -78,8 +78,8 @@ impl Tally {
     }
 
     /// The model's text names a source.
-    pub fn cited(&self, source: llm::Citation) {
-        let llm::Citation { url, title, quote } = source;
+    pub fn cited(&self, source: Cited) {
+        let Cited { url, title, quote } = source;
         let citation = Citation { url, title, quote };
         let citations = &mut self.inner.lock().citations;
         if citations.len() < MOST_CITATIONS && !citations.contains(&citation) {

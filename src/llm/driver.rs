@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -143,6 +143,7 @@ impl<P: Protocol> Client<P> {
             .http
             .post(wire.url)
             .headers(wire.headers)
+            .header(CONTENT_LENGTH, wire.body.len())
             .body(wire.body)
             .send();
         let response = match timeout_at(until, request).await {
@@ -234,7 +235,7 @@ fn off_the_runtime<T>(messages: &[Message], work: impl FnOnce() -> T) -> T {
 
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
-    let media = media(messages).fold((0, 0), |(count, sum), size| (count + 1, sum + size));
+    let media = media(messages).fold((0, 0), |(count, sum), text| (count + 1, sum + text.len()));
     let text = wire.body.len().saturating_sub(media.1);
     Size::of_bytes(text).tokens() + media.0 * IMAGE_TOKENS
 }

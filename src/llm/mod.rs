@@ -11,6 +11,7 @@ pub mod demo;
 mod driver;
 pub mod estimate;
 mod fault;
+mod json;
 pub mod models;
 pub mod prices;
 mod protocol;
@@ -19,6 +20,7 @@ mod text;
 mod types;
 
 pub use def::{Build, ProviderConfig, ProviderDef, StreamLimits};
+pub use json::Json;
 pub use protocol::{Decoder, Deltas, Heard, Protocol, Wire};
 pub use types::{
     AnswerSize, Citation, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop,

@@ -8,8 +8,9 @@ use serde_json::{Map, Value};
 
 use super::def::ProviderConfig;
 use super::estimate::Size;
+use super::json::Json;
 use super::types::{LlmDelta, LlmError, LlmRequest};
-use crate::chat::{Block, CallIds, Message, Part};
+use crate::chat::{Base64, Block, CallIds, Message, Part};
 use crate::error::WarningCode;
 use crate::net::sse::SseEvent;
 
@@ -48,7 +49,7 @@ pub struct Wire {
     /// All headers.
     pub headers: HeaderMap,
     /// The JSON.
-    pub body: Vec<u8>,
+    pub body: Json,
     /// What could not be followed to the letter.
     pub warnings: Vec<(WarningCode, String)>,
 }
@@ -86,8 +87,8 @@ pub enum Heard {
     Content(Size),
 }
 
-/// The sizes of the pictures and documents in `messages`, as they go onto the wire.
-pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = usize> {
+/// The pictures and documents in `messages`, as they go onto the wire.
+pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = &Base64> {
     fn parts(message: &Message) -> Vec<&[Part]> {
         match message {
             Message::User(parts) => vec![parts],
@@ -103,8 +104,8 @@ pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = usize> {
         .flatten()
         .filter_map(|part| match part {
             Part::Text(_) => None,
-            Part::Image(image) => Some(image.base64.len()),
-            Part::Document(document) => Some(document.base64.len()),
+            Part::Image(image) => Some(&image.base64),
+            Part::Document(document) => Some(&document.base64),
         })
 }
 
@@ -122,7 +123,8 @@ pub(super) fn size(messages: &[Message]) -> usize {
             parts.map(text).sum()
         }
     });
-    media(messages).chain(texts).sum()
+    let media = media(messages).map(|text| text.len());
+    media.chain(texts).sum()
 }
 
 fn block_size(block: &Block) -> usize {

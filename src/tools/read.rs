@@ -3,14 +3,12 @@
 use std::sync::LazyLock;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::apart::apart;
-use crate::chat::{Image, ImageType, ToolSpec};
+use crate::chat::{Base64, Image, ImageType, ToolSpec};
 use crate::show::{one_line, size};
 
 use super::image;
@@ -156,13 +154,7 @@ const SHRINK: &str = "Shrink a copy with bash, as in: python3 -c \
 async fn picture(name: &str, kind: ImageType, file: Bytes) -> Result<ToolAnswer, Failure> {
     let size = size(count(file.len()));
     // Megabytes: not on a thread of the runtime.
-    let work = move || {
-        let sides = image::check(kind, &file)?;
-        let text = STANDARD.encode(&file);
-        // Before the text is copied to be shared.
-        drop(file);
-        Ok::<_, image::Damage>((sides, text.into()))
-    };
+    let work = move || image::check(kind, &file).map(|sides| (sides, Base64::of(&file)));
     let checked = apart(work).await.ok_or(Failure::Cancelled)?;
     let complain = |why: &str| Err(Failure::Complaint(format!("{name} {why}")));
     let ((width, height), base64) = match checked {

@@ -64,7 +64,7 @@ impl Row {
     }
 
     pub fn body(&self, request: &LlmRequest<'_>) -> Value {
-        serde_json::from_slice(&self.wire(request).body).unwrap()
+        serde_json::from_slice(&self.wire(request).body.to_vec()).unwrap()
     }
 }
 

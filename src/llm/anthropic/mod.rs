@@ -18,6 +18,7 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName
 use super::def::{Build, ProviderConfig, ProviderDef};
 use super::driver;
 use super::fault;
+use super::json::Json;
 use super::protocol::{Protocol, Wire, media};
 use super::types::{LlmError, LlmErrorKind, LlmRequest};
 use crate::chat::CallIds;
@@ -44,8 +45,6 @@ pub const DEF: ProviderDef = ProviderDef {
 /// The variable whose value is sent as a Bearer token instead of a key.
 const AUTH_TOKEN: &str = "ANTHROPIC_AUTH_TOKEN";
 const VERSION: &str = "2023-06-01";
-/// Room for the texts of a usual request.
-const TEXT_ROOM: usize = 64 << 10;
 
 /// The protocol.
 #[derive(Clone, Debug)]
@@ -70,10 +69,8 @@ impl Protocol for Anthropic {
 
     fn request(&self, request: &LlmRequest<'_>) -> Result<Wire, LlmError> {
         let mut warnings = Vec::new();
-        // Room for what is large, so that it is copied once.
-        let mut body = Vec::with_capacity(media(request.messages).sum::<usize>() + TEXT_ROOM);
-        let written = serde_json::to_writer(&mut body, &body::body(request, &mut warnings));
-        written.map_err(|error| {
+        let written = Json::write(&body::body(request, &mut warnings), media(request.messages));
+        let body = written.map_err(|error| {
             LlmError::new(
                 LlmErrorKind::BadRequest,
                 format!("anthropic's request can't be written as JSON: {error}"),
