@@ -214,10 +214,11 @@ impl Warned {
 
     async fn emit(self, context: &RunContext) -> Result<(), Halt> {
         let told = self.told.into_iter().map(|told| {
-            let (mut message, count) = (told.message, told.count);
-            if count > 1 {
-                message.push_str(&format!(", {count} times in one response"));
-            }
+            let (message, count) = (told.message, told.count);
+            let message = match count {
+                1 => message,
+                _ => format!("{message}, {count} times in one response"),
+            };
             WarningEvent::new(told.code, message)
                 .fact("toolName", told.tool)
                 .fact("count", count)

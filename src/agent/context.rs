@@ -72,90 +72,6 @@ impl Window {
             stale: false,
         }
     }
-
-    /// A response to the first `messages` messages has used this.
-    pub(super) const fn saw(&mut self, usage: &Usage, messages: usize) {
-        self.last = Some(*usage);
-        self.counted = messages;
-        self.freed = 0;
-        self.stale = false;
-    }
-
-    /// The conversation was changed in its middle, to `history`: the next response's usage will show it.
-    fn changed(&mut self, change: Change, history: &[Message]) {
-        self.freed += change.tokens_before.saturating_sub(change.tokens_after);
-        self.stale = true;
-        self.counted = self.counted.min(history.len());
-    }
-
-    /// Images or documents of so many tokens went out of messages that are counted.
-    fn evicted(&mut self, tokens: Option<u64>) {
-        self.freed += tokens.unwrap_or(0);
-        self.stale |= tokens.is_some();
-    }
-
-    /// Whether the next request is likely to pass the trigger.
-    fn over_trigger(&self, history: &[Message]) -> bool {
-        self.estimate(history) > self.trigger
-    }
-
-    /// Whether it is likely to pass three fifths of the trigger: then clearing has not freed enough.
-    fn still_crowded(&self, history: &[Message]) -> bool {
-        self.estimate(history) > self.trigger * 3 / 5
-    }
-
-    /// The last request's tokens, what came since, less what was taken out.
-    fn estimate(&self, history: &[Message]) -> u64 {
-        let Some(last) = &self.last else {
-            return self.fixed + total(history);
-        };
-        let newer = history.get(self.counted..).unwrap_or_default();
-        // The reply is counted as the last request's output.
-        let newer = newer
-            .iter()
-            .filter(|message| !matches!(message, Message::Assistant(_)));
-        (last.context() + newer.map(of_message).sum::<u64>()).saturating_sub(self.freed)
-    }
-
-    /// The next request's input, as it is likely to be billed.
-    fn next_input(&self, history: &[Message]) -> Usage {
-        let tokens = self.estimate(history);
-        let uncached = self.uncached(tokens);
-        match &self.last {
-            // What was taken out lay before most of the rest.
-            Some(last) if !self.stale && uncached.input == 0 => {
-                let cached = last.total_input().min(tokens);
-                Usage {
-                    cache_read: cached,
-                    cache_write_5m: tokens - cached,
-                    ..Usage::default()
-                }
-            }
-            Some(_) | None => uncached,
-        }
-    }
-
-    /// An input of so many tokens of which nothing is read from a cache.
-    fn uncached(&self, tokens: u64) -> Usage {
-        match &self.last {
-            // Its provider caches nothing, or not yet.
-            Some(last) if last.total_input() == last.input => Usage {
-                input: tokens,
-                ..Usage::default()
-            },
-            Some(_) | None => Usage {
-                cache_write_5m: tokens,
-                ..Usage::default()
-            },
-        }
-    }
-
-    /// How many characters the results of the next calls may have in all.
-    fn room_for_results(&self, history: &[Message]) -> usize {
-        let left = self.size.saturating_sub(self.estimate(history) + MARGIN);
-        let chars = (left * 2).clamp(LEAST_RESULT_CHARS, MOST_RESULT_CHARS);
-        usize::try_from(chars).unwrap_or(usize::MAX)
-    }
 }
 
 /// The conversation, and how much of the window it takes: every change of it is counted.
@@ -201,7 +117,7 @@ impl History {
     pub(super) fn push(&mut self, message: Message) {
         self.messages.push(message);
         let evicted = limit_media(&mut self.messages, self.window.counted);
-        self.window.evicted(evicted);
+        self.evicted(evicted);
     }
 
     /// Takes back the messages from `len` on.
@@ -225,30 +141,82 @@ impl History {
         true
     }
 
+    /// A response to the conversation as it is has used this.
     pub(super) fn saw(&mut self, usage: &Usage) {
-        self.window.saw(usage, self.messages.len());
+        let window = &mut self.window;
+        window.last = Some(*usage);
+        window.counted = self.messages.len();
+        window.freed = 0;
+        window.stale = false;
     }
 
+    /// The conversation was changed in its middle: the next response's usage will show it.
+    fn changed(&mut self, change: Change) {
+        self.window.freed += change.tokens_before.saturating_sub(change.tokens_after);
+        self.window.stale = true;
+        self.window.counted = self.window.counted.min(self.messages.len());
+    }
+
+    /// Images or documents of so many tokens went out of messages that are counted.
+    fn evicted(&mut self, tokens: Option<u64>) {
+        self.window.freed += tokens.unwrap_or(0);
+        self.window.stale |= tokens.is_some();
+    }
+
+    /// Whether the next request is likely to pass the trigger.
     pub(super) fn over_trigger(&self) -> bool {
-        self.window.over_trigger(&self.messages)
+        self.estimate() > self.window.trigger
     }
 
+    /// Whether it is likely to pass three fifths of the trigger: then clearing has not freed enough.
     pub(super) fn still_crowded(&self) -> bool {
-        self.window.still_crowded(&self.messages)
+        self.estimate() > self.window.trigger * 3 / 5
     }
 
+    /// The next request's input, as it is likely to be billed.
     pub(super) fn next_input(&self) -> Usage {
-        self.window.next_input(&self.messages)
+        let tokens = self.estimate();
+        let uncached = self.uncached(tokens);
+        match &self.window.last {
+            // What was taken out lay before most of the rest.
+            Some(last) if !self.window.stale && uncached.input == 0 => {
+                let cached = last.total_input().min(tokens);
+                Usage {
+                    cache_read: cached,
+                    cache_write_5m: tokens - cached,
+                    ..Usage::default()
+                }
+            }
+            Some(_) | None => uncached,
+        }
     }
 
-    /// An input of `tokens` as it is billed without the provider's cache.
+    /// An input of so many tokens of which nothing is read from a cache.
     pub(super) fn uncached(&self, tokens: u64) -> Usage {
-        self.window.uncached(tokens)
+        match &self.window.last {
+            // Its provider caches nothing, or not yet.
+            Some(last) if last.total_input() == last.input => Usage {
+                input: tokens,
+                ..Usage::default()
+            },
+            Some(_) | None => Usage {
+                cache_write_5m: tokens,
+                ..Usage::default()
+            },
+        }
     }
 
-    /// About how many tokens the conversation has,
+    /// About how many tokens the conversation has: the last request's, what came since, less what was taken out;
     pub(super) fn estimate(&self) -> u64 {
-        self.window.estimate(&self.messages)
+        let Some(last) = &self.window.last else {
+            return self.window.fixed + total(&self.messages);
+        };
+        let newer = self.messages.get(self.window.counted..).unwrap_or_default();
+        // The reply is counted as the last request's output.
+        let newer = newer
+            .iter()
+            .filter(|message| !matches!(message, Message::Assistant(_)));
+        (last.context() + newer.map(of_message).sum::<u64>()).saturating_sub(self.window.freed)
     }
 
     /// the `count` messages after the first have,
@@ -290,8 +258,11 @@ impl History {
         found
     }
 
+    /// How many characters the results of the next calls may have in all.
     pub(super) fn room_for_results(&self) -> usize {
-        self.window.room_for_results(&self.messages)
+        let left = self.window.size.saturating_sub(self.estimate() + MARGIN);
+        let chars = (left * 2).clamp(LEAST_RESULT_CHARS, MOST_RESULT_CHARS);
+        usize::try_from(chars).unwrap_or(usize::MAX)
     }
 
     /// Replaces the text of old tool results by a note, in place. The calls stay, so every call keeps its
@@ -303,7 +274,7 @@ impl History {
             Need::Now => (2, 0, 1000),
         };
         let change = clear(&mut self.messages, turns, kept, least)?;
-        self.window.changed(change, &self.messages);
+        self.changed(change);
         Some(change)
     }
 
@@ -332,7 +303,7 @@ impl History {
             tokens_after: total(&self.messages),
         };
         self.window.counted = (self.window.counted + 1).saturating_sub(count);
-        self.window.changed(change, &self.messages);
+        self.changed(change);
         change
     }
 
@@ -347,7 +318,7 @@ impl History {
         let before = total(&self.messages);
         let left_out = leave_out(self.messages.iter_mut());
         let freed = before.saturating_sub(total(&self.messages));
-        self.window.evicted((left_out > 0).then_some(freed));
+        self.evicted((left_out > 0).then_some(freed));
         left_out
     }
 }

@@ -313,7 +313,7 @@ fn what_was_taken_out_is_taken_off_the_estimate() {
     for message in turn("new", &"z".repeat(30_000)) {
         history.push(message);
     }
-    let estimate = |history: &History| history.window.estimate(history.messages());
+    let estimate = History::estimate;
     assert_eq!(estimate(&history), 161_010 + 9000);
     let change = history.clear(Need::Ahead).unwrap();
     let freed = change.tokens_before - change.tokens_after;

@@ -478,7 +478,7 @@ impl<'a> Conversation<'a> {
             let (why, too_long) = match asked {
                 Ok(Asked::Response(response)) => {
                     let full = response.stop == LlmStop::ContextFull;
-                    match usable(response, self.history.tokens_of(*count)) {
+                    match usable(&response, self.history.tokens_of(*count)) {
                         Ok(summary) => return Ok(Ok(summary)),
                         Err(why) => (why, full),
                     }
@@ -533,7 +533,7 @@ impl<'a> Conversation<'a> {
 
 /// The message that takes the place of messages of `gone` tokens, or why the response is no summary of them. One
 /// that was cut is worth more than none, unless all that it holds is an announcement of calls.
-fn usable(response: Response, gone: u64) -> Result<String, &'static str> {
+fn usable(response: &Response, gone: u64) -> Result<String, &'static str> {
     let text = response.text.trim();
     let cut = match &response.stop {
         LlmStop::Refusal { .. } => return Err("the model refused to summarise"),

@@ -10,7 +10,7 @@ use super::types::{Answer, Halt, RunContext};
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{RunEvent, StopReason, WarningEvent};
 use crate::llm::LlmStop;
-use crate::spec::{NanoUsd, RunSpec};
+use crate::spec::NanoUsd;
 
 /// How often a paused response is sent back (rule of the provider's server tools).
 const PAUSES: u32 = 5;
@@ -121,7 +121,7 @@ impl Agent<'_> {
                 TurnEnd::Answer { cut, .. } => {
                     let reason = (cut == Some(Cut::Budget)).then_some(StopReason::MaxBudget);
                     if let Some(reason) = reason.or(last) {
-                        return Err(self.no_answer(reason).into());
+                        return Err(no_answer(self.context, reason).into());
                     }
                     if was_empty {
                         return Err(Problem::new(
@@ -171,7 +171,7 @@ impl Agent<'_> {
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
         if !self.conversation.can_pay_for(Purpose::LastTurn) {
-            return Err(self.no_answer(StopReason::MaxBudget).into());
+            return Err(no_answer(self.context, StopReason::MaxBudget).into());
         }
         let Some(reason) = self.last_turn(turn) else {
             return Ok(None);
@@ -198,11 +198,6 @@ impl Agent<'_> {
             let broke = self.out_of_funds || !self.conversation.can_pay_for(Purpose::Turn);
             broke.then_some(StopReason::MaxBudget)
         })
-    }
-
-    /// The end of a run whose last turn gave no answer either.
-    fn no_answer(&self, reason: StopReason) -> Problem {
-        no_answer(reason, &self.context.spec, self.context.tally.spent())
     }
 
     /// One turn: a response that ended well, whatever it took to get one.
@@ -419,7 +414,8 @@ impl Agent<'_> {
 }
 
 /// The end of a run whose last turn gave no answer either.
-fn no_answer(reason: StopReason, spec: &RunSpec, spent: NanoUsd) -> Problem {
+fn no_answer(context: &RunContext, reason: StopReason) -> Problem {
+    let spec = &context.spec;
     match reason {
         StopReason::MaxTurns => Problem::new(
             ErrorCode::MaxTurns,
@@ -436,7 +432,7 @@ fn no_answer(reason: StopReason, spec: &RunSpec, spent: NanoUsd) -> Problem {
         .hint("send a larger timeout (up to 3600), or a smaller task"),
         StopReason::MaxBudget => Problem::new(ErrorCode::BudgetExceeded, {
             let budget = spec.max_budget.unwrap_or(NanoUsd(0));
-            let used = if spent.0 < budget.0 {
+            let used = if context.tally.spent().0 < budget.0 {
                 "nearly used"
             } else {
                 "used"

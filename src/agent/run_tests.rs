@@ -23,6 +23,7 @@ use crate::llm::{
     Usage,
 };
 use crate::secrets::Redactor;
+use crate::spec::RunSpec;
 
 type Deltas = Vec<Result<LlmDelta, LlmError>>;
 
@@ -419,13 +420,16 @@ fn ends(before: Option<LlmDelta>, text: &str, stop: LlmStop) -> Deltas {
     reply
 }
 
+/// A summary, and what is said of it.
+type Odd = (fn() -> Deltas, &'static str);
+
 #[tokio::test]
 async fn a_summary_that_came_to_nothing_is_not_paid_for_again() {
     const MUCH: u64 = 165_000;
     fn odd(text: &str, stop: LlmStop) -> Deltas {
         ends(Some(used(MUCH)), text, stop)
     }
-    let odd_ones: [(fn() -> Deltas, &str); 9] = [
+    let odd_ones: [Odd; 9] = [
         (
             || {
                 let (category, explanation) = (None, Some("no".to_owned()));

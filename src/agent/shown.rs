@@ -86,7 +86,7 @@ pub(super) fn tool_result(
 /// The events of a tool that the LLM's provider runs: the call, and where its result is.
 pub(super) fn provider_tool(
     tool: &'static str,
-    query: String,
+    query: &str,
     id: &CallId,
     turn: u32,
 ) -> [RunEvent; 2] {

@@ -187,7 +187,7 @@ pub(super) async fn read(
                     writer.finish().await?;
                     context.tally.tool_called(tool);
                     let id = stage.call_ids.issue("");
-                    for event in provider_tool(tool, query, &id, stage.turn) {
+                    for event in provider_tool(tool, &query, &id, stage.turn) {
                         context.emit(event).await?;
                     }
                 }
