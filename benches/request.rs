@@ -32,9 +32,13 @@ use sandcaster::chat::{
     Block, CallIds, Message, Part, Reply, ToolArgs, ToolCall, ToolResult, ToolSpec,
 };
 use sandcaster::clock::Deadline;
-use sandcaster::llm::{self, AnswerSize, Build, LlmProvider, LlmRequest, ToolChoice};
+use sandcaster::llm::anthropic::Anthropic;
+use sandcaster::llm::{
+    self, AnswerSize, Build, Decoder as _, Deltas, Heard, LlmProvider, LlmRequest, Protocol as _,
+    ToolChoice,
+};
 use sandcaster::net;
-use sandcaster::net::sse::{self, SseLimits};
+use sandcaster::net::sse::{self, SseEvent, SseLimits};
 use sandcaster::secrets::Secret;
 use sandcaster::spec::ThinkingLevel;
 use serde_json::json;
@@ -60,6 +64,7 @@ fn main() {
         answer().await;
         events().await;
     });
+    decoder();
 }
 
 // --- What knows the neutral types ---
@@ -255,6 +260,62 @@ async fn events() {
         assert!(count >= DELTAS, "{count}");
     }
     decoded(bytes.len(), best);
+}
+
+/// Events into deltas alone, by what they are pieces of.
+fn decoder() {
+    const WORDS: &str = " and some more words";
+    for (block, delta, what) in [
+        (
+            json!({"type": "text", "text": ""}),
+            json!({"type": "text_delta", "text": WORDS}),
+            "text",
+        ),
+        (
+            json!({"type": "thinking", "thinking": "", "signature": ""}),
+            json!({"type": "thinking_delta", "thinking": WORDS}),
+            "thinking",
+        ),
+        (
+            json!({"type": "tool_use", "id": "toolu_1", "name": "bash", "input": {}}),
+            json!({"type": "input_json_delta", "partial_json": "\"and some\": more"}),
+            "a call's JSON",
+        ),
+    ] {
+        println!("{DELTAS} events with a piece of {what}, without HTTP");
+        let event = |data: serde_json::Value| SseEvent {
+            event: data["type"].as_str().map(str::to_owned),
+            data: data.to_string(),
+        };
+        let mut events = vec![event(
+            json!({"type": "content_block_start", "index": 0, "content_block": block}),
+        )];
+        let piece = event(json!({"type": "content_block_delta", "index": 0, "delta": delta}));
+        events.extend(vec![piece; DELTAS]);
+        let bytes = events.iter().map(|event| event.data.len()).sum();
+        let mut best = Duration::MAX;
+        let region = Region::new(ALLOCATOR);
+        for _ in 0..SAMPLES {
+            let mut decoder = Anthropic::decoder(&CallIds::default());
+            let mut out = Deltas::new();
+            let begun = Instant::now();
+            for event in &events {
+                let heard = decoder.on_event(event, &mut out);
+                assert!(matches!(heard, Ok(Heard::Content(_))));
+                out.clear();
+            }
+            best = best.min(begun.elapsed());
+        }
+        let change = region.change();
+        decoded(bytes, best);
+        row(
+            "allocations per delta",
+            format_args!(
+                "{:.2}",
+                change.allocations as f64 / (SAMPLES * DELTAS) as f64
+            ),
+        );
+    }
 }
 
 fn decoded(bytes: usize, best: Duration) {
