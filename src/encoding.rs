@@ -17,6 +17,14 @@ pub fn percent_encoded(text: &str, keep: &[u8]) -> String {
     out
 }
 
+/// `bytes` as two capital digits each.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .flat_map(|byte| [hex_digit(byte >> 4), hex_digit(byte & 15)])
+        .collect()
+}
+
 fn hex_digit(nibble: u8) -> char {
     char::from_digit(u32::from(nibble), 16).map_or('0', |digit| digit.to_ascii_uppercase())
 }

@@ -56,9 +56,12 @@ impl Account {
         much.then(|| self.news()).flatten()
     }
 
-    /// The attempt is over without its end: it costs at least what arrived.
-    pub(super) fn failed(&mut self) -> Option<Usage> {
-        (!self.seen.is_empty()).then(|| self.news()).flatten()
+    /// The attempt is over without its end: it costs at least what arrived, and what was sent if that `may_be_billed`
+    /// or if anything arrived.
+    pub(super) fn failed(&mut self, may_be_billed: bool) -> Option<Usage> {
+        (may_be_billed || !self.seen.is_empty())
+            .then(|| self.news())
+            .flatten()
     }
 
     /// The answer is complete: an estimate of what was never told.

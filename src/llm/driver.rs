@@ -6,33 +6,31 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::task::block_in_place;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::def::{ProviderConfig, StreamLimits};
 use super::estimate::{IMAGE_TOKENS, Size};
 use super::fault::{bad, broken, cleaned, cut, empty, out_of_time};
 use super::prices;
-use super::protocol::{Decoder as _, Deltas, Protocol, Wire, media, size};
-use super::reading::Reader;
+use super::protocol::{Decoder as _, Protocol, Wire, media, size};
+use super::reading::{Reader, off_the_runtime};
 use super::types::{
     LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
 };
+use crate::apart::apart;
 use crate::chat::Message;
 use crate::clock::Deadline;
-use crate::net::HttpClient;
-use crate::net::sse::{self, SseError};
+use crate::net::sse::{self, SseError, SseEvent};
+use crate::net::{HttpClient, never_sent};
 use crate::secrets::Redactor;
 
 /// How much of an error's body is read.
 const ERROR_BODY: usize = 64 << 10;
-/// A conversation of more bytes is not written on the runtime's threads.
-const LARGE: usize = 1 << 20;
 /// How long an error's body may take.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
 
@@ -58,13 +56,24 @@ pub(super) fn build<P: Protocol>(config: ProviderConfig) -> Arc<dyn LlmProvider>
 #[async_trait]
 impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
-        let wire = off_the_runtime(request.messages, || self.protocol.request(request))?;
+        let mut wire = off_the_runtime(size(request.messages), || self.protocol.request(request))?;
         let input = estimated_input(&wire, request.messages);
         let decoder = P::decoder(request.call_ids);
-        let reader = Reader::new(P::NAME, decoder, self.redactor.clone(), self.limits, input);
-        self.ask(wire, request.deadline, reader)
-            .await
-            .map_err(|error| cleaned(error, &self.redactor))
+        let mut reader = Reader::new(P::NAME, decoder, self.redactor.clone(), self.limits, input);
+        let warnings = wire.warnings.drain(..);
+        let warning = |(code, message)| LlmDelta::Warning { code, message };
+        reader.ready.extend(warnings.map(warning));
+        match self.ask(wire, request.deadline).await {
+            Ok(Answer::Events(events)) => Ok(reader.stream(events)),
+            Ok(Answer::Document(headers, document)) => {
+                match apart(move || read::<P>(reader, &headers, document)).await {
+                    Some(read) => read,
+                    None => Err(out_of_time(P::NAME)),
+                }
+            }
+            Err(Failed::Sent(error)) => Ok(reader.failed(error)),
+            Err(Failed::Free(error)) => Err(cleaned(error, &self.redactor)),
+        }
     }
 
     fn model(&self, model: &str) -> Option<ModelFacts> {
@@ -72,16 +81,26 @@ impl<P: Protocol> LlmProvider for Client<P> {
     }
 }
 
+/// How a request came to no answer.
+enum Failed {
+    /// It never left, or was refused: nothing is billed.
+    Free(LlmError),
+    /// It was sent, and nobody said that it is refused: it may be billed.
+    Sent(LlmError),
+}
+
+/// An answer that began.
+enum Answer {
+    Events(BoxStream<'static, Result<SseEvent, SseError>>),
+    /// All of it in one JSON document.
+    Document(HeaderMap, Vec<u8>),
+}
+
 impl<P: Protocol> Client<P> {
     /// Sends the request and waits for the answer's beginning.
-    async fn ask(
-        &self,
-        wire: Wire,
-        deadline: Deadline,
-        mut reader: Reader<P::Decoder>,
-    ) -> Result<LlmStream, LlmError> {
+    async fn ask(&self, wire: Wire, deadline: Deadline) -> Result<Answer, Failed> {
         let limits = self.limits;
-        let mut response = self.head(wire, deadline, &mut reader.ready).await?;
+        let mut response = self.head(wire, deadline).await?;
         // The values are slices of the connection's first buffer and would keep all of it in memory.
         let headers = std::mem::take(response.headers_mut());
         let media_type = headers
@@ -93,50 +112,35 @@ impl<P: Protocol> Client<P> {
         let begin = timeout(limits.content, begin(&mut body));
         let first = match begin.await {
             Ok(Some(Ok(first))) => first,
-            Ok(Some(Err(error))) => return Err(broken(P::NAME, &error)),
-            Ok(None) => return Err(cut(P::NAME)),
-            Err(_) => return Err(empty(P::NAME, limits.content)),
+            Ok(Some(Err(error))) => return Err(Failed::Sent(broken(P::NAME, &error))),
+            Ok(None) => return Err(Failed::Sent(cut(P::NAME))),
+            Err(_) => return Err(Failed::Sent(empty(P::NAME, limits.content))),
         };
         let shape = shape(&first, &media_type);
         let body = stream::iter([Ok(first)]).chain(body);
         match shape {
             Shape::Events => {
                 drop(headers);
-                Ok(reader.stream(sse::events(body, limits.sse)))
+                Ok(Answer::Events(sse::events(body, limits.sse).boxed()))
             }
             Shape::Json => {
-                let document = document(P::NAME, body, limits.sse.response_bytes).await?;
-                if is_error(&document) {
-                    let mut error = P::fault(200, &headers, &document);
-                    error.message =
-                        format!("{} answered with an error: {}", P::NAME, error.message);
-                    return Err(error);
-                }
-                let size = reader.decoder.whole(&document, &mut reader.ready)?;
-                reader.account.arrived(size);
-                Ok(reader.stream(stream::empty()))
+                let document = document(P::NAME, body, limits.sse.response_bytes).await;
+                Ok(Answer::Document(headers, document.map_err(Failed::Sent)?))
             }
             Shape::Page => {
                 let what = "the answer is a web page: is the base URL right?";
-                Err(bad(P::NAME, what))
+                Err(Failed::Sent(bad(P::NAME, what)))
             }
-            Shape::Other => Err(bad(
-                P::NAME,
-                &format!("the answer is no stream of events, but {media_type}"),
-            )),
+            Shape::Other => {
+                let what = format!("the answer is no stream of events, but {media_type}");
+                Err(Failed::Sent(bad(P::NAME, &what)))
+            }
         }
     }
 
     /// The answer's head, if it is a success.
-    async fn head(
-        &self,
-        wire: Wire,
-        deadline: Deadline,
-        ready: &mut Deltas,
-    ) -> Result<reqwest::Response, LlmError> {
+    async fn head(&self, wire: Wire, deadline: Deadline) -> Result<reqwest::Response, Failed> {
         let provider = P::NAME;
-        let warnings = wire.warnings.into_iter();
-        ready.extend(warnings.map(|(code, message)| LlmDelta::Warning { code, message }));
         let head_at = Instant::now() + self.limits.first_byte;
         let until = head_at.min(deadline.instant());
         let request = self
@@ -148,27 +152,24 @@ impl<P: Protocol> Client<P> {
             .send();
         let response = match timeout_at(until, request).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return Err(unreachable(provider, error)),
-            Err(_) if until < head_at => return Err(out_of_time(provider)),
+            Ok(Err(error)) => return Err(unanswered(provider, error)),
+            Err(_) if until < head_at => return Err(Failed::Sent(out_of_time(provider))),
             Err(_) => {
-                return Err(LlmError::new(
-                    LlmErrorKind::Timeout,
-                    format!(
-                        "{provider} did not begin to answer within {} s",
-                        self.limits.first_byte.as_secs()
-                    ),
-                ));
+                let message = format!(
+                    "{provider} did not begin to answer within {} s",
+                    self.limits.first_byte.as_secs()
+                );
+                return Err(Failed::Sent(LlmError::new(LlmErrorKind::Timeout, message)));
             }
         };
         if !response.status().is_success() {
-            return Err(refused::<P>(deadline, response).await);
+            let refused = refused::<P>(deadline, response, &self.redactor).await;
+            return Err(Failed::Free(refused));
         }
         let coding = response.headers().get(CONTENT_ENCODING);
         if coding.is_some_and(|coding| coding != "identity") {
-            return Err(bad(
-                provider,
-                "the answer is compressed, which was not asked for",
-            ));
+            let what = "the answer is compressed, which was not asked for";
+            return Err(Failed::Sent(bad(provider, what)));
         }
         Ok(response)
     }
@@ -211,6 +212,28 @@ async fn begin(
     }
 }
 
+/// Reads a whole answer in one document: long where it is.
+fn read<P: Protocol>(
+    mut reader: Reader<P::Decoder>,
+    headers: &HeaderMap,
+    document: Vec<u8>,
+) -> Result<LlmStream, LlmError> {
+    let document = String::from_utf8(document)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    if is_error(&document) {
+        let mut error = P::fault(200, headers, &document);
+        error.message = format!("{} answered with an error: {}", P::NAME, error.message);
+        return Err(cleaned(error, &reader.redactor));
+    }
+    match reader.decoder.whole(&document, &mut reader.ready) {
+        Ok(size) => {
+            reader.account.arrived(size);
+            Ok(reader.stream(stream::empty()))
+        }
+        Err(error) => Ok(reader.failed(error)),
+    }
+}
+
 /// Whether a document is an error object.
 fn is_error(document: &str) -> bool {
     #[derive(Deserialize)]
@@ -222,17 +245,6 @@ fn is_error(document: &str) -> bool {
         .is_ok_and(|failed| failed.error.is_some_and(|error| error.get() != "null"))
 }
 
-/// Does `work`, which is long where `messages` are: other tasks of this thread go on elsewhere meanwhile.
-fn off_the_runtime<T>(messages: &[Message], work: impl FnOnce() -> T) -> T {
-    let many_threads = Handle::try_current()
-        .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread);
-    if many_threads && size(messages) > LARGE {
-        block_in_place(work)
-    } else {
-        work()
-    }
-}
-
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
     let media = media(messages).fold((0, 0), |(count, sum), text| (count + 1, sum + text.len()));
@@ -240,12 +252,12 @@ fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
     Size::of_bytes(text).tokens() + media.0 * IMAGE_TOKENS
 }
 
-/// Reads a whole body of text.
+/// Receives a whole body.
 async fn document(
     provider: &'static str,
     body: impl Stream<Item = Result<Bytes, SseError>>,
     limit: u64,
-) -> Result<String, LlmError> {
+) -> Result<Vec<u8>, LlmError> {
     let mut body = std::pin::pin!(body);
     let mut bytes = Vec::new();
     while let Some(chunk) = body.next().await {
@@ -255,15 +267,18 @@ async fn document(
             return Err(broken(provider, &SseError::ResponseTooLong(limit)));
         }
     }
-    Ok(String::from_utf8(bytes)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    Ok(bytes)
 }
 
 /// The failure that a status other than success stands for.
-async fn refused<P: Protocol>(deadline: Deadline, mut response: reqwest::Response) -> LlmError {
+async fn refused<P: Protocol>(
+    deadline: Deadline,
+    mut response: reqwest::Response,
+    redactor: &Redactor,
+) -> LlmError {
     let status = response.status();
     let headers: HeaderMap = std::mem::take(response.headers_mut());
-    let body = error_body(response, deadline.within(ERROR_BODY_TIME)).await;
+    let body = error_body(response, deadline.within(ERROR_BODY_TIME), redactor).await;
     let mut error = if status.is_redirection() {
         let words = "it redirects, and redirects are not followed: is the base URL right?";
         LlmError::new(LlmErrorKind::BadResponse, words)
@@ -279,29 +294,37 @@ async fn refused<P: Protocol>(deadline: Deadline, mut response: reqwest::Respons
     error
 }
 
-/// The beginning of an error's body; what can't be read in time is left out.
-async fn error_body(response: reqwest::Response, deadline: Deadline) -> String {
+/// The beginning of an error's body, without the secret that its end may be half of; what can't be read in time
+/// is left out.
+async fn error_body(
+    response: reqwest::Response,
+    deadline: Deadline,
+    redactor: &Redactor,
+) -> String {
     let mut body = std::pin::pin!(sse::timed_body(response, ERROR_BODY_TIME, deadline));
     let mut bytes = Vec::new();
     while let Some(Ok(chunk)) = body.next().await {
         bytes.extend_from_slice(&chunk);
         if bytes.len() >= ERROR_BODY {
             bytes.truncate(ERROR_BODY);
-            break;
+            return redactor.clean_cut(&String::from_utf8_lossy(&bytes));
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn unreachable(provider: &'static str, error: reqwest::Error) -> LlmError {
+/// Without an answer's head: whether the request was sent makes the difference.
+fn unanswered(provider: &'static str, error: reqwest::Error) -> Failed {
     let error = error.without_url();
-    let what = if error.is_connect() {
-        "could not be reached"
+    let cause = sse::innermost(&error);
+    let failed =
+        |kind, what: &str| LlmError::new(kind, format!("{provider} {what}: {}", nameless(&cause)));
+    if never_sent(&error) {
+        Failed::Free(failed(LlmErrorKind::Unreachable, "could not be reached"))
     } else {
-        "broke the connection before it answered"
-    };
-    let message = format!("{provider} {what}: {}", nameless(&sse::innermost(&error)));
-    LlmError::new(LlmErrorKind::Unreachable, message)
+        let what = "broke the connection before it answered";
+        Failed::Sent(failed(LlmErrorKind::Cut, what))
+    }
 }
 
 /// A cause without what it says of hosts: a certificate's fault names the one asked for and all that would do.

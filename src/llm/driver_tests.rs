@@ -38,16 +38,3 @@ fn a_certificates_fault_names_no_host() {
         assert_eq!(nameless(whole), whole);
     }
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_large_conversation_is_written_while_other_tasks_go_on() {
-    let large = [Message::user("x".repeat(LARGE + 1))];
-    let (told, heard) = std::sync::mpsc::channel();
-    let mut other = tokio::task::JoinSet::new();
-    let done = off_the_runtime(&large, || {
-        // On the only thread of the runtime this would wait for ever.
-        other.spawn(async move { told.send(()) });
-        heard.recv_timeout(Duration::from_secs(30))
-    });
-    done.unwrap();
-}

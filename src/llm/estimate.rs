@@ -22,10 +22,14 @@ pub struct Size {
 impl Size {
     /// Of `text`.
     pub fn of(text: &str) -> Self {
-        let ascii = text.bytes().filter(u8::is_ascii).count() as u64;
-        let other = text.chars().count() as u64 - ascii;
+        // Of a character's bytes one tells what it is; those that go on tell nothing.
+        let tenths = |byte: u8| match byte {
+            0..=0x7f => ASCII_TENTHS,
+            0x80..=0xbf => 0,
+            0xc0..=0xff => OTHER_TENTHS,
+        };
         Self {
-            tenths: ascii * ASCII_TENTHS + other * OTHER_TENTHS,
+            tenths: text.bytes().map(tenths).sum(),
         }
     }
 

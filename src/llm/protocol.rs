@@ -74,6 +74,9 @@ pub trait Decoder: Send + 'static {
     /// That it is no answer.
     fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<Size, LlmError>;
 
+    /// About how many bytes are looked at to take `event`: its own, and those of a block that ends with it.
+    fn work(&self, event: &SseEvent) -> usize;
+
     /// Whether the answer is there but for the mark of its end: [`Decoder::on_end`] would make a stop.
     fn is_complete(&self) -> bool;
 }

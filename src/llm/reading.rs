@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, stream};
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::task::block_in_place;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::account::Account;
@@ -21,12 +23,14 @@ use crate::secrets::Redactor;
 const TAIL_TIME: Duration = Duration::from_millis(20);
 /// What ends a stream, with several providers and gateways.
 const DONE: &str = "[DONE]";
+/// What has more bytes is neither written nor read on the runtime's threads.
+pub(super) const LARGE: usize = 1 << 20;
 
 /// What is kept of an answer between two deltas.
 pub(super) struct Reader<D> {
     provider: &'static str,
     pub(super) decoder: D,
-    redactor: Redactor,
+    pub(super) redactor: Redactor,
     limits: StreamLimits,
     pub(super) ready: Deltas,
     pub(super) account: Account,
@@ -67,11 +71,23 @@ impl<D: Decoder> Reader<D> {
     where
         S: Stream<Item = Result<SseEvent, SseError>> + Send + 'static,
     {
+        self.read(events, None)
+    }
+
+    /// Those of an answer that failed before it began: what was sent is counted all the same.
+    pub(super) fn failed(self, error: LlmError) -> LlmStream {
+        self.read(stream::empty(), Some(error))
+    }
+
+    fn read<S>(self, events: S, failed: Option<LlmError>) -> LlmStream
+    where
+        S: Stream<Item = Result<SseEvent, SseError>> + Send + 'static,
+    {
         let reading = Reading {
             reader: self,
             events: Box::pin(events),
             content_at: Instant::now(),
-            failed: None,
+            failed,
             ended: false,
             open: true,
         };
@@ -88,7 +104,7 @@ impl<D: Decoder> Reader<D> {
         let usage = match &delta {
             LlmDelta::Usage(usage) => return Some(LlmDelta::Usage(self.account.told(*usage))),
             LlmDelta::Stop(_) => self.account.complete(),
-            LlmDelta::Restarted => self.account.failed(),
+            LlmDelta::Restarted => self.account.failed(true),
             _ => None,
         };
         if let Some(usage) = usage {
@@ -120,10 +136,9 @@ where
                 return None;
             }
             let account = &mut self.reader.account;
-            let usage = if self.failed.is_some() {
-                account.failed()
-            } else {
-                account.so_far()
+            let usage = match &self.failed {
+                Some(error) => account.failed(error.kind.may_be_billed()),
+                None => account.so_far(),
             };
             if let Some(usage) = usage {
                 return Some(Ok(LlmDelta::Usage(usage)));
@@ -158,7 +173,9 @@ where
         match next {
             Ok(Some(Ok(event))) if event.data.trim() == DONE => decoder.on_end(ready),
             Ok(Some(Ok(event))) => {
-                if let Heard::Content(size) = decoder.on_event(&event, ready)? {
+                let heard =
+                    off_the_runtime(decoder.work(&event), || decoder.on_event(&event, ready))?;
+                if let Heard::Content(size) = heard {
                     self.content_at = Instant::now();
                     account.arrived(size);
                 }
@@ -184,6 +201,19 @@ where
             // Not reaching the end costs a connection, nothing else.
             drop(timeout(TAIL_TIME, tail).await);
         }
+    }
+}
+
+/// Does `work`, which is long where there are many `bytes`: other tasks of this thread go on elsewhere meanwhile.
+pub(super) fn off_the_runtime<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let many_threads = || {
+        Handle::try_current()
+            .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
+    };
+    if bytes > LARGE && many_threads() {
+        block_in_place(work)
+    } else {
+        work()
     }
 }
 

@@ -46,7 +46,7 @@ async fn hear_then(
 async fn pings_for_ever_are_no_answer() {
     let (deltas, took) = hear(&[START], Duration::from_secs(10)).await;
     let limits = StreamLimits::default();
-    let [Err(error)] = deltas.as_slice() else {
+    let [Ok(LlmDelta::Usage(_)), Err(error)] = deltas.as_slice() else {
         panic!("{deltas:?}")
     };
     assert_eq!(error.kind, LlmErrorKind::Timeout);
@@ -81,7 +81,7 @@ async fn what_repeats_itself_or_is_empty_is_no_answer() {
         r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":""}}"#;
     for again in [empty, START] {
         let (deltas, took) = hear_then(&[START, text], again, Duration::from_secs(10)).await;
-        let [Err(error)] = deltas.as_slice() else {
+        let [Ok(LlmDelta::Usage(_)), Err(error)] = deltas.as_slice() else {
             panic!("{deltas:?}")
         };
         assert_eq!(error.kind, LlmErrorKind::Timeout);
@@ -220,4 +220,16 @@ async fn what_was_not_told_of_the_usage_is_estimated_at_the_end() {
             "{at_start} {at_end}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_large_conversation_is_written_while_other_tasks_go_on() {
+    let (told, heard) = std::sync::mpsc::channel();
+    let mut other = tokio::task::JoinSet::new();
+    let done = off_the_runtime(LARGE + 1, || {
+        // On the only thread of the runtime this would wait for ever.
+        other.spawn(async move { told.send(()) });
+        heard.recv_timeout(Duration::from_secs(30))
+    });
+    done.unwrap();
 }

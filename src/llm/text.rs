@@ -43,6 +43,11 @@ pub(super) fn has_too_many_values(json: &str) -> bool {
 pub(super) struct Piece<'a>(Cow<'a, [u8]>);
 
 impl Piece<'_> {
+    /// Whether nothing is in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Its text, lone halves replaced.
     pub(super) fn text(&self) -> Cow<'_, str> {
         let mut joiner = Joiner::default();

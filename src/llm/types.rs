@@ -210,7 +210,8 @@ pub trait LlmProvider: Send + Sync {
     /// Sends `request` and waits for the head of the answer. Cancelled by dropping the future.
     ///
     /// # Errors
-    /// Any of [`LlmError`]; those that are [`LlmError::retryable`] may be sent again.
+    /// What costs nothing: the request never left, or was refused. Whatever else fails is told by the stream, after
+    /// an estimate of what it may have cost. Those that are [`LlmError::retryable`] may be sent again.
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError>;
 
     /// What the table knows of `model`: limits and price. `None` for an unknown model.
@@ -288,11 +289,11 @@ pub enum LlmErrorKind {
     Overloaded,
     /// 5xx, or a body that says so.
     Unavailable,
-    /// The connection could not be made or was lost before the answer's head.
+    /// The request never left: there was no connection to carry it.
     Unreachable,
     /// Silence for longer than the limit.
     Timeout,
-    /// The stream broke off.
+    /// The connection or the stream broke off after the request was sent.
     Cut,
     /// Bytes that are not the protocol.
     BadResponse,
@@ -304,6 +305,13 @@ pub enum LlmErrorKind {
     ContextTooLong,
     /// The provider can't take an image or document of the conversation, or not so much of them.
     ContentRefused,
+}
+
+impl LlmErrorKind {
+    /// Whether the provider may have worked on what failed so, and bill it: nobody said that it was refused.
+    pub const fn may_be_billed(self) -> bool {
+        matches!(self, Self::Timeout | Self::Cut | Self::BadResponse)
+    }
 }
 
 impl LlmError {

@@ -1,5 +1,6 @@
 //! The only builder of HTTP clients.
 
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -36,6 +37,18 @@ pub fn build_with(proxies: Proxies) -> Result<HttpClient, reqwest::Error> {
         .user_agent(concat!("sandcaster/", env!("CARGO_PKG_VERSION")));
     let proxies = proxies.0.into_iter();
     proxies.fold(builder, reqwest::ClientBuilder::proxy).build()
+}
+
+/// Whether a request that failed with `error` never left: there was no connection, or it was lost before the
+/// request's first byte. All others may have been received, and done.
+pub fn never_sent(error: &reqwest::Error) -> bool {
+    let mut causes = std::iter::successors(error.source(), |&cause| cause.source());
+    let unused = |cause: &(dyn Error + 'static)| {
+        cause
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_canceled)
+    };
+    error.is_connect() || error.is_builder() || causes.any(unused)
 }
 
 /// The proxies that the environment names. May hold a password, so `Debug` shows nothing.

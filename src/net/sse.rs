@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, stream};
+use memchr::memchr2;
 use sse_stream::SseByteStream;
 use tokio::time::Instant;
 
@@ -182,7 +183,7 @@ impl Guard {
             return Err(SseError::ResponseTooLong(self.limits.response_bytes));
         }
         let mut rest = chunk;
-        while let Some(at) = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+        while let Some(at) = memchr2(b'\n', b'\r', rest) {
             let (line, tail) = rest.split_at(at);
             let (end, tail) = tail.split_at(1);
             // The second half of a CR LF is no line of its own.

@@ -158,8 +158,115 @@ async fn a_provider_that_is_not_there_is_unreachable_and_retryable() {
         assert!(error.retryable());
         assert_clean(row, &error);
     }
-    let (_, error) = fault(Reply::hang_up()).await;
-    assert_eq!(error.kind, LlmErrorKind::Unreachable);
+}
+
+/// What a service does with a connection before it closes it.
+#[derive(Clone, Copy, Debug)]
+struct Closing {
+    /// So much of the request is read; all of it without a number.
+    reads: Option<usize>,
+    says: &'static str,
+    /// By a reset instead of an end.
+    resets: bool,
+}
+
+/// Serves one connection so, and tells whether it got a request's first byte.
+async fn close_so(listener: TcpListener, closing: Closing) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let (mut socket, _) = listener.accept().await.unwrap();
+    let mut read = Vec::new();
+    // The body is the end of the request: `}` and nothing after it.
+    while closing
+        .reads
+        .map_or(!read.ends_with(b"}]}"), |most| read.len() < most)
+    {
+        let most = closing.reads.map_or(1 << 16, |most| most - read.len());
+        let mut bytes = vec![0; most];
+        match socket.read(&mut bytes).await.unwrap() {
+            0 => break,
+            n => read.extend_from_slice(&bytes[..n]),
+        }
+    }
+    socket.write_all(closing.says.as_bytes()).await.unwrap();
+    if closing.resets {
+        socket.set_zero_linger().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_is_counted_wherever_the_connection_breaks() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+    const CHUNKED: &str =
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n40\r\ndata: {\"type\":\"ping\"}";
+    for reads in [Some(1), Some(200), None] {
+        for says in ["", "HTTP/1.1 2", HEAD, CHUNKED] {
+            for resets in [false, true] {
+                let closing = Closing {
+                    reads,
+                    says,
+                    resets,
+                };
+                for row in rows() {
+                    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+                    let address = listener.local_addr().unwrap();
+                    let provider = row.provider(&format!("http://{address}"));
+                    let request = row.prompt();
+                    let ((deltas, error), ()) =
+                        tokio::join!(ask(&*provider, &request), close_so(listener, closing));
+                    let error = error.unwrap();
+                    assert_eq!(error.kind, LlmErrorKind::Cut, "{closing:?} {error}");
+                    assert!(error.retryable());
+                    assert_clean(row, &error);
+                    let [LlmDelta::Usage(usage)] = deltas.as_slice() else {
+                        panic!("{closing:?} {deltas:?}")
+                    };
+                    assert!(
+                        usage.estimated && usage.input > 10 && usage.output == 0,
+                        "{usage:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_failed_is_free_only_if_it_never_left_or_was_refused() {
+    let garbage = Reply::body(200, "text/plain", b"no protocol");
+    for (reply, free) in [
+        (Reply::hang_up(), false),
+        (Reply::silence(), false),
+        (Reply::new().without_usage().cut(), false),
+        (Reply::new().without_usage().stall(), false),
+        (garbage.bytes(b"data: garbage\n\n".to_vec()), false),
+        (Reply::body(200, "application/json", b"{not json"), false),
+        (Reply::body(200, "text/html", b"<html>"), false),
+        (Reply::new().header("content-encoding", "gzip"), false),
+        (Reply::error(400, "invalid_request_error", "bad"), true),
+        (Reply::error(429, "rate_limit_error", "slow down"), true),
+        (Reply::error(500, "api_error", "oops"), true),
+        (Reply::body(301, "text/plain", b""), true),
+        (
+            Reply::new()
+                .without_usage()
+                .breaks("overloaded_error", "Overloaded"),
+            true,
+        ),
+        (
+            Reply::body(
+                200,
+                "application/json",
+                br#"{"error": {"type": "overloaded_error", "message": "busy"}}"#,
+            ),
+            true,
+        ),
+    ] {
+        let (deltas, error) = fault_within(reply, short()).await;
+        let counted =
+            |delta: &LlmDelta| matches!(delta, LlmDelta::Usage(usage) if usage.input > 10);
+        assert_eq!(!deltas.iter().any(counted), free, "{error} {deltas:?}");
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::mem::take;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use super::wire::{Asked, Cited, CitingText, Delta, SignedThinking, Start};
+use super::wire::{Asked, Cited, CitingText, Delta, DeltaKind, SignedThinking, Start};
 use crate::chat::{Block, CallIds, Echo, ToolArgs, ToolCall};
 use crate::llm::estimate::Size;
 use crate::llm::protocol::{Deltas, Heard};
@@ -110,28 +110,29 @@ impl OpenBlock {
 
     /// Takes a piece of it.
     pub(super) fn delta(&mut self, delta: &Delta<'_>, out: &mut Deltas) -> Heard {
-        let kind = delta.kind.as_ref().map(Piece::text).unwrap_or_default();
         let mut other = false;
-        match (&*kind, delta.citation) {
-            ("citations_delta", Some(citation)) => {
-                self.cite(citation, out);
-                other = true;
+        match delta.kind.unwrap_or_default() {
+            DeltaKind::Text => self.add(delta.text.as_ref(), LlmDelta::Text, out),
+            DeltaKind::Thinking => self.add(delta.thinking.as_ref(), LlmDelta::Thinking, out),
+            DeltaKind::Citation => {
+                if let Some(citation) = delta.citation {
+                    self.cite(citation, out);
+                    other = true;
+                }
             }
-            ("text_delta", _) => self.add(delta.text.as_ref(), LlmDelta::Text, out),
-            ("thinking_delta", _) => self.add(delta.thinking.as_ref(), LlmDelta::Thinking, out),
-            ("signature_delta", _) => {
+            DeltaKind::Signature => {
                 let signature = delta.signature.as_ref().map(Piece::text);
                 self.signature = signature.unwrap_or_default().into_owned();
                 other = !self.signature.is_empty();
             }
-            ("input_json_delta", _) => {
+            DeltaKind::Json => {
                 if let Some(piece) = &delta.partial_json {
                     let json = self.joiner.join(piece);
                     self.size += Size::of(&json);
                     self.json.push_str(&json);
                 }
             }
-            ("compaction_delta", _) => {
+            DeltaKind::Compaction => {
                 if let Some(piece) = &delta.content {
                     let content = self.joiner.join(piece);
                     self.size += Size::of(&content);
@@ -139,7 +140,7 @@ impl OpenBlock {
                 }
             }
             // Pieces of a newer protocol.
-            _ => other = !kind.is_empty() && kind != "citations_delta",
+            DeltaKind::Other => other = delta.kind.is_some(),
         }
         let size = self.arrived();
         if other || !size.is_empty() {

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::block::{OpenBlock, SHOWN_CHARS, name, served};
 use super::errors::classify;
 use super::usage::Tally;
-use super::wire::{Details, Event, NAME, Whole};
+use super::wire::{Delta, DeltaKind, Details, Event, EventKind, NAME, Whole};
 use crate::chat::{Block, CallIds};
 use crate::llm::estimate::Size;
 use crate::llm::fault::{bad, cut};
@@ -20,23 +20,6 @@ use crate::net::sse::SseEvent;
 
 /// The most blocks that an answer may have.
 const MOST_BLOCKS: usize = 10_000;
-const EVENTS: &[&str] = &[
-    "message_start",
-    "content_block_start",
-    "content_block_delta",
-    "content_block_stop",
-    "message_delta",
-    "message_stop",
-];
-const DELTAS: &[&str] = &[
-    "text_delta",
-    "thinking_delta",
-    "signature_delta",
-    "input_json_delta",
-    "compaction_delta",
-    "citations_delta",
-];
-
 /// Decodes one answer.
 #[derive(Debug, Default)]
 pub struct AnthropicDecoder {
@@ -44,7 +27,9 @@ pub struct AnthropicDecoder {
     /// The message's id once its start was seen; empty where a gateway gives none.
     message: Option<String>,
     /// Blocks that have started and not stopped, by the index in the events: never by position.
-    open: BTreeMap<u64, OpenBlock>,
+    open: BTreeMap<i64, OpenBlock>,
+    /// Bytes of events since no block was open.
+    held: usize,
     blocks: usize,
     calls: usize,
     tally: Tally,
@@ -64,29 +49,37 @@ impl AnthropicDecoder {
     }
 
     /// Takes an event of kind `kind`; events of unknown kinds are signs of life.
-    fn take(&mut self, kind: &str, event: &Event<'_>, out: &mut Deltas) -> Result<Heard, LlmError> {
-        let index = event.index.unwrap_or_default();
+    fn take(
+        &mut self,
+        kind: EventKind,
+        event: &Event<'_>,
+        out: &mut Deltas,
+    ) -> Result<Heard, LlmError> {
+        let index = event.index.as_ref().map_or(0, |index| index.0);
         match kind {
-            "message_start" => {
+            EventKind::MessageStart => {
                 if let Some(message) = event.message
                     && !self.begin(&read(message)?, out)
                 {
                     return Ok(Heard::Ping);
                 }
             }
-            "content_block_start" => {
+            EventKind::BlockStart => {
                 if let Some(start) = event.content_block {
                     self.block_start(index, start, out)?;
                 }
             }
-            "content_block_delta" => {
-                return Ok(match (self.open.get_mut(&index), &event.delta) {
-                    (Some(block), Some(delta)) => block.delta(delta, out),
-                    _ => Heard::Ping,
-                });
+            EventKind::BlockDelta => {
+                let Some(delta) = &event.delta else {
+                    return Ok(Heard::Ping);
+                };
+                return match self.open.get_mut(&index) {
+                    Some(block) => Ok(block.delta(delta, out)),
+                    None => self.without_start(index, delta, out),
+                };
             }
-            "content_block_stop" if self.open.contains_key(&index) => self.block_stop(index, out),
-            "message_delta" => {
+            EventKind::BlockStop if self.open.contains_key(&index) => self.block_stop(index, out),
+            EventKind::MessageDelta => {
                 let told_before = self.stop.is_some();
                 if let Some(delta) = &event.delta {
                     self.stopped(delta.stop_reason.as_ref(), delta.stop_details);
@@ -96,8 +89,8 @@ impl AnthropicDecoder {
                     return Ok(Heard::Ping);
                 }
             }
-            "message_stop" => self.finish(out),
-            _ => return Ok(Heard::Ping),
+            EventKind::MessageStop => self.finish(out),
+            EventKind::BlockStop | EventKind::Error | EventKind::Other => return Ok(Heard::Ping),
         }
         Ok(Heard::Content(take(&mut self.size)))
     }
@@ -116,22 +109,22 @@ impl AnthropicDecoder {
         let tree: Value = serde_json::from_str(&mended(&event.data))
             .map_err(|_| bad(NAME, &format!("an event is not JSON ({error})")))?;
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
-        let kind = text(tree.get("type"))
+        let name = text(tree.get("type"))
             .or_else(|| event.event.clone())
             .unwrap_or_default();
+        let kind = EventKind::of(name.as_bytes());
         let of_delta = text(tree.get("delta").and_then(|delta| delta.get("type")));
+        let is_new = |name: String| DeltaKind::of(name.as_bytes()) == DeltaKind::Other;
         let json = tree.to_string();
-        if kind == "error" {
+        if kind == EventKind::Error {
             return Err(failed(&json));
         }
         match serde_json::from_str::<Event<'_>>(&json) {
-            Ok(event) => self.take(&kind, &event, out),
-            Err(_) if !EVENTS.contains(&&*kind) => Ok(Heard::Ping),
-            Err(_) if of_delta.is_some_and(|kind| !DELTAS.contains(&&*kind)) => {
-                Ok(Heard::Content(Size::default()))
-            }
+            Ok(event) => self.take(kind, &event, out),
+            Err(_) if kind == EventKind::Other => Ok(Heard::Ping),
+            Err(_) if of_delta.is_some_and(is_new) => Ok(Heard::Content(Size::default())),
             Err(error) => {
-                let what = format!("a {kind} event can't be read ({error})");
+                let what = format!("a {name} event can't be read ({error})");
                 Err(bad(NAME, &what))
             }
         }
@@ -153,9 +146,33 @@ impl AnthropicDecoder {
         true
     }
 
+    /// A piece of a block that never began, or is over: what was said begins one, what can't be told from half a
+    /// call is the stream's fault.
+    fn without_start(
+        &mut self,
+        index: i64,
+        delta: &Delta<'_>,
+        out: &mut Deltas,
+    ) -> Result<Heard, LlmError> {
+        let block = match delta.kind.unwrap_or_default() {
+            DeltaKind::Text => "text",
+            DeltaKind::Thinking => "thinking",
+            DeltaKind::Other => return Ok(Heard::Ping),
+            _ if delta.is_empty() => return Ok(Heard::Ping),
+            kind => {
+                let what = format!("a piece ({kind:?}) is of block {index}, which is not open");
+                return Err(bad(NAME, &what));
+            }
+        };
+        let start = RawValue::from_string(format!(r#"{{"type":"{block}"}}"#)).unwrap_or_default();
+        self.block_start(index, &start, out)?;
+        let block = self.open.get_mut(&index);
+        Ok(block.map_or(Heard::Ping, |block| block.delta(delta, out)))
+    }
+
     fn block_start(
         &mut self,
-        index: u64,
+        index: i64,
         raw: &RawValue,
         out: &mut Deltas,
     ) -> Result<(), LlmError> {
@@ -173,7 +190,7 @@ impl AnthropicDecoder {
         Ok(())
     }
 
-    fn block_stop(&mut self, index: u64, out: &mut Deltas) {
+    fn block_stop(&mut self, index: i64, out: &mut Deltas) {
         if let Some(block) = self.open.remove(&index) {
             let block = block.complete(&self.ids, out);
             self.push(block, out);
@@ -236,17 +253,24 @@ impl Decoder for AnthropicDecoder {
             return Ok(Heard::Ping);
         }
         let data = &event.data;
+        self.held = if self.open.is_empty() {
+            0
+        } else {
+            self.held + data.len()
+        };
         few_values(data)?;
         let parsed = match serde_json::from_str::<Event<'_>>(data) {
             Ok(parsed) => parsed,
             Err(error) => return self.odd(event, &error, out),
         };
-        let kind = parsed.kind.as_ref().map(Piece::text);
-        let kind = kind
-            .as_deref()
-            .or(event.event.as_deref())
-            .unwrap_or_default();
-        if kind == "error" {
+        let by_name = || {
+            event
+                .event
+                .as_ref()
+                .map(|name| EventKind::of(name.as_bytes()))
+        };
+        let kind = parsed.kind.or_else(by_name).unwrap_or_default();
+        if kind == EventKind::Error {
             return Err(failed(data));
         }
         self.take(kind, &parsed, out)
@@ -280,6 +304,17 @@ impl Decoder for AnthropicDecoder {
         self.read_usage(message.usage, out);
         self.finish(out);
         Ok(take(&mut self.size))
+    }
+
+    fn work(&self, event: &SseEvent) -> usize {
+        let data = &event.data;
+        let ends = || data.contains("_stop") || data.contains("_start");
+        let held = if self.held > data.len() && ends() {
+            self.held
+        } else {
+            0
+        };
+        data.len() + held
     }
 
     fn is_complete(&self) -> bool {

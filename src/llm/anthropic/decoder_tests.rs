@@ -260,7 +260,7 @@ fn what_is_not_known_is_carried_or_passed_over() {
             json!({"type": "content_block_start", "index": 4,
                 "content_block": {"type": "novel", "x": {"b": 1, "a": 2}}}),
             json!({"type": "content_block_delta", "index": 4, "delta": {"type": "novel_delta"}}),
-            json!({"type": "content_block_delta", "index": 9, "delta": {"type": "text_delta", "text": "?"}}),
+            json!({"type": "content_block_delta", "index": 9, "delta": {"type": "novel_delta"}}),
             block_end(4),
             block_end(9),
         ],
@@ -312,7 +312,13 @@ proptest! {
                 7 => message_stop,
                 _ => json!({"type": "ping"}),
             };
-            for delta in feed(&mut decoder, &event) {
+            let event = SseEvent { event: None, data: event.to_string() };
+            let Ok(deltas) = hear(&mut decoder, &event) else {
+                // A piece of a call that is not open ends the answer.
+                prop_assert_eq!(pick, 5);
+                break;
+            };
+            for delta in deltas {
                 prop_assert!(!stopped, "{delta:?}");
                 stopped = matches!(delta, LlmDelta::Stop(_));
             }
@@ -761,6 +767,75 @@ fn an_index_that_is_none_is_the_first_and_hides_no_error() {
         let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
         assert_eq!(error.kind, LlmErrorKind::Overloaded, "{index}");
     }
+}
+
+#[test]
+fn a_piece_of_a_block_that_is_not_open_is_never_lost_in_silence() {
+    let said = |index: Value, kind: &str, field: &str, what: &str| json!({"type": "content_block_delta", "index": index, "delta": {"type": kind, field: what}});
+    for index in [json!(7), json!(-1), json!(0.0), json!(1e3), Value::Null] {
+        // Never begun, and over already.
+        for before in [vec![], text(0, "").to_vec()] {
+            let mut decoder = AnthropicDecoder::default();
+            for event in [vec![start("a")], before].concat() {
+                feed(&mut decoder, &event);
+            }
+            for kind in ["text", "thinking"] {
+                let piece = said(index.clone(), &format!("{kind}_delta"), kind, "x");
+                let expected = match kind {
+                    "text" => LlmDelta::Text("x".to_owned()),
+                    _ => LlmDelta::Thinking("x".to_owned()),
+                };
+                assert_eq!(feed(&mut decoder, &piece), [expected], "{index}");
+                let mut end = block_end(0);
+                end["index"] = index.clone();
+                let kept = feed(&mut decoder, &end);
+                assert_eq!(kept.len(), usize::from(kind == "text"), "{index} {kept:?}");
+            }
+            for (kind, field, named) in [
+                ("input_json_delta", "partial_json", "Json"),
+                ("signature_delta", "signature", "Signature"),
+                ("compaction_delta", "content", "Compaction"),
+            ] {
+                assert_eq!(
+                    feed(&mut decoder, &said(index.clone(), kind, field, "")),
+                    []
+                );
+                let piece = SseEvent {
+                    event: None,
+                    data: said(index.clone(), kind, field, "x").to_string(),
+                };
+                let error = hear(&mut decoder, &piece).unwrap_err();
+                assert_eq!(error.kind, LlmErrorKind::BadResponse);
+                assert!(error.message.contains(named), "{error}");
+            }
+        }
+    }
+    for index in [json!(0.5), json!("x"), json!(1e300), json!([])] {
+        let piece = SseEvent {
+            event: None,
+            data: said(index, "text_delta", "text", "x").to_string(),
+        };
+        let error = hear(&mut AnthropicDecoder::default(), &piece).unwrap_err();
+        assert_eq!(error.kind, LlmErrorKind::BadResponse);
+    }
+}
+
+#[test]
+fn the_work_of_an_event_counts_the_block_that_ends_with_it() {
+    let mut decoder = AnthropicDecoder::default();
+    let event = |data: Value| SseEvent {
+        event: None,
+        data: data.to_string(),
+    };
+    feed(&mut decoder, &call_start(0));
+    for _ in 0..100 {
+        feed(&mut decoder, &piece(0, &"1".repeat(10_000)));
+    }
+    assert!(decoder.work(&event(piece(0, "1"))) < 200);
+    assert!(decoder.work(&event(block_end(0))) > 1_000_000);
+    feed(&mut decoder, &block_end(0));
+    feed(&mut decoder, &call_start(1));
+    assert!(decoder.work(&event(block_end(1))) < 500);
 }
 
 #[test]

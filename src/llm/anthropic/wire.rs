@@ -1,10 +1,12 @@
 //! The shapes of the Messages API, borrowed from what they are made of or read from.
 
 use std::borrow::Cow;
+use std::fmt;
 
+use serde::de::{Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Number, Value};
 
 use crate::llm::text::Piece;
 
@@ -155,12 +157,81 @@ pub(super) struct CitingText<'a> {
     pub(super) citations: &'a [Box<RawValue>],
 }
 
+/// A closed list of names, and one for all others: what is no text, half a character too, is another as well.
+macro_rules! names {
+    ($(#[$doc:meta])* $kind:ident { $($variant:ident = $name:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub(super) enum $kind {
+            $($variant,)+
+            /// Of a newer protocol, or none.
+            #[default]
+            Other,
+        }
+
+        impl $kind {
+            pub(super) const fn of(name: &[u8]) -> Self {
+                match name {
+                    $($name => Self::$variant,)+
+                    _ => Self::Other,
+                }
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $kind {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_bytes(Name(Self::of))
+            }
+        }
+    };
+}
+
+/// Finds the name that the function knows.
+struct Name<T>(fn(&[u8]) -> T);
+
+impl<T> Visitor<'_> for Name<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a name")
+    }
+
+    fn visit_bytes<E>(self, name: &[u8]) -> Result<T, E> {
+        Ok((self.0)(name))
+    }
+}
+
+names! {
+    /// What an event is.
+    EventKind {
+        MessageStart = b"message_start",
+        BlockStart = b"content_block_start",
+        BlockDelta = b"content_block_delta",
+        BlockStop = b"content_block_stop",
+        MessageDelta = b"message_delta",
+        MessageStop = b"message_stop",
+        Error = b"error",
+    }
+}
+
+names! {
+    /// What a piece of a block is.
+    DeltaKind {
+        Text = b"text_delta",
+        Thinking = b"thinking_delta",
+        Signature = b"signature_delta",
+        Json = b"input_json_delta",
+        Compaction = b"compaction_delta",
+        Citation = b"citations_delta",
+    }
+}
+
 /// An event of a stream, flat: what belongs to no known event is left as it is, so that it can't fail one.
 #[derive(Deserialize)]
 pub(super) struct Event<'a> {
-    #[serde(rename = "type", borrow)]
-    pub(super) kind: Option<Piece<'a>>,
-    pub(super) index: Option<u64>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<EventKind>,
+    pub(super) index: Option<Index>,
     #[serde(borrow)]
     pub(super) delta: Option<Delta<'a>>,
     #[serde(borrow)]
@@ -174,8 +245,8 @@ pub(super) struct Event<'a> {
 /// A piece of a block, or the end of the message. Some gateways send all fields, most of them empty.
 #[derive(Deserialize)]
 pub(super) struct Delta<'a> {
-    #[serde(rename = "type", borrow)]
-    pub(super) kind: Option<Piece<'a>>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<DeltaKind>,
     #[serde(borrow)]
     pub(super) text: Option<Piece<'a>>,
     #[serde(borrow)]
@@ -192,6 +263,20 @@ pub(super) struct Delta<'a> {
     pub(super) stop_reason: Option<Piece<'a>>,
     #[serde(borrow)]
     pub(super) stop_details: Option<&'a RawValue>,
+}
+
+impl Delta<'_> {
+    /// Whether there is nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        let texts = [
+            &self.text,
+            &self.thinking,
+            &self.signature,
+            &self.partial_json,
+            &self.content,
+        ];
+        self.citation.is_none() && texts.into_iter().flatten().all(Piece::is_empty)
+    }
 }
 
 /// Why the model refused.
@@ -314,6 +399,23 @@ pub(super) struct ServerToolUse {
 
 /// More tokens than any request can have: figures beyond it are nonsense that no sum should overflow on.
 pub(super) const MOST_TOKENS: u64 = 1_000_000_000_000;
+
+/// A block's number, as an integer or written like `1.0`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Index(pub(super) i64);
+
+impl<'de> Deserialize<'de> for Index {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = Number::deserialize(deserializer)?;
+        let index = number.as_i64().or_else(|| {
+            let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
+            format!("{float:.0}").parse().ok()
+        });
+        index
+            .map(Self)
+            .ok_or_else(|| D::Error::custom(format!("{number} is no index of a block")))
+    }
+}
 
 /// A count; whatever is no count is none.
 #[derive(Clone, Copy, Debug, Default)]
