@@ -34,13 +34,11 @@ use sandcaster::chat::{
 use sandcaster::clock::Deadline;
 use sandcaster::llm::anthropic::Anthropic;
 use sandcaster::llm::{
-    self, AnswerSize, Build, Decoder as _, Deltas, Heard, LlmProvider, LlmRequest, Protocol as _,
-    ToolChoice,
+    self, Build, Decoder as _, Deltas, Heard, LlmProvider, LlmRequest, Protocol as _,
 };
 use sandcaster::net;
 use sandcaster::net::sse::{self, SseEvent, SseLimits};
 use sandcaster::secrets::Secret;
-use sandcaster::spec::ThinkingLevel;
 use serde_json::json;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::time::Instant;
@@ -147,20 +145,12 @@ fn conversation(turns: usize) -> Conversation {
 
 impl Conversation {
     fn request(&self) -> LlmRequest<'_> {
+        let model = "claude-sonnet-4-6";
+        let deadline = Deadline::after(Duration::from_mins(10));
         LlmRequest {
-            model: "claude-sonnet-4-6",
             system: &self.system,
             tools: &self.tools,
-            server_tools: &[],
-            tool_choice: ToolChoice::Auto,
-            messages: &self.messages,
-            output_schema: None,
-            answer: AnswerSize::Usual,
-            affordable: None,
-            thinking: ThinkingLevel::Unset,
-            cache_key: "bench",
-            call_ids: &self.call_ids,
-            deadline: Deadline::after(Duration::from_mins(10)),
+            ..LlmRequest::plain(model, &self.messages, &self.call_ids, deadline)
         }
     }
 }

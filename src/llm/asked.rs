@@ -49,20 +49,17 @@ impl Asked {
     }
 
     pub(super) fn request(&self) -> LlmRequest<'_> {
+        let deadline = Deadline::after(Duration::from_mins(1));
         LlmRequest {
-            model: &self.model,
             system: &self.system,
             tools: &self.tools,
             server_tools: &self.server_tools,
             tool_choice: self.tool_choice,
-            messages: &self.messages,
             output_schema: self.output_schema.as_ref(),
             answer: self.answer,
             affordable: self.affordable,
             thinking: self.thinking,
-            cache_key: "run",
-            call_ids: &self.ids,
-            deadline: Deadline::after(Duration::from_mins(1)),
+            ..LlmRequest::plain(&self.model, &self.messages, &self.ids, deadline)
         }
     }
 }

@@ -26,7 +26,7 @@ use crate::apart::apart;
 use crate::chat::Message;
 use crate::clock::Deadline;
 use crate::net::sse::{self, SseError, SseEvent};
-use crate::net::{HttpClient, never_sent};
+use crate::net::{HttpClient, never_sent, refusal};
 use crate::secrets::Redactor;
 
 /// How much of an error's body is read.
@@ -278,7 +278,13 @@ async fn refused<P: Protocol>(
 ) -> LlmError {
     let status = response.status();
     let headers: HeaderMap = std::mem::take(response.headers_mut());
-    let body = error_body(response, deadline.within(ERROR_BODY_TIME), redactor).await;
+    let body = refusal(
+        response,
+        ERROR_BODY,
+        deadline.within(ERROR_BODY_TIME),
+        redactor,
+    )
+    .await;
     let mut error = if status.is_redirection() {
         let words = "it redirects, and redirects are not followed: is the base URL right?";
         LlmError::new(LlmErrorKind::BadResponse, words)
@@ -292,25 +298,6 @@ async fn refused<P: Protocol>(
     }
     error.message = message;
     error
-}
-
-/// The beginning of an error's body, without the secret that its end may be half of; what can't be read in time
-/// is left out.
-async fn error_body(
-    response: reqwest::Response,
-    deadline: Deadline,
-    redactor: &Redactor,
-) -> String {
-    let mut body = std::pin::pin!(sse::timed_body(response, ERROR_BODY_TIME, deadline));
-    let mut bytes = Vec::new();
-    while let Some(Ok(chunk)) = body.next().await {
-        bytes.extend_from_slice(&chunk);
-        if bytes.len() >= ERROR_BODY {
-            bytes.truncate(ERROR_BODY);
-            return redactor.clean_cut(&String::from_utf8_lossy(&bytes));
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Without an answer's head: whether the request was sent makes the difference.

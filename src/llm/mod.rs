@@ -9,6 +9,7 @@ mod asked;
 mod def;
 pub mod demo;
 mod driver;
+mod effort;
 pub mod estimate;
 mod fault;
 mod json;
@@ -20,6 +21,7 @@ mod text;
 mod types;
 
 pub use def::{Build, ProviderConfig, ProviderDef, StreamLimits};
+pub use effort::{Effort, Efforts};
 pub use json::Json;
 pub use protocol::{Decoder, Deltas, Heard, Protocol, Wire};
 pub use types::{

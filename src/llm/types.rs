@@ -14,6 +14,7 @@ use futures::Stream;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::effort::Efforts;
 use crate::chat::{Block, CallIds, Message, ToolSpec};
 use crate::clock::Deadline;
 use crate::error::{ErrorCode, WarningCode};
@@ -50,6 +51,32 @@ pub struct LlmRequest<'a> {
     pub call_ids: &'a CallIds,
     /// When the answer must be complete.
     pub deadline: Deadline,
+}
+
+impl<'a> LlmRequest<'a> {
+    /// With `messages` alone: no system prompt, no tools, and everything else as the model likes.
+    pub const fn plain(
+        model: &'a str,
+        messages: &'a [Message],
+        call_ids: &'a CallIds,
+        deadline: Deadline,
+    ) -> Self {
+        Self {
+            model,
+            system: &[],
+            tools: &[],
+            server_tools: &[],
+            tool_choice: ToolChoice::Auto,
+            messages,
+            output_schema: None,
+            answer: AnswerSize::Usual,
+            affordable: None,
+            thinking: ThinkingLevel::Unset,
+            cache_key: "",
+            call_ids,
+            deadline,
+        }
+    }
 }
 
 /// How long an answer may be, thinking not counted where the provider tells them apart.
@@ -239,6 +266,8 @@ pub struct ModelFacts {
     pub tools_with_schema: bool,
     /// How it is told to think.
     pub thinking: ThinkingStyle,
+    /// What efforts it takes.
+    pub efforts: Efforts,
 }
 
 /// How a model is told how much to think.

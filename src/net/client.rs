@@ -5,6 +5,10 @@ use std::fmt;
 use std::time::Duration;
 
 use reqwest::{NoProxy, Proxy, Url};
+use tokio::time::timeout_at;
+
+use crate::clock::Deadline;
+use crate::secrets::Redactor;
 
 /// A client for LLM providers and sandbox backends: HTTP/1.1, no redirects, no total timeout (streams
 /// have their own deadlines).
@@ -49,6 +53,26 @@ pub fn never_sent(error: &reqwest::Error) -> bool {
             .is_some_and(hyper::Error::is_canceled)
     };
     error.is_connect() || error.is_builder() || causes.any(unused)
+}
+
+/// The first `most` bytes of a refusal's body, as text. What doesn't come until the deadline is left out, and so is
+/// an end that may be half of a secret.
+pub async fn refusal(
+    mut response: reqwest::Response,
+    most: usize,
+    until: Deadline,
+    redactor: &Redactor,
+) -> String {
+    let mut held = Vec::new();
+    while held.len() <= most {
+        match timeout_at(until.instant(), response.chunk()).await {
+            Ok(Ok(Some(chunk))) => held.extend_from_slice(&chunk),
+            Ok(Ok(None)) => return String::from_utf8_lossy(&held).into_owned(),
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    held.truncate(most);
+    redactor.clean_cut(&String::from_utf8_lossy(&held))
 }
 
 /// The proxies that the environment names. May hold a password, so `Debug` shows nothing.
@@ -176,6 +200,35 @@ mod tests {
         assert!(!through(&[("HTTP_PROXY", &proxy), ("no_proxy", "*")], far).await);
         assert!(!through(&[("HTTP_PROXY", &proxy), ("REQUEST_METHOD", "GET")], far).await);
         assert!(!through(&[("HTTP_PROXY", "")], far).await);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_is_cut_shows_no_half_of_a_key() {
+        const KEY: &str = "sk-0123456789abcdef";
+        let redactor = Redactor::new([&crate::secrets::Secret::new(KEY)]);
+        for (body, most, whole) in [
+            (format!("bad {KEY}"), 10, "bad "),
+            (format!("bad {KEY}"), 3, "bad"),
+            ("not bad".to_owned(), 7, "not bad"),
+            // Whole, so whoever reads it cleans it.
+            (format!("bad {KEY}"), 100, "bad sk-0123456789abcdef"),
+            // Broken off: a half is a half whoever cut it.
+            (format!("bad {}", &KEY[..9]), 100, "bad "),
+        ] {
+            let claimed = body.len() + usize::from(whole == "bad ");
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let serving = std::thread::spawn(move || {
+                let (mut socket, _) = listener.accept().unwrap();
+                drop(socket.read(&mut [0; 4096]));
+                let head = format!("HTTP/1.1 401 No\r\ncontent-length: {claimed}\r\n\r\n");
+                socket.write_all((head + &body).as_bytes()).unwrap();
+            });
+            let response = build().unwrap().get(url).send().await.unwrap();
+            let until = Deadline::after(Duration::from_secs(30));
+            assert_eq!(refusal(response, most, until, &redactor).await, whole);
+            serving.join().unwrap();
+        }
     }
 
     #[test]

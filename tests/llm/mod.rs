@@ -14,9 +14,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use sandcaster::chat::{Block, CallIds, Message, Reply, ToolSpec};
 use sandcaster::clock::Deadline;
-use sandcaster::llm::{
-    AnswerSize, LlmDelta, LlmError, LlmProvider, LlmRequest, StreamLimits, ToolChoice,
-};
+use sandcaster::llm::{LlmDelta, LlmError, LlmProvider, LlmRequest, StreamLimits};
 use sandcaster::spec::ThinkingLevel;
 
 use rows::{Row, rows};
@@ -44,19 +42,10 @@ impl Asked {
     fn request(&self) -> LlmRequest<'_> {
         static SYSTEM: LazyLock<[String; 1]> = LazyLock::new(|| ["Be brief.".to_owned()]);
         LlmRequest {
-            model: &self.model,
             system: &*SYSTEM,
             tools: &self.tools,
-            server_tools: &[],
-            tool_choice: ToolChoice::Auto,
-            messages: &self.messages,
-            output_schema: None,
-            answer: AnswerSize::Usual,
-            affordable: None,
             thinking: self.thinking,
-            cache_key: "run",
-            call_ids: &self.ids,
-            deadline: self.deadline,
+            ..LlmRequest::plain(&self.model, &self.messages, &self.ids, self.deadline)
         }
     }
 }

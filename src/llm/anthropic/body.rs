@@ -13,6 +13,7 @@ use super::wire::{
 };
 use crate::chat::{Block, Message, Part, ToolResult, ToolSpec};
 use crate::error::WarningCode;
+use crate::llm::effort::Effort;
 use crate::llm::prices;
 use crate::llm::types::{
     AnswerSize, LlmRequest, ModelFacts, ServerTool, ThinkingStyle, ToolChoice,
@@ -89,12 +90,13 @@ impl Plan {
             effort: None,
             warning: None,
         };
-        plan.think(request, facts.thinking, most);
+        plan.think(request, facts, most);
         plan
     }
 
-    fn think(&mut self, request: &LlmRequest<'_>, style: ThinkingStyle, most: u32) {
-        let (budget, effort) = match request.thinking {
+    fn think(&mut self, request: &LlmRequest<'_>, facts: &ModelFacts, most: u32) {
+        let style = facts.thinking;
+        let (budget, wanted) = match request.thinking {
             ThinkingLevel::Unset => return,
             ThinkingLevel::None => {
                 match style {
@@ -108,25 +110,21 @@ impl Plan {
                         ));
                     }
                     ThinkingStyle::Always => {
-                        self.effort = Some("low");
-                        self.warning = Some(format!(
-                            "{} can't be kept from thinking: it is asked with low effort",
-                            request.model
-                        ));
+                        self.set_effort(Effort::None, request.model, facts);
                     }
                 }
                 return;
             }
-            ThinkingLevel::Low => (2048, "low"),
-            ThinkingLevel::Medium => (10_000, "medium"),
-            ThinkingLevel::High => (16_384, "high"),
+            ThinkingLevel::Low => (2048, Effort::Low),
+            ThinkingLevel::Medium => (10_000, Effort::Medium),
+            ThinkingLevel::High => (16_384, Effort::High),
         };
         if style != ThinkingStyle::Budget {
             // Newer models leave the text out unless it is asked for.
             self.thinking = Some(Thinking::Adaptive {
                 display: "summarized",
             });
-            self.effort = Some(effort);
+            self.set_effort(wanted, request.model, facts);
             return;
         }
         // The budget counts towards the answer's limit, and must stay below it: with too little room for
@@ -142,6 +140,19 @@ impl Plan {
         }
         self.max_tokens = max_tokens;
         self.thinking = Some(Thinking::Enabled { budget_tokens });
+    }
+
+    /// The nearest effort that the model takes.
+    fn set_effort(&mut self, wanted: Effort, model: &str, facts: &ModelFacts) {
+        let taken = facts.efforts.nearest(wanted);
+        self.effort = taken.map(Effort::as_str);
+        if taken != Some(wanted) {
+            self.warning = Some(format!(
+                "{model} can't be asked with {} effort: it is asked with {}",
+                wanted.as_str(),
+                self.effort.unwrap_or("the usual one")
+            ));
+        }
     }
 }
 

@@ -33,6 +33,11 @@ fn opaque(json: &Value) -> Block {
     Block::Opaque(Echo::of(json).unwrap())
 }
 
+/// What a provider said, byte for byte.
+fn raw(json: &str) -> Echo {
+    Echo::new(serde_json::value::RawValue::from_string(json.to_owned()).unwrap())
+}
+
 fn user(text: &str) -> Message {
     Message::user(text)
 }
@@ -235,151 +240,54 @@ fn neighbours_of_one_role_are_joined_and_empty_messages_left_out() {
 
 #[test]
 fn thinking_levels_follow_the_models_ways() {
-    use ThinkingLevel as L;
-    let adaptive = json!({"type": "adaptive", "display": "summarized"});
-    let budget = |tokens: u32| json!({"type": "enabled", "budget_tokens": tokens});
-    let high = json!({"effort": "high"});
-    let none = Value::Null;
-    for (model, level, thinking, effort, max_tokens) in [
-        (
-            "claude-haiku-4-5",
-            L::Unset,
-            none.clone(),
-            none.clone(),
-            32_000,
-        ),
-        (
-            "claude-haiku-4-5",
-            L::None,
-            none.clone(),
-            none.clone(),
-            32_000,
-        ),
-        (
-            "claude-haiku-4-5",
-            L::Low,
-            budget(2048),
-            none.clone(),
-            34_048,
-        ),
-        (
-            "claude-opus-4-5",
-            L::Medium,
-            budget(10_000),
-            none.clone(),
-            42_000,
-        ),
-        (
-            "claude-sonnet-4-5-20250929",
-            L::High,
-            budget(16_384),
-            none.clone(),
-            48_384,
-        ),
-        (
-            "claude-3-haiku-20240307",
-            L::Low,
-            budget(2048),
-            none.clone(),
-            10_240,
-        ),
-        (
-            "claude-sonnet-4-20250514",
-            L::Low,
-            budget(2048),
-            none.clone(),
-            10_240,
-        ),
-        (
-            "claude-sonnet-4-6",
-            L::None,
-            none.clone(),
-            none.clone(),
-            32_000,
-        ),
-        (
-            "claude-sonnet-4-6",
-            L::High,
-            adaptive.clone(),
-            high.clone(),
-            32_000,
-        ),
-        (
-            "claude-opus-4-8",
-            L::High,
-            adaptive.clone(),
-            high.clone(),
-            32_000,
-        ),
-        (
-            "claude-opus-5",
-            L::None,
-            json!({"type": "disabled"}),
-            none.clone(),
-            32_000,
-        ),
-        (
-            "claude-haiku-5-5",
-            L::None,
-            json!({"type": "disabled"}),
-            none.clone(),
-            32_000,
-        ),
-        (
-            "claude-sonnet-5",
-            L::High,
-            adaptive.clone(),
-            high.clone(),
-            32_000,
-        ),
-        (
-            "claude-sonnet-5-5",
-            L::None,
-            json!({"type": "between_tools"}),
-            none.clone(),
-            32_000,
-        ),
-        (
-            "claude-opus-5-5",
-            L::None,
-            none.clone(),
-            json!({"effort": "low"}),
-            32_000,
-        ),
-        (
-            "claude-fable-5-2",
-            L::None,
-            none.clone(),
-            json!({"effort": "low"}),
-            32_000,
-        ),
-        (
-            "claude-mythos-5",
-            L::High,
-            adaptive.clone(),
-            high.clone(),
-            32_000,
-        ),
-        (
-            "claude-newest-9",
-            L::High,
-            adaptive.clone(),
-            high.clone(),
-            8192,
-        ),
-    ] {
+    // A model, its level, what is sent of it (a number is a budget), the effort, and the longest answer.
+    const TABLE: &str = "
+        claude-haiku-4-5            unset   -               -       32000
+        claude-haiku-4-5            none    -               -       32000
+        claude-haiku-4-5            low     2048            -       34048
+        claude-opus-4-5             medium  10000           -       42000
+        claude-sonnet-4-5-20250929  high    16384           -       48384
+        claude-3-haiku-20240307     low     2048            -       10240
+        claude-sonnet-4-20250514    low     2048            -       10240
+        claude-sonnet-4-6           none    -               -       32000
+        claude-sonnet-4-6           high    adaptive        high    32000
+        claude-opus-4-8             high    adaptive        high    32000
+        claude-opus-5               none    disabled        -       32000
+        claude-haiku-5-5            none    disabled        -       32000
+        claude-sonnet-5             medium  adaptive        medium  32000
+        claude-sonnet-5-5           none    between_tools   -       32000
+        claude-opus-5-5             none    -               low     32000
+        claude-fable-5-2            none    -               low     32000
+        claude-mythos-5             low     adaptive        low     32000
+        claude-newest-9             high    adaptive        high    8192";
+    for row in TABLE.trim().lines() {
+        let fields: Vec<&str> = row.split_whitespace().collect();
+        let [model, level, thinking, effort, max_tokens] = fields[..] else {
+            panic!("{row}")
+        };
         let mut request = request(model, vec![user("go")]);
-        request.thinking = level;
+        request.thinking = match level {
+            "unset" => ThinkingLevel::Unset,
+            "none" => ThinkingLevel::None,
+            "low" => ThinkingLevel::Low,
+            "medium" => ThinkingLevel::Medium,
+            "high" => ThinkingLevel::High,
+            other => panic!("{other}"),
+        };
+        let thinking = match (thinking, thinking.parse::<u32>()) {
+            ("-", _) => Value::Null,
+            ("adaptive", _) => json!({"type": "adaptive", "display": "summarized"}),
+            (_, Ok(budget)) => json!({"type": "enabled", "budget_tokens": budget}),
+            (other, _) => json!({ "type": other }),
+        };
+        let effort = match effort {
+            "-" => Value::Null,
+            effort => json!({ "effort": effort }),
+        };
         let body = body_of(&request);
-        assert_eq!(
-            (
-                &body["thinking"],
-                &body["output_config"],
-                body["max_tokens"].as_u64()
-            ),
-            (&thinking, &effort, Some(max_tokens)),
-            "{model} {level:?}"
-        );
+        assert_eq!(body["thinking"], thinking, "{row}");
+        assert_eq!(body["output_config"], effort, "{row}");
+        assert_eq!(body["max_tokens"].to_string(), max_tokens, "{row}");
     }
 }
 
@@ -563,57 +471,34 @@ fn a_model_that_cant_see_is_told_what_is_left_out() {
 
 #[test]
 fn echoes_go_back_byte_for_byte_to_their_own_provider_alone() {
-    let raw = r#"{"type":"server_tool_use", "id":"s1","name":"web_search","input":{"n":1.0e5}}"#;
-    let echo = || Echo::new(serde_json::value::RawValue::from_string(raw.to_owned()).unwrap());
+    let search = r#"{"type":"server_tool_use", "id":"s1","name":"web_search","input":{"n":1.0e5}}"#;
     let cited = r#"{"type":"text","text":"a","citations":[{"url":"u"}]}"#;
-    let text = || Block::Text {
-        text: "a".to_owned(),
-        echo: Some(Echo::new(
-            serde_json::value::RawValue::from_string(cited.to_owned()).unwrap(),
-        )),
-    };
     let of = |provider| {
-        let reply = Reply {
-            provider,
-            blocks: vec![Block::Opaque(echo()), text()],
+        let text = Block::Text {
+            text: "a".to_owned(),
+            echo: Some(raw(cited)),
         };
-        sent(&request(
-            "claude-opus-5",
-            vec![user("go"), Message::Assistant(reply)],
-        ))
-        .0
+        let blocks = vec![Block::Opaque(raw(search)), text];
+        let reply = Message::Assistant(Reply { provider, blocks });
+        sent(&request("claude-opus-5", vec![user("go"), reply])).0
     };
-    assert!(of("anthropic").contains(&format!("[{raw},{cited}]")));
+    assert!(of("anthropic").contains(&format!("[{search},{cited}]")));
     let other = of("openai");
     assert!(other.contains(r#"[{"type":"text","text":"a"}]"#), "{other}");
 }
 
 #[test]
 fn thinking_at_the_end_of_a_reply_is_not_sent_back() {
-    let raw = |json: &str| {
-        Block::Opaque(Echo::new(
-            serde_json::value::RawValue::from_string(json.to_owned()).unwrap(),
-        ))
-    };
-    let thinking = || raw(r#"{"type":"thinking","thinking":"a","signature":"s"}"#);
-    let redacted = || raw(r#"{"type":"redacted_thinking","data":"d"}"#);
+    let thinking = || Block::Opaque(raw(r#"{"type":"thinking","thinking":"a","signature":"s"}"#));
+    let redacted = Block::Opaque(raw(r#"{"type":"redacted_thinking","data":"d"}"#));
     let body = |blocks| {
-        let reply = Message::Assistant(Reply {
-            provider: "anthropic",
-            blocks,
-        });
         sent(&request(
             "claude-opus-5",
-            vec![user("go"), reply, user("on")],
+            vec![user("go"), said(blocks), user("on")],
         ))
         .0
     };
-    let kept = body(vec![
-        thinking(),
-        Block::text("said"),
-        thinking(),
-        redacted(),
-    ]);
+    let kept = body(vec![thinking(), Block::text("said"), thinking(), redacted]);
     assert_eq!(kept.matches("thinking").count(), 2, "{kept}");
     assert!(kept.contains(r#"{"type":"text","text":"said"}]"#), "{kept}");
     let nothing = body(vec![thinking()]);

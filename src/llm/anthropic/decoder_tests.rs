@@ -13,12 +13,20 @@ fn hear(decoder: &mut AnthropicDecoder, event: &SseEvent) -> Result<Vec<LlmDelta
     Ok(out.into())
 }
 
-fn feed_raw(decoder: &mut AnthropicDecoder, data: &str) -> Vec<LlmDelta> {
-    let event = SseEvent {
+fn sse(data: impl Into<String>) -> SseEvent {
+    SseEvent {
         event: None,
-        data: data.to_owned(),
-    };
-    hear(decoder, &event).unwrap()
+        data: data.into(),
+    }
+}
+
+/// How `decoder` fails on an event.
+fn fails(decoder: &mut AnthropicDecoder, data: impl Into<String>) -> LlmError {
+    hear(decoder, &sse(data)).unwrap_err()
+}
+
+fn feed_raw(decoder: &mut AnthropicDecoder, data: &str) -> Vec<LlmDelta> {
+    hear(decoder, &sse(data)).unwrap()
 }
 
 fn feed(decoder: &mut AnthropicDecoder, data: &Value) -> Vec<LlmDelta> {
@@ -64,6 +72,11 @@ fn end(reason: &str) -> [Value; 2] {
         json!({"type": "message_delta", "delta": {"stop_reason": reason}, "usage": {"output_tokens": 9}}),
         json!({"type": "message_stop"}),
     ]
+}
+
+/// The deltas of an answer of these blocks.
+fn answer(blocks: &[Value], reason: &str) -> Vec<LlmDelta> {
+    all(&[&[start("a")], blocks, &end(reason)].concat())
 }
 
 fn args_of(deltas: &[LlmDelta]) -> Option<&ToolArgs> {
@@ -164,18 +177,9 @@ fn absurd_figures_overflow_nothing() {
 
 #[test]
 fn an_argumentless_call_is_an_empty_object() {
-    let with_empty_piece = [
-        vec![start("a"), call_start(0), piece(0, ""), block_end(0)],
-        end("tool_use").to_vec(),
-    ]
-    .concat();
-    let without_piece = [
-        vec![start("a"), call_start(0), block_end(0)],
-        end("tool_use").to_vec(),
-    ]
-    .concat();
-    for events in [with_empty_piece, without_piece] {
-        let deltas = all(&events);
+    for piece in [vec![], vec![piece(0, "")]] {
+        let call = [vec![call_start(0)], piece, vec![block_end(0)]].concat();
+        let deltas = answer(&call, "tool_use");
         assert_eq!(args_of(&deltas), Some(&ToolArgs::Json(json!({}))));
         assert_eq!(stop_of(&deltas), Some(&LlmStop::ToolUse));
     }
@@ -183,17 +187,8 @@ fn an_argumentless_call_is_an_empty_object() {
 
 #[test]
 fn a_call_cut_at_the_output_limit_is_malformed_and_never_guessed() {
-    let events = [
-        vec![
-            start("a"),
-            call_start(0),
-            piece(0, "{\"command\": \"rm"),
-            block_end(0),
-        ],
-        end("max_tokens").to_vec(),
-    ]
-    .concat();
-    let deltas = all(&events);
+    let call = [call_start(0), piece(0, "{\"command\": \"rm"), block_end(0)];
+    let deltas = answer(&call, "max_tokens");
     assert!(matches!(
         args_of(&deltas),
         Some(ToolArgs::Malformed { raw, .. }) if raw == "{\"command\": \"rm"
@@ -205,13 +200,15 @@ fn a_call_cut_at_the_output_limit_is_malformed_and_never_guessed() {
 fn a_block_that_never_stopped_is_a_cut_call_or_plain_text() {
     let thinking = json!({"type": "content_block_start", "index": 1,
         "content_block": {"type": "thinking", "thinking": "hm", "signature": ""}});
-    let events = [
-        vec![start("a"), call_start(0), thinking, piece(0, "")],
-        text(2, "shown")[..2].to_vec(),
-        end("tool_use").to_vec(),
-    ]
-    .concat();
-    let deltas = all(&events);
+    let [text_start, text_piece, _] = text(2, "shown");
+    let open = [
+        call_start(0),
+        thinking,
+        piece(0, ""),
+        text_start,
+        text_piece,
+    ];
+    let deltas = answer(&open, "tool_use");
     assert!(matches!(args_of(&deltas), Some(ToolArgs::Malformed { .. })));
     let blocks = deltas
         .iter()
@@ -245,8 +242,8 @@ fn the_stop_reason_agrees_with_the_calls() {
             },
         ),
     ] {
-        let events = [vec![start("a")], blocks, end(reason).to_vec()].concat();
-        assert_eq!(stop_of(&all(&events)), Some(&expected), "{reason}");
+        let deltas = answer(&blocks, reason);
+        assert_eq!(stop_of(&deltas), Some(&expected), "{reason}");
     }
 }
 
@@ -283,11 +280,7 @@ fn an_error_event_is_classified_by_its_type() {
     let error = hear(&mut decoder, &event).unwrap_err();
     assert_eq!(error.kind, LlmErrorKind::Overloaded);
     assert!(error.retryable());
-    let garbage = SseEvent {
-        event: None,
-        data: "{not json".to_owned(),
-    };
-    let error = hear(&mut decoder, &garbage).unwrap_err();
+    let error = fails(&mut decoder, "{not json");
     assert_eq!(error.kind, LlmErrorKind::BadResponse);
 }
 
@@ -312,7 +305,7 @@ proptest! {
                 7 => message_stop,
                 _ => json!({"type": "ping"}),
             };
-            let event = SseEvent { event: None, data: event.to_string() };
+            let event = sse(event.to_string());
             let Ok(deltas) = hear(&mut decoder, &event) else {
                 // A piece of a call that is not open ends the answer.
                 prop_assert_eq!(pick, 5);
@@ -339,11 +332,7 @@ fn a_piece_of_text_is_the_same_in_any_spelling() {
         let mut decoder = AnthropicDecoder::default();
         feed(&mut decoder, &start("m"));
         feed(&mut decoder, &text(0, "")[0]);
-        let event = SseEvent {
-            event: None,
-            data: data.to_owned(),
-        };
-        let shown = hear(&mut decoder, &event).unwrap();
+        let shown = feed_raw(&mut decoder, data);
         assert_eq!(shown, [LlmDelta::Text("a\n\"é".to_owned())], "{data}");
         let block = feed(&mut decoder, &block_end(0));
         let whole = Block::text("a\n\"é");
@@ -447,11 +436,7 @@ fn half_a_character_fails_nothing_wherever_it_stands() {
     assert_eq!(echo_of(&deltas), Some(r#"{"type":"novel","x":"\ufffd"}"#));
     assert!(deltas.contains(&LlmDelta::ServedModel("m\u{fffd}".to_owned())));
     let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"\ud83d"}}"#;
-    let event = SseEvent {
-        event: None,
-        data: error.to_owned(),
-    };
-    let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
+    let error = fails(&mut AnthropicDecoder::default(), error);
     assert_eq!(error.kind, LlmErrorKind::Overloaded);
 }
 
@@ -640,11 +625,10 @@ fn an_event_of_another_shape_than_known_fails_only_if_it_matters() {
         assert_eq!(hear(&mut decoder, &event).unwrap(), [], "{data}");
     }
     assert_eq!(feed(&mut decoder, &block_end(0)).len(), 1);
-    let unreadable = SseEvent {
-        event: None,
-        data: r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":5}}"#.to_owned(),
-    };
-    let error = hear(&mut decoder, &unreadable).unwrap_err();
+    let error = fails(
+        &mut decoder,
+        r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":5}}"#,
+    );
     assert_eq!(error.kind, LlmErrorKind::BadResponse);
     assert!(error.message.contains("content_block_delta"), "{error}");
 }
@@ -722,10 +706,7 @@ fn blocks_without_end_are_bounded_and_found_at_once() {
     let mut out = Deltas::new();
     for index in 0..200_000 {
         let [start, ..] = text(index, "");
-        let event = SseEvent {
-            event: None,
-            data: start.to_string(),
-        };
+        let event = sse(start.to_string());
         if let Err(error) = decoder.on_event(&event, &mut out) {
             failed = Some((index, error.kind));
             break;
@@ -740,12 +721,15 @@ fn a_block_whose_index_comes_again_is_complete() {
     let [first, said, _] = text(0, "one");
     let deltas = all(&[start("a"), first, said, call_start(0), piece(0, "{}")]);
     assert!(deltas.contains(&LlmDelta::Block(Block::text("one"))));
-    let rest = all(&[
-        vec![start("a"), call_start(0), piece(0, "{}")],
-        text(0, "two").to_vec(),
-        end("end_turn").to_vec(),
-    ]
-    .concat());
+    let [text_start, text_piece, _] = text(0, "two");
+    let again = [
+        call_start(0),
+        piece(0, "{}"),
+        text_start,
+        text_piece,
+        block_end(0),
+    ];
+    let rest = answer(&again, "end_turn");
     assert_eq!(args_of(&rest), Some(&ToolArgs::Json(json!({}))));
     assert_eq!(stop_of(&rest), Some(&LlmStop::ToolUse));
 }
@@ -760,11 +744,7 @@ fn an_index_that_is_none_is_the_first_and_hides_no_error() {
     for index in [Value::Null, json!("x"), json!(-1)] {
         let error = json!({"type": "error", "index": index,
             "error": {"type": "overloaded_error", "message": "busy"}});
-        let event = SseEvent {
-            event: None,
-            data: error.to_string(),
-        };
-        let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
+        let error = fails(&mut AnthropicDecoder::default(), error.to_string());
         assert_eq!(error.kind, LlmErrorKind::Overloaded, "{index}");
     }
 }
@@ -800,22 +780,20 @@ fn a_piece_of_a_block_that_is_not_open_is_never_lost_in_silence() {
                     feed(&mut decoder, &said(index.clone(), kind, field, "")),
                     []
                 );
-                let piece = SseEvent {
-                    event: None,
-                    data: said(index.clone(), kind, field, "x").to_string(),
-                };
-                let error = hear(&mut decoder, &piece).unwrap_err();
+                let error = fails(
+                    &mut decoder,
+                    said(index.clone(), kind, field, "x").to_string(),
+                );
                 assert_eq!(error.kind, LlmErrorKind::BadResponse);
                 assert!(error.message.contains(named), "{error}");
             }
         }
     }
     for index in [json!(0.5), json!("x"), json!(1e300), json!([])] {
-        let piece = SseEvent {
-            event: None,
-            data: said(index, "text_delta", "text", "x").to_string(),
-        };
-        let error = hear(&mut AnthropicDecoder::default(), &piece).unwrap_err();
+        let error = fails(
+            &mut AnthropicDecoder::default(),
+            said(index, "text_delta", "text", "x").to_string(),
+        );
         assert_eq!(error.kind, LlmErrorKind::BadResponse);
     }
 }
@@ -823,10 +801,7 @@ fn a_piece_of_a_block_that_is_not_open_is_never_lost_in_silence() {
 #[test]
 fn the_work_of_an_event_counts_the_block_that_ends_with_it() {
     let mut decoder = AnthropicDecoder::default();
-    let event = |data: Value| SseEvent {
-        event: None,
-        data: data.to_string(),
-    };
+    let event = |data: Value| sse(data.to_string());
     feed(&mut decoder, &call_start(0));
     for _ in 0..100 {
         feed(&mut decoder, &piece(0, &"1".repeat(10_000)));
@@ -896,12 +871,11 @@ fn what_would_take_many_times_its_size_is_not_read() {
     let mut out = Deltas::new();
     let whole = AnthropicDecoder::default().whole(&blocks, &mut out);
     assert_eq!(whole.unwrap_err().kind, LlmErrorKind::BadResponse);
-    let event = SseEvent {
-        event: None,
-        data: format!(
+    let error = fails(
+        &mut AnthropicDecoder::default(),
+        format!(
             r#"{{"type":"content_block_start","index":0,"content_block":{{"type":"text","text":"","citations":{list}}}}}"#
         ),
-    };
-    let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
+    );
     assert_eq!(error.kind, LlmErrorKind::BadResponse);
 }

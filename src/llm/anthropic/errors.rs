@@ -129,54 +129,33 @@ mod tests {
 
     #[test]
     fn the_type_tells_even_inside_a_stream() {
-        use LlmErrorKind as K;
-        for (status, name, message, expected) in [
-            (
-                400,
-                "invalid_request_error",
-                "max_tokens: required",
-                K::BadRequest,
-            ),
-            (
-                400,
-                "invalid_request_error",
-                "prompt is too long: 200001 tokens > 200000 maximum",
-                K::ContextTooLong,
-            ),
-            (
-                400,
-                "invalid_request_error",
-                "input length and `max_tokens` exceed context limit: 1 + 2 > 3",
-                K::ContextTooLong,
-            ),
-            (
-                400,
-                "invalid_request_error",
-                "Your credit balance is too low to access the Anthropic API.",
-                K::Billing,
-            ),
-            (401, "authentication_error", "invalid x-api-key", K::Auth),
-            (402, "billing_error", "", K::Billing),
-            (403, "permission_error", "", K::Auth),
-            (404, "not_found_error", "model: claude-x", K::ModelNotFound),
-            (404, "not_found_error", "Not Found", K::BadRequest),
-            (413, "request_too_large", "", K::ContentRefused),
-            (
-                400,
-                "invalid_request_error",
-                "messages.4.content.1.image.source.base64.data: Could not process image",
-                K::ContentRefused,
-            ),
-            (429, "rate_limit_error", "", K::RateLimited),
-            (200, "rate_limit_error", "", K::RateLimited),
-            (500, "api_error", "", K::Unavailable),
-            (200, "api_error", "", K::Unavailable),
-            (504, "timeout_error", "", K::Unavailable),
-            (529, "overloaded_error", "", K::Overloaded),
-            (200, "overloaded_error", "Overloaded", K::Overloaded),
-            (200, "brand_new_error", "", K::Unavailable),
-        ] {
-            assert_eq!(kind(status, name, message), expected, "{status} {name}");
+        const TABLE: &str = "
+            400 invalid_request_error BadRequest max_tokens: required
+            400 invalid_request_error ContextTooLong prompt is too long: 200001 tokens > 200000 maximum
+            400 invalid_request_error ContextTooLong input length and `max_tokens` exceed context limit: 1 + 2 > 3
+            400 invalid_request_error Billing Your credit balance is too low to access the Anthropic API.
+            400 invalid_request_error ContentRefused messages.4.content.1.image.source.base64.data: Could not process
+            401 authentication_error Auth invalid x-api-key
+            402 billing_error Billing
+            403 permission_error Auth
+            404 not_found_error ModelNotFound model: claude-x
+            404 not_found_error BadRequest Not Found
+            413 request_too_large ContentRefused
+            429 rate_limit_error RateLimited
+            200 rate_limit_error RateLimited
+            500 api_error Unavailable
+            200 api_error Unavailable
+            504 timeout_error Unavailable
+            529 overloaded_error Overloaded
+            200 overloaded_error Overloaded Overloaded
+            200 brand_new_error Unavailable";
+        for row in TABLE.trim().lines() {
+            let fields: Vec<&str> = row.trim().splitn(4, ' ').collect();
+            let [status, name, expected, ref message @ ..] = fields[..] else {
+                panic!("{row}")
+            };
+            let kind = kind(status.parse().unwrap(), name, &message.concat());
+            assert_eq!(format!("{kind:?}"), expected, "{row}");
         }
     }
 

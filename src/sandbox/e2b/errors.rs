@@ -12,6 +12,7 @@ use reqwest::{RequestBuilder, Response};
 use serde::Deserialize;
 
 use crate::clock::Deadline;
+use crate::net::{never_sent, refusal};
 use crate::sandbox::types::SandboxError;
 use crate::secrets::Redactor;
 use crate::show::prose;
@@ -298,16 +299,8 @@ pub(super) async fn body(
 pub(super) async fn answer(response: Response, until: Deadline, redactor: &Redactor) -> Answer {
     let status = response.status().as_u16();
     let headers = response.headers().clone();
-    let mut response = response;
-    let mut held = BytesMut::new();
-    while held.len() < ERROR_BODY {
-        match tokio::time::timeout_at(until.instant(), response.chunk()).await {
-            Ok(Ok(Some(chunk))) => held.extend_from_slice(&chunk),
-            _ => break,
-        }
-    }
-    held.truncate(ERROR_BODY);
-    parse_answer(status, &headers, &held, redactor)
+    let body = refusal(response, ERROR_BODY, until, redactor).await;
+    parse_answer(status, &headers, body.as_bytes(), redactor)
 }
 
 #[derive(Deserialize)]
@@ -377,7 +370,7 @@ pub(super) fn transport(error: &reqwest::Error) -> Fault {
     } else {
         cause.to_string()
     };
-    if error.is_connect() || error.is_builder() {
+    if never_sent(error) {
         Fault::Unsent(words)
     } else {
         Fault::Lost(words)
