@@ -10,7 +10,7 @@ use super::def::ProviderConfig;
 use super::estimate::Size;
 use super::json::Json;
 use super::types::{LlmDelta, LlmError, LlmRequest};
-use crate::chat::{Base64, Block, CallIds, Message, Part};
+use crate::chat::{Base64, Block, CallIds, Message, Part, ToolResult};
 use crate::error::WarningCode;
 use crate::net::sse::SseEvent;
 
@@ -90,44 +90,43 @@ pub enum Heard {
     Content(Size),
 }
 
+/// All that users and tools say in `messages`.
+fn parts(messages: &[Message]) -> impl Iterator<Item = &Part> {
+    messages.iter().flat_map(|message| {
+        let (said, results): (&[Part], &[ToolResult]) = match message {
+            Message::User(parts) => (parts, &[]),
+            Message::Assistant(_) => (&[], &[]),
+            Message::ToolResults { results, .. } => (&[], results),
+        };
+        let results = results.iter().flat_map(|result| &result.content);
+        said.iter().chain(results)
+    })
+}
+
 /// The pictures and documents in `messages`, as they go onto the wire.
 pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = &Base64> {
-    fn parts(message: &Message) -> Vec<&[Part]> {
-        match message {
-            Message::User(parts) => vec![parts],
-            Message::Assistant(_) => Vec::new(),
-            Message::ToolResults { results, .. } => {
-                results.iter().map(|result| &*result.content).collect()
-            }
-        }
-    }
-    messages
-        .iter()
-        .flat_map(parts)
-        .flatten()
-        .filter_map(|part| match part {
-            Part::Text(_) => None,
-            Part::Image(image) => Some(&image.base64),
-            Part::Document(document) => Some(&document.base64),
-        })
+    parts(messages).filter_map(|part| match part {
+        Part::Text(_) => None,
+        Part::Image(image) => Some(&image.base64),
+        Part::Document(document) => Some(&document.base64),
+    })
 }
 
 /// About how many bytes of a request `messages` make.
 pub(super) fn size(messages: &[Message]) -> usize {
-    let text = |part: &Part| match part {
-        Part::Text(text) => text.len(),
-        Part::Image(_) | Part::Document(_) => 0,
-    };
-    let texts = messages.iter().map(|message| match message {
-        Message::User(parts) => parts.iter().map(text).sum::<usize>(),
-        Message::Assistant(reply) => reply.blocks.iter().map(block_size).sum(),
-        Message::ToolResults { results, .. } => {
-            let parts = results.iter().flat_map(|result| &result.content);
-            parts.map(text).sum()
-        }
+    let texts = parts(messages).filter_map(|part| match part {
+        Part::Text(text) => Some(text.len()),
+        Part::Image(_) | Part::Document(_) => None,
     });
-    let media = media(messages).map(|text| text.len());
-    media.chain(texts).sum()
+    let blocks = messages.iter().flat_map(|message| match message {
+        Message::Assistant(reply) => reply.blocks.as_slice(),
+        Message::User(_) | Message::ToolResults { .. } => &[],
+    });
+    media(messages)
+        .map(|text| text.len())
+        .chain(texts)
+        .chain(blocks.map(block_size))
+        .sum()
 }
 
 fn block_size(block: &Block) -> usize {
