@@ -29,7 +29,7 @@ async fn faults_before_the_first_delta_are_waited_out_and_warned_of() {
     let causes: Vec<_> = retries.iter().map(|event| event["cause"].clone()).collect();
     assert_eq!(
         causes,
-        ["LLM_UNAVAILABLE", "LLM_STREAM_CUT", "LLM_OVERLOADED"]
+        ["LLM_STREAM_CUT", "LLM_STREAM_CUT", "LLM_OVERLOADED"]
     );
     let attempts: Vec<_> = retries
         .iter()
