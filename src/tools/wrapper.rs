@@ -1,8 +1,9 @@
 //! The text around a command, and how its end is told from its output.
 //!
-//! A command's end is a fact, never a guess: the outer shell prints an end record with a nonce that only
-//! it knows. End of file won't do, since a program left in the background holds the pipe open. What goes on
-//! around the command is nothing that the command or its messages should show.
+//! A command's end is a fact, never a guess: the outer shell prints an end record with a nonce. That guards against
+//! accidents, not against a command that wants to imitate it, which can read the nonce in `/proc`. End of file won't
+//! do, since a program left in the background holds the pipe open. What goes on around the command is nothing that
+//! the command or its messages should show.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -98,7 +99,8 @@ sc_out=$2
 [ "$sc_kept" = 1 ] || sc_out=/dev/null
 sc_own= sc_reader=
 command -v setsid >/dev/null 2>&1 && sc_own=setsid
-if { [ "$sc_kept" = 1 ] && mkfifo "$5" && command exec 3<>"$5" 4<"$5" 5>"$5" 3>&- && rm -f "$5"; } 2>/dev/null; then
+if [ "$sc_kept" = 1 ] && ( mkfifo "$5" 2>/dev/null ) && { command exec 3<>"$5" 4<"$5" 5>"$5" 3>&-; } 2>/dev/null; then
+rm -f "$5"
 ( trap '' HUP PIPE XFSZ; ulimit -f 20480; command -v tee >/dev/null && exec tee -a "$2"; exec cat >>"$2" ) <&4 4<&- 5>&- >/dev/null 2>&1 &
 sc_reader=$!
 else

@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use sandcaster::sandbox::{ExecSpec, ExecStream, FileErrorKind, Sandbox, SandboxError};
 use sandcaster::tools::{Failure, ShellSession};
@@ -93,7 +94,7 @@ in_every_shell! {
         sandbox.processes.store(1_000, Ordering::Relaxed);
         rig.text("file_read", json!({"path": "."})).await;
         let notice = rig.context.session.take_notice().unwrap();
-        assert!(notice.contains("uid ") && notice.contains("Installed"), "{notice}");
+        assert!(notice.contains("uid ") && notice.contains("nstalled: "), "{notice}");
     }
 }
 

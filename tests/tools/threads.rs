@@ -84,7 +84,9 @@ impl Sandbox for Memory {
 /// Takes the only thread for long work, after what waits for it already, until the sender is dropped.
 fn take_the_thread() -> (Sender<()>, JoinHandle<()>) {
     let (free, taken) = channel::<()>();
-    let work = tokio::task::spawn_blocking(move || drop(taken.recv()));
+    let work = tokio::task::spawn_blocking(move || {
+        taken.recv().ok();
+    });
     (free, work)
 }
 
