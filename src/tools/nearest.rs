@@ -18,6 +18,8 @@ use super::replace::only_line;
 
 /// Lines that are compared closely: those that begin and end most like the one that is looked for.
 const COMPARED: usize = 200;
+/// Lines of a text among which the one to be looked for is chosen.
+const ASKED: usize = 2_000;
 /// Characters of a line that are compared.
 const KEY: usize = 120;
 /// Lines that are shown, and compared around a likely one.
@@ -100,7 +102,8 @@ struct Near<'f> {
 }
 
 fn nearest<'f>(file: &'f [u8], old: &str) -> Option<Near<'f>> {
-    let wanted: Vec<String> = lines_from(old.as_bytes(), 0).map(key).collect();
+    let asked = lines_from(old.as_bytes(), 0);
+    let wanted: Vec<String> = asked.take(ASKED).map(key).collect();
     let longest = wanted.iter().enumerate();
     let (offset, longest) = longest
         .max_by_key(|(at, key)| (key.len().min(60), Reverse(*at)))
@@ -126,7 +129,7 @@ fn nearest<'f>(file: &'f [u8], old: &str) -> Option<Near<'f>> {
     Some(Near {
         // One more: a text may be wrapped otherwise in the file.
         lines: lines_from(file, start)
-            .take(wanted.len().max(3) + 1)
+            .take(lines_from(old.as_bytes(), 0).count().max(3) + 1)
             .collect(),
         number: best.number.0 - lines,
     })
@@ -291,8 +294,13 @@ fn add_key(line: &[u8], key: &mut String) {
         return;
     }
     let text = String::from_utf8_lossy(line);
-    let chars = text.chars().filter_map(key_char);
-    key.extend(chars.flat_map(char::to_lowercase));
+    for c in text.chars().filter_map(key_char) {
+        if c.is_ascii() {
+            key.push(c.to_ascii_lowercase());
+        } else {
+            key.extend(c.to_lowercase());
+        }
+    }
 }
 
 /// The lines that have `wanted` in them, else those of a like length that begin and end most like it.
