@@ -140,7 +140,11 @@ in_every_shell! {
         assert_eq!(size(&paths[0]), 0);
         assert!(size(&paths[1]) >= 10 << 20 && sum(&paths) <= 64 << 20);
         assert_eq!(rig.bash("echo a").await.text, "a\n");
-        // Outputs that nobody was told of leave nothing.
+    }
+
+    async fn outputs_that_nobody_was_told_of_leave_nothing(rig) {
+        let told = rig.answer("bash", json!({"command": "echo a", "background": true})).await;
+        let paths = [told.output_path.unwrap()];
         let dir = std::path::Path::new(&paths[0]).parent().unwrap().to_owned();
         let ours = paths[0].rsplit_once('/').unwrap().1.split_once('-').unwrap().0.to_owned();
         let count = || std::fs::read_dir(&dir).unwrap().flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&ours)).count();
