@@ -99,10 +99,10 @@ mod tests {
                 held.recv().ok()
             }
         };
-        let waiting = tokio::spawn(apart_in(places.clone(), work));
+        let mut waiting = Box::pin(apart_in(places.clone(), work));
+        assert!(futures::poll!(&mut waiting).is_pending());
         begun.notified().await;
-        waiting.abort();
-        assert!(waiting.await.is_err());
+        drop(waiting);
         assert_eq!(places.available_permits(), 0);
         drop(go);
         assert!(places.acquire().await.is_ok());

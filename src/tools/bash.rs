@@ -265,9 +265,9 @@ impl Call<'_> {
 
     /// How much of the output is in its file, if it is any.
     async fn kept(&self, ended: &Ended) -> Option<u64> {
-        let whole = ended.record.is_some() && ended.bytes < OUTPUT_FILE;
+        let record = ended.record.as_ref().filter(|_| ended.bytes < OUTPUT_FILE);
         let sandbox = self.context.sandbox.as_ref();
-        let kept = kept(sandbox, &self.output_path, ended.bytes, whole).await;
+        let kept = kept(sandbox, &self.output_path, ended.bytes, record).await;
         kept.filter(|bytes| *bytes > 0)
     }
 
@@ -418,7 +418,7 @@ impl Call<'_> {
         let output = first_chars(&read, STARTED).trim_end();
         let mut text = output.to_owned();
         let file = if kept {
-            format!("output in {}", self.output_path)
+            format!("output (up to 10 MiB of it) in {}", self.output_path)
         } else {
             "its output could not be kept in a file".to_owned()
         };

@@ -12,24 +12,24 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use similar::{ChangeTag, DiffTag, TextDiff};
 
-use crate::apart::apart;
 use crate::chat::ToolSpec;
 use crate::secrets::Redactor;
 use crate::show::{first_chars, one_line};
 
 use super::nearest::{line_start, not_found, shown_line};
+use super::piece::{BEGINNING, Content, is_binary};
 use super::place::{Kind, Place};
-use super::read::{FETCHED, is_binary};
+use super::read::FETCHED;
 use super::replace::{Asked, Refusal, Replaced, replace};
 use super::schema::typed;
-use super::types::{Failure, Tool, ToolAnswer, ToolContext};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
 const AROUND: usize = 3;
 const MOST_SHOWN_LINES: usize = 40;
 const MOST_DIFF: usize = 8_000;
 /// Lines that are compared, and for how long: then the rest counts as replaced whole.
 const MOST_COMPARED: usize = 20_000;
-const LONGEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 100 });
 
 /// The tool.
 #[derive(Debug)]
@@ -101,8 +101,7 @@ async fn edit(args: EditArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     let path = args.path.clone();
     let redactor = context.redactor.clone();
     // Up to 8 MiB are searched and compared: too long for a thread of the runtime.
-    let done = apart(move || change(&file, &args, &redactor)).await;
-    let done = done.ok_or(Failure::Cancelled)?;
+    let done = off_the_runtime(move || change(&file, &args, &redactor)).await?;
     let (replaced, shown) = done.map_err(|why| complain(&why))?;
     super::store(&place.path, &path, Bytes::from(replaced.bytes), context).await?;
     let mut text = format!(
@@ -125,11 +124,15 @@ async fn edit(args: EditArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
 
 /// The file as it is to be and what is shown of that, or a complaint.
 fn change(file: &[u8], args: &EditArgs, redactor: &Redactor) -> Result<(Replaced, Shown), String> {
-    if file.starts_with(b"\xff\xfe") || file.starts_with(b"\xfe\xff") {
-        return Err(
-            "begins with the byte order mark of UTF-16; convert it with bash (iconv, python3) to edit it"
-                .to_owned(),
-        );
+    let wide = match Content::of(file.get(..BEGINNING).unwrap_or(file)) {
+        Content::Utf16(_) => "UTF-16",
+        Content::Utf32 => "UTF-32",
+        Content::Image(_) | Content::Text | Content::Binary(_) => "",
+    };
+    if !wide.is_empty() {
+        return Err(format!(
+            "begins with the byte order mark of {wide}; convert it with bash (iconv, python3) to edit it"
+        ));
     }
     if is_binary(file) {
         return Err("a binary file; change it with bash (python3)".to_owned());

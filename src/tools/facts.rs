@@ -12,7 +12,8 @@ const PROGRAMS: &[&str] = &["python3", "node", "git", "curl", "jq", "rg"];
 /// The probe must not hold up the first tool call; what it has said by then counts.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Says one fact a line, the login shell's PATH last: a slow profile may use up the time.
+/// Says one fact a line, the login shell's PATH last: a slow profile may use up the time. Where no process can be
+/// started, nothing is said.
 const PROBE: &str = r#"
 d=/tmp/.sandcaster
 { mkdir -p "$d" && [ -w "$d" ]; } 2>/dev/null || d=$HOME/.sandcaster
@@ -22,11 +23,11 @@ echo "shell=$b"
 echo "home=$HOME"
 for p in "$@"; do command -v "$p" >/dev/null 2>&1 && echo "has=$p"; done
 echo "looked=1"
+echo "own=$PATH"
 echo "uid=$(id -u 2>/dev/null)"
 echo "arch=$(uname -m 2>/dev/null)"
 if [ -r /etc/os-release ]; then echo "os=$(. /etc/os-release 2>/dev/null; echo "$PRETTY_NAME")"; fi
 df -kP . 2>/dev/null | { read -r _; read -r _ _ _ free _; echo "free=$free"; }
-echo "own=$PATH"
 "$b" -lc 'echo "path=$PATH"' </dev/null 2>/dev/null | grep '^path=/'
 "#;
 

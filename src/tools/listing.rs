@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::apart::apart;
 use crate::paths::LONGEST_PATH;
 use crate::sandbox::ExecCollected;
 use crate::sandbox::files::{SKIPPED, depth};
@@ -12,13 +11,11 @@ use crate::show::{grouped, one_line, prose, short};
 
 use super::names::forms;
 use super::script::Script;
-use super::types::{Failure, ToolContext};
+use super::types::{Failure, ToolContext, off_the_runtime};
 
 const LIMIT: Duration = Duration::from_secs(20);
 /// Of the names; some 200,000 entries.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
-/// Names that are sorted where we are.
-const FEW_BYTES: usize = 64 * 1024;
 
 /// Files below `$1`, and links to files, without the directories named `$2`, `$3`, …; if `$1` is a file,
 /// itself. Fields end with NUL; the first says what `$1` is. Links to directories are not followed.
@@ -106,10 +103,9 @@ impl Listing {
             return Err(unlooked(path, &found, context));
         }
         let path = path.to_owned();
-        let large = found.stdout.len() + found.stderr.len() > FEW_BYTES;
         let redactor = context.redactor.clone();
-        let work = move || Self::parse(path, &found.stdout, &found.stderr, &redactor);
-        off_the_runtime(large, work).await
+        let parsing = move || Self::parse(path, &found.stdout, &found.stderr, &redactor);
+        off_the_runtime(parsing).await
     }
 
     fn parse(path: String, output: &[u8], errors: &[u8], redactor: &Redactor) -> Self {
@@ -247,17 +243,6 @@ pub(super) fn no_program(name: &[u8], redactor: &Redactor) -> Failure {
     Failure::Complaint(format!(
         "this sandbox has no `{name}`, without which files can't be searched; use bash"
     ))
-}
-
-/// Does what may take long where it holds nobody up; what is small, at once.
-pub(super) async fn off_the_runtime<T: Send + 'static>(
-    large: bool,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Failure> {
-    if !large {
-        return Ok(work());
-    }
-    apart(work).await.ok_or(Failure::Cancelled)
 }
 
 pub(super) fn count(n: usize) -> u64 {

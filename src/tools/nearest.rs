@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap};
 use std::fmt::Write as _;
 
-use memchr::memrchr;
+use memchr::{memmem, memrchr};
 
 use crate::encoding::composed;
 use crate::secrets::Redactor;
@@ -17,7 +17,9 @@ use crate::show::{first_chars, one_line};
 use super::replace::only_line;
 
 /// Lines that are compared closely: those that begin and end most like the one that is looked for.
-const COMPARED: usize = 500;
+const COMPARED: usize = 200;
+/// Lines of a text among which the one to be looked for is chosen.
+const ASKED: usize = 2_000;
 /// Characters of a line that are compared.
 const KEY: usize = 120;
 /// Lines that are shown, and compared around a likely one.
@@ -25,6 +27,8 @@ const SHOWN: usize = 12;
 /// How alike a line must be.
 const ALIKE: f64 = 0.6;
 const MOST_LINE: usize = 300;
+/// Bytes of a text for which it is told what differs.
+const EXPLAINED: usize = 16 * 1024;
 
 /// Says so, with what is most like `old`.
 pub(super) fn not_found(file: &[u8], old: &str, new: &str, redactor: &Redactor) -> String {
@@ -98,7 +102,8 @@ struct Near<'f> {
 }
 
 fn nearest<'f>(file: &'f [u8], old: &str) -> Option<Near<'f>> {
-    let wanted: Vec<String> = lines_from(old.as_bytes(), 0).map(key).collect();
+    let asked = lines_from(old.as_bytes(), 0);
+    let wanted: Vec<String> = asked.take(ASKED).map(key).collect();
     let longest = wanted.iter().enumerate();
     let (offset, longest) = longest
         .max_by_key(|(at, key)| (key.len().min(60), Reverse(*at)))
@@ -124,7 +129,7 @@ fn nearest<'f>(file: &'f [u8], old: &str) -> Option<Near<'f>> {
     Some(Near {
         // One more: a text may be wrapped otherwise in the file.
         lines: lines_from(file, start)
-            .take(wanted.len().max(3) + 1)
+            .take(lines_from(old.as_bytes(), 0).count().max(3) + 1)
             .collect(),
         number: best.number.0 - lines,
     })
@@ -147,6 +152,9 @@ impl<'f> Near<'f> {
 
     /// What differs, when only that differs.
     fn difference(&self, old: &str) -> Option<&'static str> {
+        if old.len() > EXPLAINED {
+            return None;
+        }
         let mut room = 4 * old.len() + 4096;
         let lines = self.lines.iter().take_while(|line| {
             room = room.saturating_sub(line.len());
@@ -273,36 +281,57 @@ fn key_char(c: char) -> Option<char> {
 
 /// A line without what is easily mistaken.
 fn key(line: &[u8]) -> String {
+    let mut key = String::with_capacity(line.len());
+    add_key(line, &mut key);
+    key
+}
+
+/// Most lines are ASCII, and every line of a file is asked for its key.
+fn add_key(line: &[u8], key: &mut String) {
+    if line.is_ascii() {
+        let chars = line.iter().map(|b| char::from(b.to_ascii_lowercase()));
+        key.extend(chars.filter_map(key_char));
+        return;
+    }
     let text = String::from_utf8_lossy(line);
-    text.chars()
-        .filter_map(key_char)
-        .flat_map(char::to_lowercase)
-        .collect()
+    for c in text.chars().filter_map(key_char) {
+        if c.is_ascii() {
+            key.push(c.to_ascii_lowercase());
+        } else {
+            key.extend(c.to_lowercase());
+        }
+    }
 }
 
 /// The lines that have `wanted` in them, else those of a like length that begin and end most like it.
 fn candidates(file: &[u8], wanted: &str) -> BinaryHeap<Reverse<Candidate>> {
     let mut best = BinaryHeap::with_capacity(COMPARED + 1);
     let begin = first_chars(wanted, KEY);
+    let finder = memmem::Finder::new(wanted);
     let mut start = 0;
+    let mut whole = String::new();
     for (line, number) in lines_from(file, 0).zip(1..) {
-        let whole = key(line);
+        whole.clear();
+        add_key(line, &mut whole);
         let key = first_chars(&whole, KEY);
-        let common = if whole.contains(wanted) {
+        let common = if finder.find(whole.as_bytes()).is_some() {
             usize::MAX
         } else if key.len() * 2 < begin.len() || begin.len() * 2 < key.len() {
             0
         } else {
             common(key.as_bytes(), begin.as_bytes())
         };
-        if common > 0 {
+        // Of equal ones the first are kept.
+        let full = best.len() == COMPARED;
+        let least = best.peek().filter(|_| full);
+        if common > least.map_or(0, |Reverse(line): &Reverse<Candidate>| line.common) {
             best.push(Reverse(Candidate {
                 common,
                 number: Reverse(number),
                 start,
                 key: key.to_owned(),
             }));
-            if best.len() > COMPARED {
+            if full {
                 best.pop();
             }
         }

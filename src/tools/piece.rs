@@ -65,6 +65,7 @@ pub(super) enum Content {
     Text,
     /// And its byte order.
     Utf16(&'static str),
+    Utf32,
     /// And its MIME type, if that can be told.
     Binary(Option<&'static str>),
 }
@@ -75,6 +76,8 @@ impl Content {
             return Self::Image(kind);
         }
         match beginning {
+            // As UTF-16 the first character would be NUL.
+            [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Self::Utf32,
             [0xff, 0xfe, ..] => Self::Utf16("little"),
             [0xfe, 0xff, ..] => Self::Utf16("big"),
             _ if is_binary(beginning) => {
@@ -115,7 +118,7 @@ impl Piece {
         let mut decoded = match content {
             Content::Utf16("little") => utf16(file, u16::from_le_bytes),
             Content::Utf16(_) => utf16(file, u16::from_be_bytes),
-            Content::Image(_) | Content::Binary(_) => Vec::new(),
+            Content::Image(_) | Content::Binary(_) | Content::Utf32 => Vec::new(),
             Content::Text => file.strip_prefix(MARK).unwrap_or(file).to_vec(),
         };
         let unended = decoded.last().is_some_and(|b| *b != b'\n');

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::apart::apart;
 use crate::chat::{Base64, Image, ImageType, ToolSpec};
 use crate::show::{one_line, size};
 
@@ -16,9 +15,7 @@ use super::page::shown;
 use super::piece::{Content, Piece, Window, count, slice};
 use super::place::{Kind, Place};
 use super::schema::typed;
-use super::types::{Failure, Tool, ToolAnswer, ToolContext};
-
-pub(super) use super::piece::is_binary;
+use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
 /// A larger file is not edited.
 pub(super) const FETCHED: u64 = 8 * 1024 * 1024;
@@ -86,8 +83,8 @@ async fn read(given: &str, window: Window, context: &ToolContext) -> Result<Tool
         // Files of the kernel's say that they are empty, so the limit is not the size.
         let file = super::fetch(&place, FETCHED, context).await?;
         let bytes = file.clone();
-        let piece = apart(move || Piece::whole(&bytes, window)).await;
-        (Some(file), piece.ok_or(Failure::Cancelled)?)
+        let piece = off_the_runtime(move || Piece::whole(&bytes, window)).await?;
+        (Some(file), piece)
     } else {
         (None, slice(&name, &place, window, context).await?)
     };
@@ -119,12 +116,12 @@ async fn read(given: &str, window: Window, context: &ToolContext) -> Result<Tool
             &format!("a binary file ({what} by its first bytes)"),
             &format!("Look at it with bash: {}", advice(what)),
         )),
-        Content::Utf16(_) if file.is_none() => Ok(told(
-            "UTF-16 text",
-            "Make a copy in UTF-8 with bash (iconv, python3) and read that",
-        )),
+        Content::Utf16(_) if file.is_none() => Ok(told("UTF-16 text", CONVERT)),
+        Content::Utf32 => Ok(told("UTF-32 text", CONVERT)),
         Content::Utf16(_) | Content::Text => {
-            shown(&name, &place, &piece, window, &context.redactor)
+            let redactor = context.redactor.clone();
+            let page = move || shown(&name, &place, &piece, window, &redactor);
+            off_the_runtime(page).await?
         }
     }
 }
@@ -148,6 +145,8 @@ fn advice(mime: &str) -> &'static str {
     }
 }
 
+const CONVERT: &str = "Make a copy in UTF-8 with bash (iconv, python3) and read that";
+
 const SHRINK: &str = "Shrink a copy with bash, as in: python3 -c \
     \"from PIL import Image; i=Image.open('in'); i.thumbnail((1600,1600)); i.save('out.png')\"";
 
@@ -155,7 +154,7 @@ async fn picture(name: &str, kind: ImageType, file: Bytes) -> Result<ToolAnswer,
     let size = size(count(file.len()));
     // Megabytes: not on a thread of the runtime.
     let work = move || image::check(kind, &file).map(|sides| (sides, Base64::of(&file)));
-    let checked = apart(work).await.ok_or(Failure::Cancelled)?;
+    let checked = off_the_runtime(work).await?;
     let complain = |why: &str| Err(Failure::Complaint(format!("{name} {why}")));
     let ((width, height), base64) = match checked {
         Ok(whole) => whole,

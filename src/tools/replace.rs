@@ -11,6 +11,8 @@ use std::ops::Range;
 use memchr::memmem::{FindIter, Finder, find_iter};
 use memchr::{memchr, memchr_iter, memchr2_iter, memrchr};
 
+use crate::encoding::without_bom;
+
 /// An edit, as asked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked<'a> {
@@ -134,6 +136,8 @@ impl Help {
                 let mut places = Places::new(file, &old);
                 let place = places.next()?;
                 let (before, _) = file.split_at_checked(place.start)?;
+                // Who is shown the lines doesn't see the mark.
+                let before = without_bom(before);
                 let right = line_ends(before) + 1 == first
                     && (before.is_empty() || before.ends_with(b"\n"))
                     && !places.overlap
@@ -382,6 +386,18 @@ fn ends_of(text: &[u8]) -> impl Iterator<Item = &'static str> {
     })
 }
 
+/// Whether `new` in the place of `at` would leave half of a CRLF line end before or behind it.
+fn halves(file: &[u8], at: &Range<usize>, new: &str) -> bool {
+    let before = at.start.checked_sub(1).and_then(|last| file.get(last));
+    let within = |at: usize| {
+        let pair = at.checked_sub(1).and_then(|cr| file.get(cr..=at));
+        pair == Some(b"\r\n")
+    };
+    let first = new.as_bytes().first().or(file.get(at.end));
+    let last = new.as_bytes().last().or(before);
+    within(at.start) && first != Some(&b'\n') || within(at.end) && last != Some(&b'\r')
+}
+
 fn apply(
     file: &[u8],
     places: impl Iterator<Item = Range<usize>>,
@@ -389,6 +405,7 @@ fn apply(
     note: Option<&'static str>,
 ) -> Result<Replaced, Refusal> {
     let mut replacement = Replacement::new(file, asked);
+    let only_ends = asked.old.bytes().all(|b| matches!(b, b'\r' | b'\n'));
     let mut done = Replaced {
         notes: note.into_iter().collect(),
         ..Replaced::default()
@@ -396,17 +413,25 @@ fn apply(
     let mut from = 0;
     for at in places {
         let new = replacement.at(&at);
-        if new != asked.new {
-            let crlf = |text: &str| text.matches("\r\n").count();
-            let kept = if crlf(&new) > crlf(asked.new) {
-                "new_string got the CRLF line ends of the text that it replaces"
-            } else {
-                "new_string got the CR line ends of the text that it replaces"
-            };
-            if !done.notes.contains(&kept) {
-                done.notes.push(kept);
-            }
+        let crlf = |text: &str| text.matches("\r\n").count();
+        let mut notes = Vec::new();
+        if new != asked.new && crlf(&new) > crlf(asked.new) {
+            notes.push("new_string got the CRLF line ends of the text that it replaces");
+        } else if new != asked.new {
+            notes.push("new_string got the CR line ends of the text that it replaces");
         }
+        if halves(file, &at, &new) {
+            if !only_ends {
+                return Err(Refusal::Because(
+                    "old_string begins or ends within a CRLF line end, of which new_string would leave half; give \
+                     both without CR (the file's line ends are kept), or the line end whole"
+                        .to_owned(),
+                ));
+            }
+            notes.push("CRLF line ends were cut in two");
+        }
+        notes.retain(|note| !done.notes.contains(note));
+        done.notes.append(&mut notes);
         done.bytes
             .extend_from_slice(file.get(from..at.start).unwrap_or_default());
         done.bytes.extend_from_slice(new.as_bytes());

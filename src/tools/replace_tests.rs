@@ -133,6 +133,32 @@ fn a_surplus_line_end_is_helped_at_the_end_of_the_file_only() {
 }
 
 #[test]
+fn no_half_of_a_crlf_is_left_unless_line_ends_alone_are_asked_for() {
+    for (file, old, new) in [
+        ("\nab\r\n", "ab\r", "x"),
+        ("\nab\r\n", "ab\r", "x\ny"),
+        ("\nab\r\n", "ab\r", ""),
+        ("a\r\nb\r\n", "\nb\r", "x\r"),
+        ("a\r\nb\rc", "\nb\rc\r\n", "x"),
+        ("\u{feff}ab\r\n", "1\tab\r", "1\tx"),
+    ] {
+        let why = refused(file, old, new);
+        assert!(why.contains("CRLF"), "{old:?} in {file:?}: {why}");
+    }
+    for (file, old, new, after) in [
+        ("\nab\r\n", "ab\r", "x\r", "\nx\r\n"),
+        ("a\r\nb\r\n", "\nb\r", "\nx\r", "a\r\nx\r\n"),
+        // A line whole, though from the middle of one line end to that of the next.
+        ("a\r\nb\r\n", "\nb\r", "", "a\r\n"),
+    ] {
+        assert_eq!(edited(file, old, new), (after.to_owned(), String::new()));
+    }
+    let (text, note) = edited("a\r\n", "\r", "");
+    assert_eq!(text, "a\n");
+    assert!(note.contains("CRLF line ends were cut in two"), "{note}");
+}
+
+#[test]
 fn pasted_numbers_are_helped_where_they_are_the_lines_own() {
     let file = "fn a() {\n\tb\n}\n";
     let (text, note) = edited(file, "1\tfn a() {\n2\t\tb\n", "1\tfn a() {\n2\t\tc\n");
@@ -145,6 +171,16 @@ fn pasted_numbers_are_helped_where_they_are_the_lines_own() {
     assert_eq!(
         edited("a\r\nb\r\n", "1\ta\n2\tb", "1\tx\n2\ty").0,
         "x\r\ny\r\n"
+    );
+    // The mark before the first line is not shown.
+    assert_eq!(
+        edited(
+            "\u{feff}fn a() {\n}\n",
+            "1\tfn a() {\n2\t}",
+            "1\tfn b() {\n2\t}"
+        )
+        .0,
+        "\u{feff}fn b() {\n}\n"
     );
     for (file, old, new) in [
         // Records of a table.
@@ -249,6 +285,30 @@ mod oracle {
         out
     }
 
+    /// Whether a CR of `before` has lost its LF in what was made of the text behind it, or an LF of `after` its CR.
+    fn halved(before: &str, replaced: &str, after: &str, new: &str) -> bool {
+        let (was, is) = (format!("{replaced}{after}"), format!("{new}{after}"));
+        let lf_gone = was.starts_with('\n') && !is.starts_with('\n');
+        let (had, has) = (format!("{before}{replaced}"), format!("{before}{new}"));
+        let cr_gone = had.ends_with('\r') && !has.ends_with('\r');
+        before.ends_with('\r') && lf_gone || after.starts_with('\n') && cr_gone
+    }
+
+    /// `file` with `new` in the place of `units[at]`, as it must be written; `None` if that leaves half a line end,
+    /// and not only line ends were asked for.
+    fn with(
+        units: &[(char, String)],
+        at: std::ops::Range<usize>,
+        old: &str,
+        new: &str,
+    ) -> Option<String> {
+        let new = written(units, at.clone(), old, new);
+        let (before, after) = (joined(&units[..at.start]), joined(&units[at.end..]));
+        let only_ends = old.trim_matches(['\r', '\n']).is_empty();
+        let halved = halved(&before, &joined(&units[at]), &after, &new);
+        (only_ends || !halved).then(|| before + &new + &after)
+    }
+
     /// What may come out: `None` is a complaint, and always right but where the place is certain.
     pub(super) fn allows(
         file: &str,
@@ -270,18 +330,21 @@ mod oracle {
         };
         let places: Vec<usize> = (0..units.len()).filter(stands).collect();
         let mut right: Vec<String> = Vec::new();
-        if all || places.len() == 1 {
+        if let [at] = places.as_slice() {
+            right.extend(with(&units, *at..*at + length, old, new));
+        } else if all {
             let mut text = String::new();
-            let mut from = 0;
+            let (mut from, mut whole) = (0, true);
             for at in &places {
                 if *at >= from {
                     text.push_str(&joined(&units[from..*at]));
                     text.push_str(&written(&units, *at..*at + length, old, new));
                     from = *at + length;
+                    whole &= with(&units, *at..from, old, new).is_some();
                 }
             }
             text.push_str(&joined(&units[from..]));
-            right.push(text);
+            right.extend(whole.then_some(text));
         }
         if places.is_empty() {
             right.clear();
@@ -297,14 +360,13 @@ mod oracle {
                 if let Some(at) = units.len().checked_sub(length)
                     && units[at..].iter().map(|(c, _)| *c).eq(old.chars())
                 {
-                    right
-                        .push(joined(&units[..at]) + &written(&units, at..units.len(), &old, &new));
+                    right.extend(with(&units, at..units.len(), &old, &new));
                 }
             }
             right.extend(numbered(file, old, new));
         }
         match outcome {
-            None if places.len() == 1 && right[0] != file => {
+            None if places.len() == 1 && right.iter().any(|right| right != file) => {
                 Err("refused what is certain".to_owned())
             }
             None => Ok(()),
@@ -339,7 +401,12 @@ mod oracle {
             stripped.map(|bare| (first, bare))
         };
         let (first, text) = bare(old)?;
-        let view = number(&joined(&seen(file, false)), 1);
+        let mark = if file.starts_with('\u{feff}') {
+            "\u{feff}"
+        } else {
+            ""
+        };
+        let view = number(&file[mark.len()..], 1);
         let open = !old.contains('\r');
         let shown: String = seen(&view, open).iter().map(|(c, _)| *c).collect();
         let whole = number(&text, first);
@@ -351,8 +418,7 @@ mod oracle {
         let length = text.chars().count();
         let starts = (0..units.len()).filter(|at| {
             let before = joined(&units[..*at]);
-            (before.is_empty() || before.ends_with('\n'))
-                && before.matches('\n').count() + 1 == first
+            (before == mark || before.ends_with('\n')) && before.matches('\n').count() + 1 == first
         });
         let at = starts.into_iter().next()?;
         let fits = units[at..]
@@ -360,11 +426,7 @@ mod oracle {
             .map(|(c, _)| *c)
             .take(length)
             .eq(text.chars());
-        (at_line && fits).then(|| {
-            joined(&units[..at])
-                + &written(&units, at..at + length, &text, &new)
-                + &joined(&units[at + length..])
-        })
+        (at_line && fits).then(|| with(&units, at..at + length, &text, &new))?
     }
 }
 
@@ -390,6 +452,9 @@ fn the_oracle_knows_the_old_faults() {
         // The old text was converted to CRLF, the new one was not.
         ("a\r\nb\r\nc\n", "a\nb\n", "x\ny\n", "x\ny\nc\n"),
         ("a\r\nb\r\nc\nd\r\n", "a\nb", "A\nB", "A\nB\r\nc\nd\r\n"),
+        // Half of a line end was left.
+        ("\nab\r\n", "ab\r", "x", "\nx\n"),
+        ("a\r\nb\r\n", "\nb\r", "x", "a\rx\n"),
     ] {
         assert!(
             oracle::allows(file, old, new, false, Some(wrong)).is_err(),
@@ -413,11 +478,14 @@ proptest::proptest! {
 
     #[test]
     fn an_edit_is_what_was_asked_or_a_complaint(
-        file in pieces(8), old in pieces(4), new in pieces(4), all in proptest::prelude::any::<bool>(),
-        part in (0_usize..20, 0_usize..8), how in 0..5,
+        mark in "\u{feff}?", text in pieces(8), old in pieces(4), new in pieces(4),
+        all in proptest::prelude::any::<bool>(), part in (0_usize..20, 0_usize..8), how in 0..6,
     ) {
-        // Mostly a part of the file, as a model would send it.
-        let unix: Vec<char> = file.replace("\r\n", "\n").chars().collect();
+        // Mostly a part of the file, as a model would send it, or who knows of CR.
+        let raw: Vec<char> = text.chars().collect();
+        let raw: String = raw.iter().skip(part.0).take(part.1).collect();
+        let unix: Vec<char> = text.replace("\r\n", "\n").chars().collect();
+        let file = mark + &text;
         let from = part.0.min(unix.len());
         let text: String = unix[from..(from + part.1).min(unix.len())].iter().collect();
         let number = 1 + unix[..from].iter().filter(|c| **c == '\n').count();
@@ -429,10 +497,14 @@ proptest::proptest! {
             1 => (text, new),
             2 => (text + "\n", new + "\n"),
             3 => (paste(&text), paste(&new)),
+            4 => (raw, new),
             _ => (paste(&text), new),
         };
-        let outcome = replace(file.as_bytes(), asked(&old, &new, all)).ok();
-        let outcome = outcome.map(|done| String::from_utf8(done.bytes).unwrap());
+        let done = replace(file.as_bytes(), asked(&old, &new, all)).ok();
+        let told = done.as_ref().is_some_and(|done| done.notes.iter().any(|note| note.contains("cut in two")));
+        let outcome = done.map(|done| String::from_utf8(done.bytes).unwrap());
+        let cut = old == "\r" && new.is_empty() && file.contains("\r\n") && outcome.is_some();
+        proptest::prop_assert!(told || !cut);
         if !old.is_empty() && old != new {
             let verdict = oracle::allows(&file, &old, &new, all, outcome.as_deref());
             proptest::prop_assert!(verdict.is_ok(), "{:?}", verdict);

@@ -13,11 +13,11 @@ use crate::chat::ToolSpec;
 use crate::sandbox::files::SKIPPED;
 use crate::show::{grouped, one_line};
 
-use super::listing::{Listing, Root, count, off_the_runtime};
+use super::listing::{Listing, Root, count};
 use super::names::{Anchor, NamePattern, named_in};
 use super::place::{Kind, Place, absolute};
 use super::schema::typed;
-use super::types::{Failure, Tool, ToolAnswer, ToolContext};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
 const SHOWN_PATHS: usize = 200;
 /// Bytes of directories' names that are looked at when no file matches.
@@ -71,7 +71,7 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
     let facts = context.session.probe(context.sandbox.as_ref()).await;
     let text = pattern.to_owned();
     let parsing = move || NamePattern::parse(&text, Anchor::Root);
-    let wanted = off_the_runtime(true, parsing).await??;
+    let wanted = off_the_runtime(parsing).await??;
     let cwd = context.session.cwd();
     let root = root_of(path, &cwd, &facts.home)?;
     let named = named_in(path, pattern);
@@ -176,7 +176,10 @@ impl Matches {
 
 /// The first directory, by its bytes, that `files` are in and that `matches`. Only as many are looked at as
 /// [`LOOKED_AT`] allows: one file may be in thousands.
-fn directory_among(files: &[Vec<u8>], mut matches: impl FnMut(&[u8]) -> bool) -> Option<&[u8]> {
+pub(super) fn directory_among(
+    files: &[Vec<u8>],
+    mut matches: impl FnMut(&[u8]) -> bool,
+) -> Option<&[u8]> {
     let mut seen = HashSet::new();
     let mut room = LOOKED_AT;
     let mut found: Option<&[u8]> = None;
@@ -216,7 +219,7 @@ async fn found(
     let files = std::mem::take(&mut listing.files);
     let root = listing.path.clone();
     let pattern = Arc::clone(&wanted);
-    let matches = off_the_runtime(true, move || Matches::new(&pattern, files, &root)).await?;
+    let matches = off_the_runtime(move || Matches::new(&pattern, files, &root)).await?;
     let only_hidden = matches.shown.is_empty();
     let names = if only_hidden {
         &matches.hidden

@@ -1,7 +1,7 @@
 //! What the tools of one sandbox remember between calls.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -14,6 +14,8 @@ use super::facts::Facts;
 
 /// Programs that outlive their call and whose output is still read. Each holds a stream of the backend.
 const MAX_DRAINS: usize = 32;
+/// Looks into a sandbox that tells nothing, as where no process can be started.
+const MOST_LOOKS: u8 = 5;
 
 /// The state that calls of one run share. Dropping it stops reading what programs left behind by calls
 /// still print.
@@ -22,6 +24,9 @@ pub struct ShellSession {
     start_dir: String,
     cwd: Mutex<String>,
     facts: OnceCell<Facts>,
+    /// Until then.
+    unknown: Facts,
+    looks: AtomicU8,
     told: AtomicBool,
     /// Bounded by [`MAX_DRAINS`]; a set, so that all of them end with the session.
     drains: Mutex<JoinSet<()>>,
@@ -74,6 +79,8 @@ impl ShellSession {
             start_dir: working_dir.to_owned(),
             cwd: Mutex::new(working_dir.to_owned()),
             facts: OnceCell::new(),
+            unknown: Facts::unknown(working_dir),
+            looks: AtomicU8::new(0),
             told: AtomicBool::new(false),
             drains: Mutex::new(JoinSet::new()),
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
@@ -97,10 +104,17 @@ impl ShellSession {
         dir.clone_into(&mut self.cwd.lock());
     }
 
-    /// Looks into the sandbox, once per session and for at most two seconds; later calls get the same
-    /// facts at once. The first tool call does this by itself if nobody did before.
+    /// Looks into the sandbox for at most two seconds; later calls get the same facts at once. The first tool
+    /// call does this by itself if nobody did before. A look that gave nothing is taken again by later calls, a
+    /// few times.
     pub async fn probe(&self, sandbox: &dyn Sandbox) -> &Facts {
-        self.facts.get_or_init(|| Facts::look(sandbox)).await
+        let looking = || async {
+            let facts = Facts::look(sandbox).await;
+            let last = self.looks.fetch_add(1, Ordering::Relaxed) + 1 >= MOST_LOOKS;
+            (facts.known || last).then_some(facts).ok_or(())
+        };
+        let looked = self.facts.get_or_try_init(looking).await;
+        looked.unwrap_or(&self.unknown)
     }
 
     /// The facts for the model: the first time that they are known and asked for, `None` ever after.

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
+use crate::apart::apart;
 use crate::chat::Image;
 use crate::clock::Deadline;
 use crate::sandbox::{Sandbox, SandboxError};
@@ -98,6 +99,16 @@ impl ToolAnswer {
         self.outcome
             .unwrap_or_else(|| fingerprint((&self.text, images().collect::<Vec<_>>())))
     }
+}
+
+/// Does what may take long where it holds nobody up.
+///
+/// # Errors
+/// The server is stopping.
+pub(super) async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    apart(work).await.ok_or(Failure::Cancelled)
 }
 
 /// A number for `facts`; equal for equal ones, within one process.

@@ -1,8 +1,9 @@
 //! The text around a command, and how its end is told from its output.
 //!
-//! A command's end is a fact, never a guess: the outer shell prints an end record with a nonce that only
-//! it knows. End of file won't do, since a program left in the background holds the pipe open. What goes on
-//! around the command is nothing that the command or its messages should show.
+//! A command's end is a fact, never a guess: the outer shell prints an end record with a nonce. That guards against
+//! accidents, not against a command that wants to imitate it, which can read the nonce in `/proc`. End of file won't
+//! do, since a program left in the background holds the pipe open. What goes on around the command is nothing that
+//! the command or its messages should show.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -84,22 +85,34 @@ exec cat
 "#
 );
 
-/// The program's output goes to the file alone, so it holds no pipe; appended, so that emptying the file
-/// works. The record has `running` in place of the exit code if it still runs after a second, and the process
+/// The program's output goes to the file alone, so it holds no pipe of the call, through `tee`, for which the bound
+/// on the file holds as above: what is beyond it is thrown away, and the program goes on. It is appended, so that
+/// emptying the file works. The named pipe between them is open at both ends, and has lost its name, before either
+/// is begun: none waits for the other. Where there can't be one, nothing bounds the file.
+///
+/// The record has `running` in place of the exit code if it still runs after a second, and the process
 /// id at its end (also when nothing more can be started, so by a trap): with a minus, where the program leads a group, so that all of it can be ended.
 const BACKGROUND: &str = concat!(
     prologue!(),
     r#"
 sc_out=$2
 [ "$sc_kept" = 1 ] || sc_out=/dev/null
-sc_own=
+sc_own= sc_reader=
 command -v setsid >/dev/null 2>&1 && sc_own=setsid
-( trap '' HUP; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec $sc_own "$7" -c "$9" "$7" /dev/null "$8" "${10}" "${11}" ) </dev/null >>"$sc_out" 2>&1 &
+if [ "$sc_kept" = 1 ] && ( mkfifo "$5" 2>/dev/null ) && { command exec 3<>"$5" 4<"$5" 5>"$5" 3>&-; } 2>/dev/null; then
+rm -f "$5"
+( trap '' HUP PIPE XFSZ; ulimit -f 20480; command -v tee >/dev/null && exec tee -a "$2"; exec cat >>"$2" ) <&4 4<&- 5>&- >/dev/null 2>&1 &
+sc_reader=$!
+else
+exec 5>>"$sc_out"
+fi
+( trap '' HUP; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec $sc_own "$7" -c "$9" "$7" /dev/null "$8" "${10}" "${11}" ) </dev/null >&5 2>&1 4<&- 5>&- &
 sc_pid=$!
+exec 4<&- 5>&-
 trap 'if kill -0 "$sc_pid" 2>/dev/null; then sc_code=running; else wait "$sc_pid"; sc_code=$?; fi
 printf "\n\036%s %s %s %s\036" "$1" "$sc_code" "$sc_moved" "${sc_own:+-}$sc_pid"' EXIT
 sc_n=0
-while [ "$sc_n" -lt 10 ] && kill -0 "$sc_pid" 2>/dev/null; do
+while [ "$sc_n" -lt 10 ] && { kill -0 "$sc_pid" || kill -0 $sc_reader; } 2>/dev/null; do
 sleep 0.1 2>/dev/null || { sleep 1; sc_n=10; }
 sc_n=$((sc_n+1))
 done
@@ -195,14 +208,14 @@ done
 exit 0
 "#;
 
-/// `$1` output file, `$2` bytes of output. Prints the file's size, which must not be believed too soon: `tee`
-/// writes to the pipe first. Then cuts the end record off; `tee` appends, so what a program in the background
-/// prints later follows without a gap.
+/// `$1` output file, `$2` bytes of output, `$3` bytes with the end record, `$4` how often to wait for these. Prints
+/// the file's size, which must not be believed too soon: `tee` writes to the pipe first. Then cuts the end record
+/// off; `tee` appends, so what a program in the background prints later follows without a gap.
 const KEPT: &str = r#"
 n=0
-while size=$(wc -c <"$1" 2>/dev/null) && [ "$size" -lt "$2" ] && [ "$n" -lt "$3" ]; do
+while size=$(wc -c <"$1" 2>/dev/null) && [ "$size" -lt "$3" ] && [ "$n" -lt "$4" ]; do
 n=$((n+1))
-sleep 0.1 2>/dev/null || n=$3
+sleep 0.1 2>/dev/null || n=$4
 done
 echo $size
 [ "${size:-0}" -le "$2" ] || dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null
@@ -323,17 +336,19 @@ pub(super) async fn sweep(
 }
 
 /// How much of `bytes` of output is in its file, and what is surely no more than that is cut off behind.
-/// `None`: nothing, or nobody knows. For at most two seconds.
+/// `record` is what must come before that, if it will. `None`: nothing, or nobody knows. For at most two seconds.
 pub(super) async fn kept(
     sandbox: &dyn Sandbox,
     output: &str,
     bytes: u64,
-    whole: bool,
+    record: Option<&EndRecord>,
 ) -> Option<u64> {
-    let bytes = bytes.to_string();
+    let all = bytes.saturating_add(record.map_or(0, |record| record.length));
+    let (bytes, all) = (bytes.to_string(), all.to_string());
+    let times = if record.is_some() { "5" } else { "0" };
     let kept = Script {
         text: KEPT,
-        args: vec![output, &bytes, if whole { "5" } else { "0" }],
+        args: vec![output, &bytes, &all, times],
         keep: 64,
         ..Script::default()
     }
@@ -398,6 +413,8 @@ pub(super) struct EndRecord {
     /// The directory at the end, if it is known; of a background program the process id, with a minus if it
     /// leads a group.
     pub(super) rest: String,
+    /// Bytes that it takes in the output.
+    length: u64,
 }
 
 /// Finds the records in output that comes in pieces.
@@ -507,6 +524,7 @@ impl RecordScanner {
                 to_root: how.ends_with("root"),
             }),
             rest: parts.next().filter(|_| !cut).unwrap_or_default().to_owned(),
+            length: u64::try_from(self.pattern.len() + end + 1).unwrap_or(u64::MAX),
         })
     }
 }

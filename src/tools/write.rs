@@ -141,11 +141,16 @@ async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<Tool
 /// What the old file had and the new one hasn't, and no model sees.
 fn lost(was: &Text, content: &str) -> String {
     let mut lost = Vec::new();
-    if was.begins == "efbbbf" && !content.starts_with('\u{feff}') {
+    if was.begins.starts_with("efbbbf") && !content.starts_with('\u{feff}') {
         lost.push("the byte order mark (BOM)".to_owned());
     }
-    if was.begins.starts_with("fffe") || was.begins.starts_with("feff") {
-        lost.push("UTF-16 with its byte order mark (BOM)".to_owned());
+    let wide = match was.begins.as_str() {
+        "fffe0000" | "0000feff" => "UTF-32",
+        begins if begins.starts_with("fffe") || begins.starts_with("feff") => "UTF-16",
+        _ => "",
+    };
+    if !wide.is_empty() {
+        lost.push(format!("{wide} with its byte order mark (BOM)"));
     }
     let now = content.matches("\r\n").count();
     if was.crlf > 0 && now < content.matches('\n').count() {

@@ -1,16 +1,8 @@
 //! `file_edit`: scenarios 17 and 18.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::Arc;
-use std::time::Duration;
 
-use bytes::Bytes;
-use sandcaster::clock::Deadline;
-use sandcaster::sandbox::{ExecControl, ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError};
-use sandcaster::secrets::Redactor;
-use sandcaster::tools::{ShellSession, ToolContext, tool};
 use serde_json::json;
-use tokio_util::sync::CancellationToken;
 
 use super::in_every_shell;
 
@@ -34,6 +26,7 @@ in_every_shell! {
         rig.put("a.txt", "one\ntwo\ntwo\n");
         rig.put("b.bin", b"a\0b");
         rig.put("c.txt", b"\xff\xfea\0");
+        rig.put("wide.txt", b"\xff\xfe\0\0a\0\0\0");
         rig.put("empty.txt", "");
         rig.put("latin.txt", b"caf\xe9 one\n");
         rig.put("table.tsv", "id\tname\n5\tBob\tx\n6\tCy\ty\n");
@@ -45,6 +38,7 @@ in_every_shell! {
             ("a.txt", "", "x", "file_write"),
             ("b.bin", "a", "x", "binary"),
             ("c.txt", "a", "x", "UTF-16"),
+            ("wide.txt", "a", "x", "UTF-32"),
             ("empty.txt", "a", "x", "is empty; use file_write"),
             ("empty.txt", "", "x", "use file_write"),
             ("new.txt", "", "x", "use file_write to create it"),
@@ -106,6 +100,7 @@ in_every_shell! {
             (b"a\r\nb\nc\xff", "b\n", "; not kept: CRLF line ends (1 of 3 lines had them)"),
             (b"a\r\nb\r\n", "a\r\nb\n", "; not kept: CRLF line ends (only some lines have them now)"),
             (b"\xff\xfea\0\n\0", "a\n", "; not kept: UTF-16 with its byte order mark (BOM)"),
+            (b"\xff\xfe\0\0a\0\0\0", "a\n", "; not kept: UTF-32 with its byte order mark (BOM)"),
             (b"a\rb\n", "b\n", ""),
             (b"a\n", "b\r\n", ""),
             (b"", "b\n", ""),
@@ -117,82 +112,4 @@ in_every_shell! {
             assert_eq!(rig.get("w.txt"), content.as_bytes());
         }
     }
-}
-
-/// One file in memory: whatever is asked of it is answered at once.
-struct Memory(Bytes);
-
-struct Nothing;
-
-#[async_trait::async_trait]
-impl ExecControl for Nothing {
-    async fn kill(&self) {}
-}
-
-#[async_trait::async_trait]
-impl Sandbox for Memory {
-    fn id(&self) -> &'static str {
-        "memory"
-    }
-    fn working_dir(&self) -> &'static str {
-        "/home"
-    }
-    async fn exec(&self, _: ExecSpec) -> Result<ExecStream, SandboxError> {
-        let (sender, output) = tokio::sync::mpsc::channel(2);
-        let what = format!("f\0{}\0\0\x001\0", self.0.len());
-        sender
-            .try_send(Ok(ExecOutput::Stdout(what.into())))
-            .unwrap();
-        sender.try_send(Ok(ExecOutput::Exit(0))).unwrap();
-        let control = Arc::new(Nothing);
-        Ok(ExecStream { output, control })
-    }
-    async fn read(&self, _: &str, _: u64) -> Result<Bytes, SandboxError> {
-        Ok(self.0.clone())
-    }
-    async fn write(&self, _: &str, _: Bytes) -> Result<(), SandboxError> {
-        Ok(())
-    }
-    async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
-        Ok(())
-    }
-    async fn kill(&self) -> Result<(), SandboxError> {
-        Ok(())
-    }
-    async fn gone(&self) -> SandboxError {
-        std::future::pending().await
-    }
-}
-
-#[test]
-fn an_edit_computes_off_the_threads_of_the_runtime() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(1)
-        .build()
-        .unwrap();
-    runtime.block_on(async {
-        let context = ToolContext {
-            sandbox: Arc::new(Memory(Bytes::from_static(b"one\ntwo\n"))),
-            session: Arc::new(ShellSession::new("/home")),
-            deadline: Deadline::after(Duration::from_secs(50)),
-            cancel: CancellationToken::new(),
-            redactor: Redactor::default(),
-        };
-        for old in ["two", "three"] {
-            // The only thread for long work is taken: nothing can come of an edit until it is free again.
-            let (free, taken) = std::sync::mpsc::channel::<()>();
-            let taken = tokio::task::spawn_blocking(move || taken.recv());
-            let args = json!({"path": "f", "old_string": old, "new_string": "2"});
-            let built = tool("file_edit").unwrap().built.unwrap();
-            let mut call = built.tool.call(args.as_object().unwrap().clone(), &context);
-            for _ in 0..100 {
-                assert!(futures::poll!(&mut call).is_pending(), "{old}");
-                tokio::task::yield_now().await;
-            }
-            drop(free);
-            assert_eq!(call.await.is_ok(), old == "two");
-            assert!(taken.await.unwrap().is_err());
-        }
-    });
 }

@@ -2,10 +2,14 @@
 
 mod collect;
 mod edit;
+mod failing;
 mod files;
+mod output;
 mod quoting;
 mod search;
 mod shell;
+mod stopping;
+mod threads;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +20,8 @@ use sandcaster::sandbox::Sandbox;
 use sandcaster::secrets::Redactor;
 use sandcaster::tools::{Failure, Prepared, ShellSession, ToolAnswer, ToolContext, prepare, tool};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
+use tokio::net::unix::pipe::{OpenOptions, Receiver};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::host_sandbox::{HostSandbox, Shell};
@@ -110,5 +116,24 @@ impl Rig {
 
     pub fn home(&self) -> String {
         self.sandbox.working_dir().to_owned()
+    }
+}
+
+/// Lines that commands write to a FIFO of the working directory: what a test waits for.
+pub struct Events(Lines<BufReader<Receiver>>);
+
+impl Events {
+    pub async fn new(rig: &Rig, name: &str) -> Self {
+        assert_eq!(rig.bash(&format!("mkfifo {name}")).await.exit_code, Some(0));
+        // Opened for writing too, so that it doesn't end between two writers.
+        let pipe = OpenOptions::new()
+            .read_write(true)
+            .open_receiver(rig.sandbox.home().join(name))
+            .unwrap();
+        Self(BufReader::new(pipe).lines())
+    }
+
+    pub async fn next(&mut self) -> String {
+        self.0.next_line().await.unwrap().unwrap()
     }
 }

@@ -173,7 +173,7 @@ in_every_shell! {
         ] {
             let text = rig.text("grep", args.clone()).await;
             assert!(text.starts_with(found), "{args}: {text}");
-            assert!(text.ends_with("\n[not searched, for they are in UTF-16 (see iconv): 2: big.txt, wide.txt]"), "{args}: {text}");
+            assert!(text.ends_with("\n[not searched, for they are in UTF-16 or UTF-32 (see iconv): 2: big.txt, wide.txt]"), "{args}: {text}");
         }
         // What grep itself says of a pattern.
         let why = rig.complaint("grep", json!({"pattern": "ab{40000}|foo"})).await;
@@ -190,6 +190,27 @@ in_every_shell! {
             let words = if is_path { "no path can have more than 4,095" } else { "longer than 4000" };
             assert!(why.contains(words), "{why}");
         }
+    }
+
+    async fn a_glob_that_names_a_directory_is_told(rig) {
+        rig.put("src/deep/a.rs", "needle\n");
+        let text = rig.text("grep", json!({"pattern": "needle", "glob": "deep"})).await;
+        assert_eq!(
+            text,
+            "(no matches): glob names files, and src/deep is a directory. Give it as path, or deep/** as glob"
+        );
+        let found = rig.text("grep", json!({"pattern": "needle", "glob": "deep/**"})).await;
+        assert_eq!(found, "src/deep/a.rs:1:needle");
+        assert_eq!(rig.text("grep", json!({"pattern": "needle", "path": "src/deep"})).await, "src/deep/a.rs:1:needle");
+    }
+
+    async fn files_in_utf32_are_told(rig) {
+        let wide: Vec<u8> = "\u{feff}needle\n".chars().flat_map(|c| u32::from(c).to_le_bytes()).collect();
+        rig.put("a.txt", &wide);
+        let why = rig.complaint("grep", json!({"pattern": "needle", "path": "a.txt"})).await;
+        assert!(why.contains("UTF-32"), "{why}");
+        let text = rig.text("file_read", json!({"path": "a.txt"})).await;
+        assert!(text.starts_with("a.txt: UTF-32 text, 32 bytes. Make a copy"), "{text}");
     }
 
     async fn marks_of_utf16_within_files_are_no_matches(rig) {
@@ -268,7 +289,7 @@ in_every_shell! {
         let text = rig.text("grep", json!({"pattern": "none"})).await;
         assert_eq!(
             text.split_once('\n').map(|(_, notes)| notes),
-            Some("[not searched, for they are in UTF-16 (see iconv): 3: big.txt, little.txt, marked.txt]")
+            Some("[not searched, for they are in UTF-16 or UTF-32 (see iconv): 3: big.txt, little.txt, marked.txt]")
         );
         assert!(text.starts_with("(no matches in 1 file)"), "{text}");
         rig.put("g/src/a.rs", "needle\n");

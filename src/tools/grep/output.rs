@@ -1,0 +1,378 @@
+//! What `grep` printed, read and made fit to be shown.
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt::Write as _;
+
+use crate::secrets::Redactor;
+use crate::show::{first_chars, grouped, one_line};
+use crate::tools::listing::{Trouble, count};
+
+use super::script::Files;
+
+const SHOWN_LINES: usize = 200;
+const SHOWN_CHARS: usize = 20_000;
+const SHOWN_IN_LINE: usize = 300;
+const SHOWN_COUNTS: usize = 100;
+/// Files in UTF-16 or UTF-32 that are named.
+const SHOWN_WIDE: usize = 20;
+/// What is said before grep's words about files.
+pub(super) const UNSEARCHED: &str = "not searched";
+
+/// How many there are of what has a regular plural.
+pub(super) fn number(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(count(n)))
+}
+
+/// The files whose first line, if `output` has it, begins as UTF-16 or UTF-32 does: no pattern can look into them.
+pub(super) fn marked(output: &[u8], files: &Files) -> BTreeSet<Vec<u8>> {
+    let lines = output.split(|b| *b == b'\n');
+    lines
+        .filter_map(|line| Line::parse(line, &files.known))
+        .filter(|line| line.number == b"1" && begins_as_wide(line.text))
+        .map(|line| line.name.to_vec())
+        .collect()
+}
+
+/// With a mark, or with some characters of ASCII, each among NULs.
+fn begins_as_wide(text: &[u8]) -> bool {
+    const MARKS: [&[u8]; 3] = [b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"];
+    // Bytes of a character, which of them isn't NUL, and so many of them.
+    const UNMARKED: [(usize, usize, usize); 4] = [(2, 0, 3), (2, 1, 3), (4, 0, 2), (4, 3, 2)];
+    let fits = |(width, at, times): (usize, usize, usize)| {
+        let is = |(nth, b): (usize, &u8)| {
+            if nth == at {
+                matches!(b, b' '..=b'~')
+            } else {
+                *b == 0
+            }
+        };
+        let chars = text.chunks_exact(width).take(times);
+        chars.filter(|c| c.iter().enumerate().all(is)).count() == times
+    };
+    MARKS.iter().any(|mark| text.starts_with(mark)) || UNMARKED.into_iter().any(fits)
+}
+
+/// Matching lines by file.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    /// In the order of the search.
+    pub(super) files: Vec<(Vec<u8>, u64)>,
+    pub(super) wide: BTreeSet<Vec<u8>>,
+    pub(super) trouble: Trouble,
+}
+
+impl Counts {
+    pub(super) fn parse(output: &[u8], wide: BTreeSet<Vec<u8>>) -> Self {
+        let files = output.split(|b| *b == b'\n').filter_map(|line| {
+            let colon = line.iter().rposition(|b| *b == b':')?;
+            let (name, n) = line.split_at_checked(colon)?;
+            let n = std::str::from_utf8(n.get(1..)?).ok()?.parse().ok()?;
+            Some((name.strip_prefix(b"./")?.to_vec(), n))
+        });
+        Self {
+            files: files
+                .filter(|(name, n)| *n > 0 && !wide.contains(name))
+                .collect(),
+            wide,
+            trouble: Trouble::default(),
+        }
+    }
+
+    fn add(&mut self, name: &[u8]) {
+        match self.files.last_mut() {
+            Some((last, n)) if last == name => *n = n.saturating_add(1),
+            _ => self.files.push((name.to_vec(), 1)),
+        }
+    }
+
+    /// The sum, of `what` has a regular plural.
+    pub(super) fn total(&self, what: &str) -> String {
+        let counts = self.files.iter().map(|(_, n)| *n);
+        let sum = counts.fold(0, u64::saturating_add);
+        number(usize::try_from(sum).unwrap_or(usize::MAX), what)
+    }
+
+    pub(super) fn unsearched(&self) -> usize {
+        self.wide.len() + self.trouble.count()
+    }
+
+    /// At most `most` of the files, and the totals if these are not all.
+    pub(super) fn shown(&self, most: usize, prefix: &str) -> String {
+        let mut text = String::new();
+        for (name, n) in self.files.iter().take(most) {
+            let name = one_line(&String::from_utf8_lossy(name));
+            writeln!(text, "{prefix}{name}:{n}").ok();
+        }
+        if self.files.len() > most {
+            write!(
+                text,
+                "[{} in {}{}]",
+                self.total("matching line"),
+                number(self.files.len(), "file"),
+                if most == 0 {
+                    String::new()
+                } else {
+                    format!("; the first {most} are shown")
+                }
+            )
+            .ok();
+        }
+        text.trim_end().to_owned()
+    }
+
+    /// The same behind lines of which not all are shown.
+    pub(super) fn after(&self, lines: usize, prefix: &str) -> String {
+        format!(
+            "\n[the first {}. All {} by file; narrow path or glob to see them:]\n{}",
+            number(lines, "line"),
+            self.total("matching line"),
+            self.shown(SHOWN_COUNTS, prefix)
+        )
+    }
+
+    /// What was not searched.
+    pub(super) fn notes(&self, prefix: &str) -> String {
+        let mut notes = String::new();
+        if !self.wide.is_empty() {
+            let names = self.wide.iter().take(SHOWN_WIDE);
+            let names: Vec<String> = names
+                .map(|name| format!("{prefix}{}", one_line(&String::from_utf8_lossy(name))))
+                .collect();
+            let more = if self.wide.len() > names.len() {
+                ", …"
+            } else {
+                ""
+            };
+            write!(
+                notes,
+                "\n[not searched, for they are in UTF-16 or UTF-32 (see iconv): {}: {}{more}]",
+                grouped(count(self.wide.len())),
+                names.join(", ")
+            )
+            .ok();
+        }
+        notes + &self.trouble.note(UNSEARCHED)
+    }
+}
+
+/// Lines of grep's output, as they are shown.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    pub(super) text: String,
+    pub(super) shown: usize,
+    /// There are more than are shown.
+    pub(super) over: bool,
+    /// Matching lines that are no text.
+    pub(super) junk: u64,
+    /// Of all of them.
+    pub(super) counts: Counts,
+}
+
+impl Lines {
+    pub(super) fn new(
+        output: &[u8],
+        files: &Files,
+        wide: BTreeSet<Vec<u8>>,
+        show: &Shown<'_>,
+    ) -> Self {
+        let mut lines = Self::default();
+        lines.counts.wide = wide;
+        let bound = files.line_bound();
+        let mut chars = 0;
+        let mut gap = false;
+        let mut rest = output
+            .split(|b| *b == b'\n')
+            .filter(|line| !line.is_empty())
+            .peekable();
+        while let Some(line) = rest.next() {
+            // BusyBox shows a NUL as a line end: what names no file belongs to the line before it.
+            let mut junk = line.contains(&0);
+            while rest
+                .next_if(|next| !next.starts_with(b"./") && *next != b"--")
+                .is_some()
+            {
+                junk = true;
+            }
+            if line == b"--" {
+                gap = true;
+                continue;
+            }
+            let Some(parsed) = Line::parse(line, &files.known) else {
+                continue;
+            };
+            let Line { name, matches, .. } = parsed;
+            if lines.counts.wide.contains(name) {
+                continue;
+            }
+            if matches {
+                lines.counts.add(name);
+            }
+            if junk || is_junk(parsed.text) {
+                lines.junk = lines.junk.saturating_add(u64::from(matches));
+                continue;
+            }
+            if lines.over {
+                continue;
+            }
+            let shown = show.line(&parsed, line.len() >= bound);
+            let length = shown.chars().count() + 1;
+            if lines.shown == SHOWN_LINES || chars + length > SHOWN_CHARS {
+                lines.over = true;
+                continue;
+            }
+            if std::mem::take(&mut gap) && lines.shown > 0 {
+                lines.text.push_str("--\n");
+            }
+            lines.shown += 1;
+            chars += length;
+            writeln!(lines.text, "{shown}").ok();
+        }
+        lines.text.truncate(lines.text.trim_end().len());
+        lines
+    }
+}
+
+/// How lines are shown.
+pub(super) struct Shown<'a> {
+    pub(super) prefix: &'a str,
+    pub(super) redactor: &'a Redactor,
+}
+
+impl Shown<'_> {
+    /// A line of grep's output; `cut` if not all of it was fetched. Secrets go before anything is cut, or half of
+    /// one may stay. However long the name is, the text has room of its own.
+    fn line(&self, line: &Line<'_>, cut: bool) -> String {
+        let name = one_line(&String::from_utf8_lossy(line.name));
+        let name = format!("{}{name}", self.prefix);
+        let mark = if line.matches { ':' } else { '-' };
+        let number = String::from_utf8_lossy(line.number);
+        let text = String::from_utf8_lossy(line.text);
+        let text: Vec<String> = text.split('\t').map(one_line).collect();
+        let text = text.join("\t");
+        let text = if cut {
+            // Its end may be the beginning of a secret: that much is held back.
+            self.redactor.stream().push(&text)
+        } else {
+            self.redactor.clean(&text).into_owned()
+        };
+        let start = first_chars(&text, SHOWN_IN_LINE);
+        let more = if cut || start.len() < text.len() {
+            " […]"
+        } else {
+            ""
+        };
+        let name = self.redactor.clean(&name);
+        format!("{name}{mark}{number}{mark}{start}{more}")
+    }
+}
+
+/// `./name:number:text`, or with `-` for a line near a match.
+struct Line<'a> {
+    name: &'a [u8],
+    matches: bool,
+    number: &'a [u8],
+    text: &'a [u8],
+}
+
+impl<'a> Line<'a> {
+    /// Names may have colons and dashes in them: the right one is one of those that are `known`.
+    fn parse(line: &'a [u8], known: &HashSet<Vec<u8>>) -> Option<Self> {
+        let line = line.strip_prefix(b"./")?;
+        let marks = line
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| matches!(b, b':' | b'-'));
+        marks.into_iter().find_map(|(at, mark)| {
+            let (name, rest) = line.split_at_checked(at)?;
+            let rest = rest.get(1..)?;
+            let end = rest.iter().position(|b| !b.is_ascii_digit())?;
+            let (number, text) = rest.split_at_checked(end)?;
+            let text = text.strip_prefix(std::slice::from_ref(mark))?;
+            (!number.is_empty() && known.contains(name)).then_some(Self {
+                name,
+                matches: *mark == b':',
+                number,
+                text,
+            })
+        })
+    }
+}
+
+/// A text with more undecodable bytes than others, or with some and control characters: of a few bytes nothing
+/// can be said.
+fn is_junk(text: &[u8]) -> bool {
+    const FEW: usize = 4;
+    let bad = text
+        .utf8_chunks()
+        .map(|chunk| chunk.invalid().len())
+        .sum::<usize>();
+    // What terminals and editors put into text is no sign of anything else.
+    let controls = text
+        .iter()
+        .filter(|b| b.is_ascii_control() && !b"\t\r\x08\x0c\x1b".contains(b))
+        .count();
+    text.contains(&0)
+        || bad + controls > FEW && (bad + controls) * 2 > text.len()
+        || bad > 0 && controls > 0 && bad + controls > FEW && (bad + controls) * 5 > text.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_any_size_are_summed() {
+        let output = format!("./a:{0}\n./b:{0}\n./c:0\n./d:1\n", u64::MAX);
+        let counts = Counts::parse(output.as_bytes(), BTreeSet::from([b"d".to_vec()]));
+        assert_eq!(counts.files.len(), 2);
+        assert_eq!(counts.total("line"), format!("{} lines", grouped(u64::MAX)));
+    }
+
+    #[test]
+    fn a_long_name_leaves_room_for_the_text() {
+        let shown = Shown {
+            prefix: "",
+            redactor: &Redactor::default(),
+        };
+        let name = "n".repeat(4_000);
+        let line = Line {
+            name: name.as_bytes(),
+            matches: true,
+            number: b"7",
+            text: b"needle",
+        };
+        assert_eq!(shown.line(&line, false), format!("{name}:7:needle"));
+    }
+
+    #[test]
+    fn lines_of_compressed_data_are_no_text() {
+        for junk in [
+            &b"\x1f\x8b\x08\x00ab"[..],
+            b"k\xb1\x9dR\x02Q\xe4m{\x05\xf3x\xc3\xa9\x91zq\x11",
+            b"\xcc\xe8\xf0 \xcc\xe8\xf0 \xcc\xe8\xf0",
+        ] {
+            assert!(is_junk(junk), "{}", junk.escape_ascii());
+        }
+        for text in [
+            &b"caf\xe9 au lait"[..],
+            b"x\xfe\xff\xff",
+            b"\x1b[1mbold\x1b[0m\t\r",
+            "Москва\u{1}".as_bytes(),
+        ] {
+            assert!(!is_junk(text), "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn only_a_first_line_marks_a_file_as_utf16() {
+        let files = Files::new(
+            ["a", "b", "c:1"]
+                .map(|name| name.as_bytes().to_vec())
+                .to_vec(),
+        );
+        let output = b"./a:1:\xff\xfex\n./b:2:\xff\xfe\n./b:1:x:1:\xff\xfe\n./c:1:1:\xfe\xff\n./d:1:\xff\xfe\n";
+        let found: Vec<_> = marked(output, &files).into_iter().collect();
+        assert_eq!(found, [&b"a"[..], b"c:1"]);
+    }
+}

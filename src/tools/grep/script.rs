@@ -1,0 +1,236 @@
+//! The sandbox's `grep`, run over a list of files.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::show::short;
+use crate::tools::listing::{Trouble, complaints, no_program};
+use crate::tools::place::store;
+use crate::tools::regex::Pattern;
+use crate::tools::script::Script;
+use crate::tools::types::{Failure, ToolContext};
+
+const LIMIT: Duration = Duration::from_secs(20);
+/// Longer lists of files go through a file of the sandbox.
+const STDIN: usize = 64 * 1024;
+/// Bytes of lines that are fetched.
+pub(super) const KEEP_LINES: usize = 1024 * 1024;
+/// Bytes of counts: more than a listing has names for.
+const KEEP_COUNTS: usize = 16 * 1024 * 1024;
+/// Bytes of a line that are fetched, beside its file's name.
+const LINE: usize = 1_300;
+/// Memory that each program of a search may use.
+const MEMORY_MIB: u32 = 512;
+
+/// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
+/// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
+/// wanted, `$4` how many of a line; the others are grep's options. For `$4` of `counts` files without a match are
+/// left out; for `marks 99` all lines but those that are a file's first and begin as UTF-16 or UTF-32 does, and so some that
+/// only seem to. NUL is 1 there for a while, since no pattern can have it.
+///
+/// No search takes the memory that other programs of the sandbox need.
+///
+/// grep tries the pattern on a line first, so that its complaint is not lost among those about files.
+const SEARCH: &str = r#"
+IFS= read -r pattern
+if [ -n "$1" ]; then
+exec <"$1" || exit 6
+rm -f "$1"
+fi
+cd "$2" || exit 5
+keep=$3
+line=$4
+ulimit -v "$5" 2>/dev/null
+shift 5
+for n in grep xargs cut head tr; do
+command -v "$n" >/dev/null || { echo "$n" >&2; exit 7; }
+done
+set -- "$@" -e "$pattern"
+said=$(echo | grep "$@" 2>&1 >/dev/null)
+status=$?
+[ $status -le 1 ] || { printf '%s\n' "${said:-grep ended with exit code $status}" >&2; exit 8; }
+set -- "$@" /dev/null
+case $line in
+counts) xargs -0 -s 400000 grep "$@" | grep -av ':0$' ;;
+marks*)
+xargs -0 -s 400000 grep "$@" |
+tr '\000\001' '\001\000' |
+cut -b "1-${line#marks }" |
+grep -aE -e "$(printf ':1:(\377\376|\376\377|\001\001\376\377|([ -~]\001){3}|(\001[ -~]){3}|([ -~]\001{3}){2}|(\001{3}[ -~]){2})')" |
+tr '\000\001' '\001\000'
+;;
+*) xargs -0 -s 400000 grep "$@" | cut -b "1-$line" ;;
+esac | head -c "$keep"
+"#;
+
+/// The files that are searched.
+pub(super) struct Files {
+    /// Their names, relative to the search's base, as the script wants them.
+    list: Bytes,
+    pub(super) known: HashSet<Vec<u8>>,
+    /// The length of the longest name.
+    longest: usize,
+}
+
+impl Files {
+    pub(super) fn new(files: Vec<Vec<u8>>) -> Self {
+        let names = files
+            .iter()
+            .flat_map(|name| [b"./", name.as_slice(), b"\0"]);
+        Self {
+            list: names.collect::<Vec<&[u8]>>().concat().into(),
+            longest: files.iter().map(Vec::len).max().unwrap_or(0),
+            known: files.into_iter().collect(),
+        }
+    }
+
+    /// A bound on a line of grep's output.
+    pub(super) fn line_bound(&self) -> usize {
+        LINE + self.longest
+    }
+}
+
+/// What a search printed, and what it could not do.
+pub(super) struct Printed {
+    pub(super) output: Vec<u8>,
+    pub(super) trouble: Trouble,
+}
+
+/// What is asked of grep.
+#[derive(Clone, Copy)]
+pub(super) enum Form<'a> {
+    /// Lines with so many around them.
+    Lines(&'a str),
+    Counts,
+    /// The beginnings of first lines that may be in UTF-16 or UTF-32, whatever the pattern.
+    Marks,
+}
+
+/// A search of some files, which can be run for lines or for counts.
+pub(super) struct Search<'a> {
+    pub(super) context: &'a ToolContext,
+    /// The directory, absolute, that the names start from.
+    pub(super) base: String,
+    /// What is shown before a name.
+    pub(super) prefix: String,
+    pub(super) files: Arc<Files>,
+    pub(super) pattern: Pattern,
+}
+
+impl Search<'_> {
+    /// Runs the sandbox's grep over the files.
+    pub(super) async fn run(&self, form: Form<'_>) -> Result<Printed, Failure> {
+        let Pattern { text, fixed, .. } = &self.pattern;
+        let kind = if *fixed { "F" } else { "E" };
+        let bound = self.files.line_bound().to_string();
+        let (options, more, keep, line) = match form {
+            Form::Lines("0") => (format!("-aHn{kind}"), vec![], KEEP_LINES, bound),
+            Form::Lines(around) => (format!("-aHn{kind}"), vec!["-C", around], KEEP_LINES, bound),
+            Form::Counts => (
+                format!("-aHc{kind}"),
+                vec![],
+                KEEP_COUNTS,
+                "counts".to_owned(),
+            ),
+            Form::Marks => (
+                "-aHnE".to_owned(),
+                vec!["-m", "1"],
+                KEEP_COUNTS,
+                format!("marks {bound}"),
+            ),
+        };
+        // Any line will do: so no more than the first of a file is read.
+        let pattern = if let Form::Marks = form {
+            b"^"
+        } else {
+            text.as_slice()
+        };
+        let mut stdin = [pattern, b"\n"].concat();
+        let names = &self.files.list;
+        let mut list = String::new();
+        if stdin.len() + names.len() > STDIN {
+            let session = &self.context.session;
+            let facts = session.probe(self.context.sandbox.as_ref()).await;
+            list = format!("{}/search-{}", facts.state_dir, session.output_name());
+            store(&list, &list, names.clone(), self.context).await?;
+        } else {
+            stdin.extend_from_slice(names);
+        }
+        let (wanted, memory) = (keep.to_string(), (MEMORY_MIB * 1024).to_string());
+        let mut args = vec![list.as_str(), &self.base, &wanted, &line, &memory, &options];
+        args.extend(more);
+        let found = Script {
+            text: SEARCH,
+            args,
+            stdin: stdin.into(),
+            env: BTreeMap::from([("LC_ALL".to_owned(), "C".to_owned())]),
+            keep,
+            ..Script::default()
+        }
+        .run_for(self.context, LIMIT)
+        .await?;
+        let redactor = &self.context.redactor;
+        let said = || short(complaints(&found.stderr, redactor).trim(), 300);
+        let starved = complaints(&found.stderr, redactor)
+            .lines()
+            .any(|line| is_starved(line.trim()));
+        Err(match found.exit_code {
+            0 | 8 if starved => Failure::Complaint(format!(
+                "grep needs more memory than a search may use ({MEMORY_MIB} MiB), so not all was searched; make the pattern \
+                 simpler (smaller counts), or give a narrower path"
+            )),
+            0 => {
+                return Ok(Printed {
+                    trouble: Trouble::read(&found.stderr, redactor),
+                    output: found.stdout,
+                });
+            }
+            7 => no_program(&found.stderr, redactor),
+            8 => Failure::Complaint(format!(
+                "the sandbox's grep can't use this pattern, so nothing was searched: {}",
+                said()
+            )),
+            code => Failure::Complaint(format!(
+                "the search failed with exit code {code}: {}",
+                said()
+            )),
+        })
+    }
+}
+
+/// Whether programs make such a complaint for want of memory. What has a path in it is about a file.
+fn is_starved(line: &str) -> bool {
+    let words = line.to_ascii_lowercase();
+    !line.contains("./")
+        && (words.ends_with("memory exhausted") || words.ends_with("out of memory"))
+        || words.starts_with("xargs: ")
+            && words.contains("terminated by signal")
+            && !words.ends_with("signal 13")
+        || words.starts_with("grep ended with exit code 1")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_memory_is_told_from_trouble_with_files() {
+        for line in [
+            "grep: memory exhausted",
+            "grep: out of memory",
+            "xargs: grep: terminated by signal 9",
+        ] {
+            assert!(is_starved(line), "{line}");
+        }
+        for line in [
+            "grep: ./out of memory: Permission denied",
+            "xargs: grep: terminated by signal 13",
+            "grep: ./x: memory exhausted",
+        ] {
+            assert!(!is_starved(line), "{line}");
+        }
+    }
+}

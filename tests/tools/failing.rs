@@ -1,0 +1,233 @@
+//! Sandboxes that fail: without processes, without rights, or gone.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use sandcaster::sandbox::{ExecSpec, ExecStream, FileErrorKind, Sandbox, SandboxError};
+use sandcaster::tools::{Failure, ShellSession};
+use serde_json::json;
+
+use super::{Rig, in_every_shell};
+use crate::support::host_sandbox::{HostSandbox, Shell};
+
+in_every_shell! {
+    async fn the_true_cause_is_told_when_nothing_could_be_started(rig) {
+        rig.put("a", "x");
+        for (tool, args) in [
+            ("grep", json!({"pattern": "x".repeat(140_000)})),
+            ("file_read", json!({"path": format!("/{}", "x/".repeat(70_000))})),
+        ] {
+            let why = rig.complaint(tool, args).await;
+            assert!(!why.contains("no usable shell") && !why.contains("only file_write"), "{why}");
+            assert!(why.contains("131071") || !why.contains("could not be started"), "{why}");
+        }
+    }
+
+    async fn that_no_process_could_be_started_is_one_failure_of_every_tool(rig) {
+        let mut rig = rig;
+        rig.put("a", "x\n");
+        let sandbox = Limited::of(&mut rig).await;
+        sandbox.processes.store(1, Ordering::Relaxed);
+        for (tool, args) in [
+            ("bash", json!({"command": "echo ok > made"})),
+            ("bash", json!({"command": "echo ok > made", "background": true})),
+            ("grep", json!({"pattern": "x"})),
+            ("glob", json!({"pattern": "*"})),
+            ("file_read", json!({"path": "."})),
+        ] {
+            let why = rig.complaint(tool, args).await;
+            assert!(why.starts_with("no process could be started (the sandbox's "), "{tool}: {why}");
+            assert!(why.contains("limit") && why.contains("; end some"), "{tool}: {why}");
+        }
+        assert!(!rig.sandbox.home().join("made").exists());
+    }
+
+    async fn an_end_without_a_record_is_no_success(rig) {
+        // The parent of the shell that runs the command, by whom the record is printed.
+        let answer = rig.bash("kill -9 $PPID; sleep 0.2").await;
+        assert!(answer.is_error && answer.exit_code != Some(0), "{answer:?}");
+    }
+
+    async fn a_background_program_is_told_though_nothing_more_can_be_started(rig) {
+        let mut rig = rig;
+        if !Limited::is_exact() {
+            return;
+        }
+        let sandbox = Limited::of(&mut rig).await;
+        // The shell, its program and who reads the output, and no fourth.
+        sandbox.processes.store(3, Ordering::Relaxed);
+        let answer = rig.answer("bash", json!({"command": "while :; do :; done", "background": true})).await;
+        assert!(answer.text.contains("running in the background: pid "), "{}", answer.text);
+    }
+
+    async fn a_read_only_file_is_told_as_such(rig) {
+        let mut rig = rig;
+        rig.put("a", "x\n");
+        std::fs::set_permissions(rig.sandbox.home().join("a"), Permissions::from_mode(0o444)).unwrap();
+        Limited::of(&mut rig).await;
+        let change = json!({"path": "a", "old_string": "x", "new_string": "y"});
+        let why = rig.complaint("file_edit", change.clone()).await;
+        assert!(why.starts_with("a is read-only (mode 444)"), "{why}");
+        std::fs::set_permissions(rig.sandbox.home().join("a"), Permissions::from_mode(0o666)).unwrap();
+        // The file itself is not the reason.
+        let why = rig.complaint("file_edit", change).await;
+        assert!(why.starts_with("a: permission denied"), "{why}");
+    }
+
+    async fn a_killed_shell_is_told(rig) {
+        // The outer shell is the parent of the one that runs the command, or that one's.
+        let answer = rig.bash("kill -9 0").await;
+        assert!(answer.text.contains("ended the shell that ran it"), "{}", answer.text);
+        assert_eq!(rig.bash("echo on").await.text, "on\n");
+    }
+
+    async fn facts_that_could_not_be_had_are_looked_for_again(rig) {
+        let mut rig = rig;
+        let sandbox = Limited::of(&mut rig).await;
+        rig.context.session = Arc::new(ShellSession::new(sandbox.working_dir()));
+        sandbox.processes.store(1, Ordering::Relaxed);
+        rig.complaint("file_read", json!({"path": "."})).await;
+        assert_eq!(rig.context.session.take_notice(), None);
+        sandbox.processes.store(1_000, Ordering::Relaxed);
+        rig.text("file_read", json!({"path": "."})).await;
+        let notice = rig.context.session.take_notice().unwrap();
+        assert!(notice.contains("uid ") && notice.contains("nstalled: "), "{notice}");
+    }
+}
+
+/// The host's sandbox, whose commands run as a user of their own who may have only so many processes.
+struct Limited {
+    host: Arc<HostSandbox>,
+    uid: u32,
+    processes: AtomicU32,
+}
+
+impl Limited {
+    /// In place of the sandbox of `rig`, with a session that has been used.
+    async fn of(rig: &mut Rig) -> Arc<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let home = rig.sandbox.home();
+        for dir in [home, home.parent().unwrap()] {
+            std::fs::set_permissions(dir, Permissions::from_mode(0o777)).unwrap();
+        }
+        let limited = Arc::new(Self {
+            host: rig.sandbox.clone(),
+            // The limit counts whatever runs as this user, in other tests of this process too.
+            uid: 1_000_000 + std::process::id() * 64 + COUNT.fetch_add(1, Ordering::Relaxed) % 64,
+            processes: AtomicU32::new(1_000),
+        });
+        rig.context.sandbox = limited.clone();
+        assert_eq!(rig.bash("true").await.exit_code, Some(0));
+        limited
+    }
+
+    /// Whether it holds exactly: another user's processes can't be counted without root's rights.
+    fn is_exact() -> bool {
+        std::fs::metadata("/proc/self").unwrap().uid() == 0
+    }
+}
+
+#[async_trait::async_trait]
+impl Sandbox for Limited {
+    fn id(&self) -> &str {
+        self.host.id()
+    }
+    fn working_dir(&self) -> &str {
+        self.host.working_dir()
+    }
+    async fn exec(&self, mut spec: ExecSpec) -> Result<ExecStream, SandboxError> {
+        let limit = self.processes.load(Ordering::Relaxed);
+        let mut argv = Vec::new();
+        if Self::is_exact() {
+            argv.extend([
+                "/usr/bin/setpriv".to_owned(),
+                format!("--reuid={}", self.uid),
+            ]);
+            argv.push("--clear-groups".to_owned());
+        }
+        argv.extend(["/usr/bin/prlimit".to_owned(), format!("--nproc={limit}")]);
+        argv.append(&mut spec.argv);
+        spec.argv = argv;
+        self.host.exec(spec).await
+    }
+    async fn read(&self, path: &str, most: u64) -> Result<bytes::Bytes, SandboxError> {
+        self.host.read(path, most).await
+    }
+    async fn write(&self, path: &str, _: bytes::Bytes) -> Result<(), SandboxError> {
+        // As of a file that this user may not write to.
+        Err(SandboxError::File {
+            path: path.to_owned(),
+            kind: FileErrorKind::PermissionDenied,
+        })
+    }
+    async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn kill(&self) -> Result<(), SandboxError> {
+        self.host.kill().await
+    }
+    async fn gone(&self) -> SandboxError {
+        self.host.gone().await
+    }
+}
+
+/// A sandbox whose every call says that it is gone.
+struct Lost;
+
+#[async_trait::async_trait]
+impl Sandbox for Lost {
+    fn id(&self) -> &'static str {
+        "lost"
+    }
+    fn working_dir(&self) -> &'static str {
+        "/home"
+    }
+    async fn exec(
+        &self,
+        _: sandcaster::sandbox::ExecSpec,
+    ) -> Result<sandcaster::sandbox::ExecStream, SandboxError> {
+        Err(SandboxError::Gone("it died".to_owned()))
+    }
+    async fn read(&self, _: &str, _: u64) -> Result<bytes::Bytes, SandboxError> {
+        Err(SandboxError::Gone("it died".to_owned()))
+    }
+    async fn write(&self, _: &str, _: bytes::Bytes) -> Result<(), SandboxError> {
+        Err(SandboxError::Gone("it died".to_owned()))
+    }
+    async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn kill(&self) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn gone(&self) -> SandboxError {
+        SandboxError::Gone("it died".to_owned())
+    }
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn the_loss_of_the_sandbox_is_fatal_for_every_tool() {
+    let mut rig = super::Rig::new(Shell::Bash);
+    rig.context.sandbox = Arc::new(Lost);
+    for (name, args) in [
+        ("bash", json!({"command": "ls"})),
+        ("file_read", json!({"path": "a"})),
+        ("file_write", json!({"path": "a", "content": "b"})),
+        (
+            "file_edit",
+            json!({"path": "a", "old_string": "b", "new_string": "c"}),
+        ),
+        ("glob", json!({"pattern": "*"})),
+        ("grep", json!({"pattern": "x"})),
+    ] {
+        let outcome = rig.call(name, args).await;
+        assert!(
+            matches!(outcome, Err(Failure::Fatal(_))),
+            "{name}: {outcome:?}"
+        );
+    }
+}

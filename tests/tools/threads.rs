@@ -1,0 +1,191 @@
+//! Work that takes long is not done on the threads of the runtime.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sandcaster::clock::Deadline;
+use sandcaster::sandbox::files::{Baseline, CollectLimits, collect};
+use sandcaster::sandbox::{ExecControl, ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError};
+use sandcaster::secrets::Redactor;
+use sandcaster::tools::{ShellSession, ToolContext, tool};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// One file in memory: whatever is asked of it is answered at once.
+struct Memory {
+    file: Bytes,
+    /// What a program prints.
+    prints: fn(&ExecSpec) -> Vec<ExecOutput>,
+    /// How often the file was read.
+    reads: AtomicUsize,
+    /// The nonce of the last command, with which its file ends.
+    nonce: parking_lot::Mutex<String>,
+}
+
+impl Memory {
+    fn new(file: &'static [u8], prints: fn(&ExecSpec) -> Vec<ExecOutput>) -> Arc<Self> {
+        Arc::new(Self {
+            file: Bytes::from_static(file),
+            prints,
+            reads: AtomicUsize::new(0),
+            nonce: parking_lot::Mutex::default(),
+        })
+    }
+}
+
+struct Nothing;
+
+#[async_trait::async_trait]
+impl ExecControl for Nothing {
+    async fn kill(&self) {}
+}
+
+#[async_trait::async_trait]
+impl Sandbox for Memory {
+    fn id(&self) -> &'static str {
+        "memory"
+    }
+    fn working_dir(&self) -> &'static str {
+        "/home"
+    }
+    async fn exec(&self, spec: ExecSpec) -> Result<ExecStream, SandboxError> {
+        *self.nonce.lock() = spec.argv.get(4).cloned().unwrap_or_default();
+        let printed = (self.prints)(&spec);
+        let (sender, output) = tokio::sync::mpsc::channel(printed.len() + 1);
+        for piece in printed.into_iter().chain([ExecOutput::Exit(0)]) {
+            sender.try_send(Ok(piece)).unwrap();
+        }
+        let control = Arc::new(Nothing);
+        Ok(ExecStream { output, control })
+    }
+    async fn read(&self, _: &str, _: u64) -> Result<Bytes, SandboxError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        let end = format!("\n\x1e{} 3 - /home\x1e", self.nonce.lock());
+        Ok([&self.file, end.as_bytes()].concat().into())
+    }
+    async fn write(&self, _: &str, _: Bytes) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn kill(&self) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn gone(&self) -> SandboxError {
+        std::future::pending().await
+    }
+}
+
+/// Takes the only thread for long work, after what waits for it already, until the sender is dropped.
+fn take_the_thread() -> (Sender<()>, JoinHandle<()>) {
+    let (free, taken) = channel::<()>();
+    let work = tokio::task::spawn_blocking(move || {
+        taken.recv().ok();
+    });
+    (free, work)
+}
+
+/// Polls `work` often; it must still be waiting.
+async fn is_stuck<T>(work: &mut (impl Future<Output = T> + Unpin)) -> bool {
+    for _ in 0..100 {
+        if futures::poll!(&mut *work).is_ready() {
+            return false;
+        }
+        tokio::task::yield_now().await;
+    }
+    true
+}
+
+fn on_one_thread(test: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .unwrap()
+        .block_on(test);
+}
+
+fn context(sandbox: Arc<dyn Sandbox>) -> ToolContext {
+    ToolContext {
+        sandbox,
+        session: Arc::new(ShellSession::new("/home")),
+        deadline: Deadline::after(Duration::from_secs(50)),
+        cancel: CancellationToken::new(),
+        redactor: Redactor::default(),
+    }
+}
+
+fn args(args: &Value) -> serde_json::Map<String, Value> {
+    args.as_object().unwrap().clone()
+}
+
+#[test]
+fn an_edit_computes_off_the_threads_of_the_runtime() {
+    on_one_thread(async {
+        let looked = |_: &ExecSpec| vec![ExecOutput::Stdout("f\x0020\0\0\x001\0".into())];
+        let context = context(Memory::new(b"one\ntwo\n", looked));
+        for old in ["two", "three"] {
+            let (free, taken) = take_the_thread();
+            let change = json!({"path": "f", "old_string": old, "new_string": "2"});
+            let built = tool("file_edit").unwrap().built.unwrap();
+            let mut call = built.tool.call(args(&change), &context);
+            assert!(is_stuck(&mut call).await, "{old}");
+            drop(free);
+            assert_eq!(call.await.is_ok(), old == "two");
+            taken.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn output_that_was_lost_is_read_again_off_the_threads_of_the_runtime() {
+    on_one_thread(async {
+        let broken = |_: &ExecSpec| vec![ExecOutput::Gap];
+        let sandbox = Memory::new(b"whole", broken);
+        let context = context(sandbox.clone());
+        let (free, taken) = take_the_thread();
+        let built = tool("bash").unwrap().built.unwrap();
+        let mut call = built
+            .tool
+            .call(args(&json!({"command": "echo whole"})), &context);
+        assert!(is_stuck(&mut call).await);
+        assert_eq!(sandbox.reads.load(Ordering::Relaxed), 1);
+        drop(free);
+        let answer = call.await.unwrap();
+        assert!(answer.text.starts_with("whole\n[exit 3"), "{}", answer.text);
+        taken.await.unwrap();
+    });
+}
+
+#[test]
+fn files_are_collected_off_the_threads_of_the_runtime() {
+    on_one_thread(async {
+        let listed =
+            |_: &ExecSpec| vec![ExecOutput::Stdout("./a\0\x0081a4|7|1|1.5|./a\n\0".into())];
+        let sandbox = Memory::new(b"content", listed);
+        let (before, limits) = (Baseline::default(), CollectLimits::default());
+        let deadline = Deadline::after(Duration::from_secs(50));
+        let (free, taken) = take_the_thread();
+        let mut collecting = Box::pin(collect(sandbox.as_ref(), &before, &limits, deadline));
+        // The listing waits for its turn, and behind it stands what takes the thread once more.
+        assert!(is_stuck(&mut collecting).await);
+        assert_eq!(sandbox.reads.load(Ordering::Relaxed), 0);
+        let (again, taken_again) = take_the_thread();
+        drop(free);
+        taken.await.unwrap();
+        while sandbox.reads.load(Ordering::Relaxed) == 0 {
+            assert!(futures::poll!(&mut collecting).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert!(is_stuck(&mut collecting).await);
+        drop(again);
+        let collected = collecting.await;
+        assert_eq!(collected.files.len(), 1, "{collected:?}");
+        taken_again.await.unwrap();
+    });
+}
