@@ -22,6 +22,11 @@ const MAX_PART: usize = 255;
 const MAX_BYTES: usize = 1024;
 const MAX_PARTS: usize = 16;
 
+fn too_long(bytes: usize, raw: &str) -> BadPath {
+    let shown = short(raw, 100);
+    BadPath(format!("path has {bytes} bytes (max {MAX_BYTES}): {shown}"))
+}
+
 impl SandboxPath {
     /// Normalises `raw` as existing clients expect (backslashes count as slashes, `.` and empty parts
     /// vanish, `a/../b` becomes `b`) and refuses what could mean something else inside.
@@ -30,6 +35,10 @@ impl SandboxPath {
     /// Names the path and the rule that it breaks.
     pub fn parse(raw: &str) -> Result<Self, BadPath> {
         let shown = || short(raw, 100);
+        // Before anything is made of it: a part costs more memory than the two bytes of the shortest.
+        if raw.len() > LONGEST_PATH {
+            return Err(too_long(raw.len(), raw));
+        }
         let slashed = raw.replace('\\', "/");
         let drive =
             matches!(slashed.as_bytes(), [letter, b':', b'/', ..] if letter.is_ascii_alphabetic());
@@ -87,11 +96,7 @@ impl SandboxPath {
         }
         let path = parts.join("/");
         if path.len() > MAX_BYTES {
-            return Err(BadPath(format!(
-                "path has {} bytes (max {MAX_BYTES}): {}",
-                path.len(),
-                shown()
-            )));
+            return Err(too_long(path.len(), raw));
         }
         Ok(Self(path))
     }

@@ -1,11 +1,11 @@
 //! Checks of single values, shared by requests, `sandcaster.json` and the environment.
 //!
-//! A message names the limit and the value's kind or length. Only where a name was wanted and this is none of
-//! the known ones, it is shown, shortened and escaped; any other value may be a secret in the wrong place.
+//! A message names the limit, and shows the value, shortened and escaped. Of prompts and files it shows nothing.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 
-use super::json::{self, Node, Path};
+use super::json::{self, At, Node};
 use crate::error::ErrorCode;
 use crate::llm::{self, PROVIDERS, ProviderDef};
 use crate::sandbox::{self, BACKENDS, BackendDef};
@@ -17,7 +17,7 @@ use crate::tools::{self, TOOLS, ToolDef};
 pub(crate) const TURNS: RangeInclusive<u64> = 1..=1000;
 pub(crate) const TIMEOUT_SECS: RangeInclusive<u64> = 5..=3600;
 pub(crate) const MOST_TOOLS: usize = 64;
-const MODEL_CHARS: usize = 200;
+const NAME_CHARS: usize = 200;
 const MOST_USD: f64 = 1_000_000.0;
 const LEAST_USD: f64 = 0.000_001;
 
@@ -38,37 +38,64 @@ impl Wrong {
         }
     }
 
+    /// "must be …, not …".
+    pub(crate) fn not(node: &Node<'_>, wanted: impl fmt::Display) -> Self {
+        Self::new(format!("must be {wanted}, not {}", node.shown()))
+    }
+
     pub(crate) fn hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
         self
     }
 }
 
-/// A value that was refused, and where inside the field.
-pub(super) struct Bad(pub(super) Path, pub(super) Wrong);
-
-impl From<Wrong> for Bad {
-    fn from(wrong: Wrong) -> Self {
-        Self(Path::default(), wrong)
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
     }
 }
 
-pub(crate) fn integer(node: &Node, range: &RangeInclusive<u64>) -> Result<u64, Wrong> {
-    let must = || {
-        format!(
-            "must be an integer from {} to {}",
-            range.start(),
-            range.end()
-        )
-    };
-    match node {
-        Node::Number(number) if json::is_whole(number) => number
-            .as_u64()
-            .or_else(|| number.as_f64().and_then(exact))
-            .filter(|value| range.contains(value))
-            .ok_or_else(|| Wrong::new(must())),
-        other => Err(Wrong::new(format!("{}, not {}", must(), other.describe()))),
+/// A value that was refused, and where inside the field.
+pub(super) struct Bad(pub(super) Inside, pub(super) Wrong);
+
+/// A place inside a field's value.
+pub(super) enum Inside {
+    All,
+    Name(String),
+    Index(usize),
+}
+
+impl Inside {
+    pub(super) fn of<'p>(&'p self, field: &'p At<'p>) -> At<'p> {
+        match self {
+            Self::All => *field,
+            Self::Name(name) => At::Name(field, name),
+            Self::Index(index) => At::Index(field, *index),
+        }
     }
+}
+
+impl From<Wrong> for Bad {
+    fn from(wrong: Wrong) -> Self {
+        Self(Inside::All, wrong)
+    }
+}
+
+pub(crate) fn integer(node: &Node<'_>, range: &RangeInclusive<u64>) -> Result<u64, Wrong> {
+    let value = match node {
+        Node::Number(number) if json::is_whole(number) => {
+            number.as_u64().or_else(|| number.as_f64().and_then(exact))
+        }
+        _ => None,
+    };
+    value.filter(|value| range.contains(value)).ok_or_else(|| {
+        let (least, most) = (range.start(), range.end());
+        Wrong::not(node, format_args!("an integer from {least} to {most}"))
+    })
 }
 
 /// A whole number that a float holds exactly.
@@ -83,87 +110,87 @@ fn exact(value: f64) -> Option<u64> {
         .then_some(value as u64)
 }
 
-/// Text of `chars` Unicode scalar values.
-pub(crate) fn text<'n>(node: &'n Node, chars: &RangeInclusive<usize>) -> Result<&'n str, Wrong> {
+/// Text of `chars` Unicode scalar values, of which a message shows nothing.
+pub(crate) fn text<'n>(
+    node: &'n Node<'_>,
+    chars: &RangeInclusive<usize>,
+) -> Result<&'n str, Wrong> {
     let Node::Text(text) = node else {
-        return Err(Wrong::new(format!(
-            "must be a string, not {}",
-            node.describe()
-        )));
+        return Err(Wrong::not(node, "a string"));
     };
     let count = text.chars().count();
     if count < *chars.start() {
         return Err(Wrong::new("must not be empty"));
     }
     if count > *chars.end() {
+        let limit = chars.end();
         return Err(Wrong::new(format!(
-            "has {count} characters (limit {})",
-            chars.end()
+            "has {count} characters (limit {limit})"
         )));
     }
     Ok(text)
 }
 
-pub(crate) fn boolean(node: &Node) -> Result<bool, Wrong> {
+/// A name or another short text of 1 to `most` characters.
+pub(crate) fn name<'n>(node: &'n Node<'_>, most: usize) -> Result<&'n str, Wrong> {
+    text(node, &(1..=most)).map_err(|mut wrong| {
+        if let Node::Text(text) = node
+            && !text.is_empty()
+        {
+            wrong.message = format!("{}: {}", wrong.message, quoted(text));
+        }
+        wrong
+    })
+}
+
+pub(crate) fn boolean(node: &Node<'_>) -> Result<bool, Wrong> {
     match node {
         Node::Bool(value) => Ok(*value),
-        other => Err(Wrong::new(format!(
-            "must be true or false, not {}",
-            other.describe()
-        ))),
+        other => Err(Wrong::not(other, "true or false")),
     }
 }
 
 /// A positive amount of US dollars.
-pub(crate) fn usd(node: &Node) -> Result<NanoUsd, Wrong> {
-    match node {
-        Node::Number(number) => number
-            .as_f64()
-            .filter(|usd| (LEAST_USD..=MOST_USD).contains(usd))
-            .map(NanoUsd::from_usd)
-            .ok_or_else(|| Wrong::new("must be a positive number of US dollars up to 1000000")),
-        other => Err(Wrong::new(format!(
-            "must be a positive number of US dollars, not {}",
-            other.describe()
-        ))),
-    }
+pub(crate) fn usd(node: &Node<'_>) -> Result<NanoUsd, Wrong> {
+    let usd = match node {
+        Node::Number(number) => number.as_f64(),
+        _ => None,
+    };
+    usd.filter(|usd| (LEAST_USD..=MOST_USD).contains(usd))
+        .map(NanoUsd::from_usd)
+        .ok_or_else(|| Wrong::not(node, "a positive number of US dollars up to 1000000"))
 }
 
-pub(crate) fn model(node: &Node) -> Result<&str, Wrong> {
-    let model = text(node, &(1..=MODEL_CHARS))?;
+pub(crate) fn model<'n>(node: &'n Node<'_>) -> Result<&'n str, Wrong> {
+    let model = name(node, NAME_CHARS)?;
     let strange = model
         .chars()
         .position(|c| !(c.is_ascii_alphanumeric() || "._:/@-".contains(c)));
     match strange {
         None => Ok(model),
         Some(at) => Err(Wrong::new(format!(
-            "may only have letters, digits and . _ : / @ - (character {} is another)",
-            at + 1
+            "may only have letters, digits and . _ : / @ - (character {} of {} is another)",
+            at + 1,
+            quoted(model)
         ))),
     }
 }
 
 /// One of a fixed list of words.
-pub(crate) fn word<T: Copy>(node: &Node, words: &[(&str, T)]) -> Result<T, Wrong> {
+pub(crate) fn word<T: Copy>(node: &Node<'_>, words: &[(&str, T)]) -> Result<T, Wrong> {
     let names = || words.iter().map(|(name, _)| *name);
-    let list = || names().collect::<Vec<_>>().join(", ");
-    let Node::Text(text) = node else {
-        return Err(Wrong::new(format!(
-            "must be one of {}, not {}",
-            list(),
-            node.describe()
-        )));
+    let text = match node {
+        Node::Text(text) => text.as_ref(),
+        _ => "",
     };
-    words
-        .iter()
-        .find(|(name, _)| name == text)
-        .map(|(_, value)| *value)
-        .ok_or_else(|| {
-            Wrong::new(format!("must be one of {}", list())).hint(did_you_mean(text, names()))
-        })
+    let known = words.iter().find(|(name, _)| *name == text);
+    known.map(|(_, value)| *value).ok_or_else(|| {
+        let list = names().collect::<Vec<_>>().join(", ");
+        Wrong::not(node, format_args!("one of {list}")).hint(did_you_mean(text, names()))
+    })
 }
 
-pub(crate) fn thinking(node: &Node) -> Result<ThinkingLevel, Wrong> {
+pub(crate) fn thinking(node: &Node<'_>) -> Result<ThinkingLevel, Wrong> {
     word(
         node,
         &[
@@ -176,8 +203,8 @@ pub(crate) fn thinking(node: &Node) -> Result<ThinkingLevel, Wrong> {
 }
 
 /// An LLM provider, built or not.
-pub(crate) fn provider(node: &Node) -> Result<&'static ProviderDef, Wrong> {
-    let name = text(node, &(1..=MODEL_CHARS))?;
+pub(crate) fn provider(node: &Node<'_>) -> Result<&'static ProviderDef, Wrong> {
+    let name = name(node, NAME_CHARS)?;
     llm::provider(name).ok_or_else(|| {
         let built = PROVIDERS
             .iter()
@@ -197,8 +224,8 @@ pub(crate) fn provider(node: &Node) -> Result<&'static ProviderDef, Wrong> {
 }
 
 /// A sandbox backend, built or not.
-pub(crate) fn backend(node: &Node) -> Result<&'static BackendDef, Wrong> {
-    let name = text(node, &(1..=MODEL_CHARS))?;
+pub(crate) fn backend(node: &Node<'_>) -> Result<&'static BackendDef, Wrong> {
+    let name = name(node, NAME_CHARS)?;
     sandbox::backend(name).ok_or_else(|| {
         let mut wrong = unknown("sandbox backend", name, built_backends())
             .hint(did_you_mean(name, built_backends()));
@@ -216,8 +243,8 @@ pub(super) fn built_backends() -> impl Iterator<Item = &'static str> {
 }
 
 /// A tool, built or not, by any of its names.
-pub(crate) fn tool(node: &Node) -> Result<&'static ToolDef, Wrong> {
-    let name = text(node, &(1..=MODEL_CHARS))?;
+pub(crate) fn tool(node: &Node<'_>) -> Result<&'static ToolDef, Wrong> {
+    let name = name(node, NAME_CHARS)?;
     tools::tool(name).ok_or_else(|| {
         let built = TOOLS.iter().filter(|def| def.built.is_some());
         let names = built

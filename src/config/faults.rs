@@ -1,7 +1,8 @@
 //! The faults of one request, gathered into one answer.
 
+use std::fmt;
+
 use super::check::Wrong;
-use super::json::Path;
 use crate::error::{Detail, ErrorCode, Problem};
 
 /// Faults that one answer lists.
@@ -11,35 +12,30 @@ const MOST_LISTED: usize = 20;
 /// nothing else is wrong.
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
-    wrong: Vec<(Path, Wrong)>,
+    wrong: Vec<(String, Wrong)>,
     unlisted: usize,
-    planned: Vec<(Path, String)>,
+    planned: Vec<(String, String)>,
 }
 
 impl Faults {
-    /// A value that breaks a rule.
-    pub(crate) fn add(&mut self, path: Path, wrong: Wrong) {
-        self.add_with(path, || wrong);
-    }
-
-    /// As [`Self::add`], where the fault costs something to describe.
-    pub(crate) fn add_with(&mut self, path: Path, wrong: impl FnOnce() -> Wrong) {
+    /// A value that breaks a rule. Of a fault that isn't listed neither the place nor the rule is put into words.
+    pub(crate) fn add(&mut self, at: impl fmt::Display, wrong: impl FnOnce() -> Wrong) {
         if self.wrong.len() < MOST_LISTED {
-            self.wrong.push((path, wrong()));
+            self.wrong.push((at.to_string(), wrong()));
         } else {
             self.unlisted += 1;
         }
     }
 
     /// The value, or `None` once its fault is noted.
-    pub(crate) fn note<T>(&mut self, path: Path, result: Result<T, Wrong>) -> Option<T> {
-        result.map_err(|wrong| self.add(path, wrong)).ok()
+    pub(crate) fn note<T>(&mut self, at: impl fmt::Display, result: Result<T, Wrong>) -> Option<T> {
+        result.map_err(|wrong| self.add(at, || wrong)).ok()
     }
 
     /// Something that sandcaster will do, but doesn't yet.
-    pub(crate) fn planned(&mut self, path: Path, message: impl Into<String>) {
+    pub(crate) fn planned(&mut self, at: impl fmt::Display, message: impl Into<String>) {
         if self.planned.len() < MOST_LISTED {
-            self.planned.push((path, message.into()));
+            self.planned.push((at.to_string(), message.into()));
         }
     }
 
@@ -76,7 +72,7 @@ impl Faults {
                 .planned
                 .iter()
                 .map(|(path, message)| Detail {
-                    path: path.to_string(),
+                    path: path.clone(),
                     message: message.clone(),
                 })
                 .collect();
@@ -86,13 +82,9 @@ impl Faults {
     }
 }
 
-fn detail((path, wrong): &(Path, Wrong)) -> Detail {
-    let message = match &wrong.hint {
-        Some(hint) => format!("{}; {hint}", wrong.message),
-        None => wrong.message.clone(),
-    };
+fn detail((path, wrong): &(String, Wrong)) -> Detail {
     Detail {
-        path: path.to_string(),
-        message,
+        path: path.clone(),
+        message: wrong.to_string(),
     }
 }

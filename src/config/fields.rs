@@ -8,10 +8,10 @@ use serde_json::Number;
 
 use super::check::{self, Bad, Wrong};
 use super::env::Layers;
-use super::json::{Items, Node, Path};
+use super::json::{At, Node};
 use super::values::{
-    PROMPT_CHARS, allowed_tools, append_prompt, host, list, model_aliases, network, origin, port,
-    seconds, system_prompt, whole,
+    PROMPT_CHARS, allowed_tools, append_prompt, host, list, model_aliases, network, not, origin,
+    port, seconds, system_prompt, whole,
 };
 use super::{Config, StoreDurability};
 use crate::sandbox::BACKENDS;
@@ -20,7 +20,7 @@ use crate::spec::SandboxStart;
 
 /// Takes a value into the settings. A text is a warning: the value was understood, but something about
 /// it is not built yet.
-type Set = fn(&mut Config, &Node) -> Result<Option<String>, Bad>;
+type Set = fn(&mut Config, &Node<'_>) -> Result<Option<String>, Bad>;
 
 /// One setting.
 pub(super) struct Field {
@@ -135,7 +135,7 @@ pub(super) static FIELDS: &[Field] = &[
         "SANDCASTER_TEMPLATE",
         Kind::Text,
         |config, node| {
-            config.project.template = Some(check::text(node, &(1..=255))?.to_owned());
+            config.project.template = Some(check::name(node, 255)?.to_owned());
             Ok(None)
         },
     ),
@@ -187,7 +187,7 @@ pub(super) static FIELDS: &[Field] = &[
         "SANDCASTER_HOST",
         Kind::Text,
         |config, node| {
-            config.server.host = host(check::text(node, &(1..=255))?)?;
+            config.server.host = host(check::name(node, 255)?)?;
             Ok(None)
         },
     ),
@@ -199,7 +199,7 @@ pub(super) static FIELDS: &[Field] = &[
         "SANDCASTER_DATA_DIR",
         Kind::Text,
         |config, node| {
-            config.data_dir = PathBuf::from(check::text(node, &(1..=4096))?);
+            config.data_dir = PathBuf::from(check::name(node, 4096)?);
             Ok(None)
         },
     ),
@@ -212,7 +212,10 @@ pub(super) static FIELDS: &[Field] = &[
                 let plain =
                     text.bytes().all(|b| b.is_ascii_graphic()) && !text.contains(['/', '*', '@']);
                 plain.then(|| text.to_ascii_lowercase()).ok_or_else(|| {
-                    Wrong::new("must be a host name as browsers send it, like agents.example.com")
+                    not(
+                        text,
+                        "a host name as browsers send it, like agents.example.com",
+                    )
                 })
             })?;
             Ok(None)
@@ -313,16 +316,15 @@ pub(super) static FIELDS: &[Field] = &[
                     .all(|part| part != std::path::Component::ParentDir);
                 (path.is_absolute() && plain)
                     .then_some(path)
-                    .ok_or_else(|| Wrong::new("must be an absolute path without .."))
+                    .ok_or_else(|| not(text, "an absolute path without .."))
             })?;
             Ok(None)
         },
     ),
     field("", "SANDCASTER_LOG", Kind::Text, |config, node| {
-        let filter = check::text(node, &(1..=1000))?;
-        tracing_subscriber::EnvFilter::try_new(filter).map_err(|_| {
-            Wrong::new("is no log filter; it should look like info,sandcaster=debug")
-        })?;
+        let filter = check::name(node, 1000)?;
+        tracing_subscriber::EnvFilter::try_new(filter)
+            .map_err(|_| not(filter, "a log filter like info,sandcaster=debug"))?;
         config.log.filter = Some(filter.to_owned());
         Ok(None)
     }),
@@ -339,7 +341,7 @@ pub(super) const MAX_SANDBOXES: &str = "server.maxSandboxes";
 pub(super) fn set_max_sandboxes(
     config: &mut Config,
     backend: &str,
-    node: &Node,
+    node: &Node<'_>,
 ) -> Result<(), Bad> {
     let Some(def) = BACKENDS.iter().find(|def| def.name == backend) else {
         let hint = did_you_mean(backend, check::built_backends());
@@ -384,12 +386,9 @@ pub(super) fn apply_environment(
     layers: &Layers<'_>,
     errors: &mut Vec<String>,
 ) {
-    let mut note = |variable: &str, at: Path, wrong: Wrong| {
-        let hint = wrong
-            .hint
-            .map(|hint| format!("; {hint}"))
-            .unwrap_or_default();
-        errors.push(format!("{variable}{at} {}{hint}", wrong.message));
+    let mut note = |variable: &str, Bad(inside, wrong): Bad| {
+        let at = inside.of(&At::Document);
+        errors.push(format!("{variable}{at} {wrong}"));
     };
     for field in FIELDS.iter().filter(|field| !field.variable.is_empty()) {
         let Some((text, _)) = layers.get(field.variable) else {
@@ -409,7 +408,7 @@ pub(super) fn apply_environment(
             Ok(Some(warning)) => config
                 .warnings
                 .push(format!("{} {warning}", field.variable)),
-            Err(Bad(at, wrong)) => note(field.variable, at, wrong),
+            Err(bad) => note(field.variable, bad),
         }
     }
     for def in BACKENDS {
@@ -417,30 +416,27 @@ pub(super) fn apply_environment(
         let Some((text, _)) = layers.get(&variable) else {
             continue;
         };
-        if let Err(Bad(at, wrong)) =
-            set_max_sandboxes(config, def.name, &from_text(text, Kind::Number))
-        {
-            note(&variable, at, wrong);
+        if let Err(bad) = set_max_sandboxes(config, def.name, &from_text(text, Kind::Number)) {
+            note(&variable, bad);
         }
     }
 }
 
-fn from_text(text: &str, kind: Kind) -> Node {
+fn from_text(text: &str, kind: Kind) -> Node<'_> {
     let text = text.trim();
+    let whole = Node::Text(text.into());
     match kind {
-        Kind::Text => Node::Text(text.to_owned()),
+        Kind::Text => whole,
         Kind::Number => {
-            let whole = text.parse::<u64>().ok().map(Number::from);
-            whole
+            let integer = text.parse::<u64>().ok().map(Number::from);
+            integer
                 .or_else(|| text.parse::<f64>().ok().and_then(Number::from_f64))
-                .map_or_else(|| Node::Text(text.to_owned()), Node::Number)
+                .map_or(whole, Node::Number)
         }
-        Kind::List => Node::Array(Items::of(
-            text.split(',')
-                .map(str::trim)
-                .filter(|item| !item.is_empty())
-                .map(|item| Node::Text(item.to_owned()))
-                .collect(),
-        )),
+        Kind::List => {
+            let items = text.split(',').map(str::trim);
+            let named = items.filter(|item| !item.is_empty());
+            Node::Array(named.map(|item| Node::Text(item.into())).collect())
+        }
     }
 }

@@ -1,17 +1,21 @@
 //! `sandcaster.json`: read once, wrong values refused with their place, unknown names warned about.
 
-use std::path::Path as FsPath;
+use std::fmt;
+use std::path::Path;
 
 use super::Config;
 use super::check::{Bad, Wrong};
 use super::fields::{self, FIELDS, MAX_SANDBOXES};
-use super::json::{self, Node, Path};
+use super::json::{self, At, Fields, Node};
 use super::settings::FILE_NAME;
 use crate::encoding::without_bom;
 use crate::show::nearest;
 
 /// A settings file is no data file.
 const MOST_BYTES: usize = 1024 * 1024;
+
+/// Faults that are told of one file, and as many warnings.
+const MOST_TOLD: usize = 20;
 
 /// Objects that hold settings.
 static SECTIONS: &[&str] = &["server", MAX_SANDBOXES, "local"];
@@ -53,18 +57,40 @@ static MISTAKEN: &[(&str, &str)] = &[
     ),
 ];
 
-/// What is being read.
+/// What is being read, and what is to be said of it.
 struct File<'f> {
-    name: String,
+    name: &'f str,
     text: &'f str,
+    errors: Vec<String>,
+    warnings: Vec<String>,
+    untold: usize,
 }
 
 impl File<'_> {
     /// `sandcaster.json:3:17`.
-    fn place(&self, path: &Path, at_name: bool) -> String {
-        match json::locate(self.text, path, at_name) {
+    fn place(&self, at: At<'_>, at_name: bool) -> String {
+        match json::locate(self.text, at, at_name) {
             Some((line, column)) => format!("{}:{line}:{column}", self.name),
-            None => self.name.clone(),
+            None => self.name.to_owned(),
+        }
+    }
+
+    fn wrong(&mut self, at: At<'_>, at_name: bool, what: impl fmt::Display) {
+        if self.errors.len() < MOST_TOLD {
+            let place = self.place(at, at_name);
+            self.errors.push(format!("{place}: {what}"));
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    /// Finding a place costs as much as reading the file, so that only those are looked for that are told.
+    fn odd(&mut self, at: At<'_>, what: impl FnOnce() -> String) {
+        if self.warnings.len() < MOST_TOLD {
+            let place = self.place(at, true);
+            self.warnings.push(format!("{place}: {}", what()));
+        } else {
+            self.untold += 1;
         }
     }
 }
@@ -72,11 +98,11 @@ impl File<'_> {
 /// Takes the file's settings. No file at the default place is no fault.
 pub(super) fn apply(
     config: &mut Config,
-    flag: Option<&FsPath>,
-    cwd: &FsPath,
+    flag: Option<&Path>,
+    cwd: &Path,
     errors: &mut Vec<String>,
 ) {
-    let path = cwd.join(flag.unwrap_or(FsPath::new(FILE_NAME)));
+    let path = cwd.join(flag.unwrap_or(Path::new(FILE_NAME)));
     let name = flag.map_or_else(|| FILE_NAME.to_owned(), |flag| flag.display().to_string());
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -113,110 +139,104 @@ fn read(
         let (line, column) = json::position(valid, valid.len()).unwrap_or((1, 1));
         format!("{name}:{line}:{column}: not UTF-8 text")
     })?;
-    let root = json::parse(bytes).map_err(|error| {
+    let mut file = File {
+        name,
+        text,
+        errors: Vec::new(),
+        warnings: Vec::new(),
+        untold: 0,
+    };
+    let root = json::parse(bytes, &is_setting, &mut |at| {
+        file.wrong(at, true, format_args!("`{at}` is given twice"));
+    });
+    let root = root.map_err(|error| {
         // The library's own text ends in "at line 3 column 4", which stands in front here.
         let full = error.to_string();
         let what = full
             .rsplit_once(" at line ")
             .map_or(full.as_str(), |(what, _)| what);
-        let comment = if what.starts_with("expected value") || what.starts_with("key must be") {
-            " (comments and trailing commas are not JSON)"
+        let what = if error.is_data() {
+            what.to_owned()
+        } else if what.starts_with("expected value") || what.starts_with("key must be") {
+            format!("invalid JSON: {what} (comments and trailing commas are not JSON)")
         } else {
-            ""
+            format!("invalid JSON: {what}")
         };
         let column = error.column().max(1);
-        format!(
-            "{name}:{}:{column}: invalid JSON: {what}{comment}",
-            error.line().max(1)
-        )
+        format!("{name}:{}:{column}: {what}", error.line().max(1))
     })?;
-    let file = File {
-        name: name.to_owned(),
-        text,
+    let Node::Object(fields) = &root else {
+        let place = file.place(At::Document, false);
+        return Err(format!("{place}: must be an object, not {}", root.kind()));
     };
-    let Node::Object(entries) = &root else {
-        let place = file.place(&Path::default(), false);
-        return Err(format!(
-            "{place}: must be an object, not {}",
-            root.describe()
-        ));
+    object(config, &mut file, fields, At::Document);
+    let list = if file.errors.is_empty() {
+        &mut file.warnings
+    } else {
+        &mut file.errors
     };
-    for path in json::repeated_names(&root) {
-        errors.push(format!(
-            "{}: `{path}` is given twice",
-            file.place(&path, true)
-        ));
+    if let (Some(last), more @ 1..) = (list.last_mut(), file.untold) {
+        *last = format!("{last} (and {more} more of this file that are not told)");
     }
-    object(config, &file, &entries.kept, &Path::default(), errors);
+    errors.append(&mut file.errors);
+    config.warnings.append(&mut file.warnings);
     Ok(())
 }
 
-fn object(
-    config: &mut Config,
-    file: &File<'_>,
-    entries: &[(String, Node)],
-    prefix: &Path,
-    errors: &mut Vec<String>,
-) {
-    for (name, node) in entries {
-        let path = prefix.name(name);
-        let dotted = path.to_string();
+/// Whether a top-level field is, or holds, a setting.
+fn is_setting(name: &str) -> bool {
+    let field = |path: &'static str| path.split('.').next().unwrap_or(path);
+    FIELDS.iter().any(|row| field(row.path) == name)
+}
+
+fn object(config: &mut Config, file: &mut File<'_>, fields: &Fields<'_>, parent: At<'_>) {
+    let section = parent.to_string();
+    for (name, node) in fields {
+        let at = At::Name(&parent, name);
+        let path = at.to_string();
         let absent = matches!(node, Node::Null);
-        let result = if let Some(field) = FIELDS.iter().find(|field| field.path == dotted) {
+        let result = if let Some(field) = FIELDS.iter().find(|field| field.path == path) {
             if absent {
                 continue;
             }
             (field.set)(config, node)
-        } else if SECTIONS.contains(&dotted.as_str()) {
+        } else if SECTIONS.contains(&path.as_str()) {
             match node {
                 Node::Null => continue,
-                Node::Object(entries) => {
-                    object(config, file, &entries.kept, &path, errors);
+                Node::Object(fields) => {
+                    object(config, file, fields, at);
                     continue;
                 }
-                other => {
-                    Err(Wrong::new(format!("must be an object, not {}", other.describe())).into())
-                }
+                other => Err(Wrong::not(other, "an object").into()),
             }
-        } else if prefix.to_string() == MAX_SANDBOXES {
+        } else if section == MAX_SANDBOXES {
             fields::set_max_sandboxes(config, name, node).map(|()| None)
-        } else if PLANNED.contains(&dotted.as_str()) {
+        } else if PLANNED.contains(&path.as_str()) {
             if absent {
                 continue;
             }
             Ok(Some("is not implemented yet and has no effect".to_owned()))
         } else {
-            let hint = unknown(name, prefix);
-            let place = file.place(&path, true);
-            config.warnings.push(format!(
-                "{place}: unknown field `{dotted}` is ignored{hint}"
-            ));
+            file.odd(at, || {
+                let hint = unknown(name, &section);
+                format!("unknown field `{path}` is ignored{hint}")
+            });
             continue;
         };
         match result {
             Ok(None) => {}
-            Ok(Some(warning)) => {
-                let place = file.place(&path, true);
-                config
-                    .warnings
-                    .push(format!("{place}: `{dotted}` {warning}"));
-            }
+            Ok(Some(warning)) => file.odd(at, || format!("`{path}` {warning}")),
             Err(Bad(inside, wrong)) => {
-                let whole = Path(path.0.iter().chain(&inside.0).cloned().collect());
-                let hint = wrong
-                    .hint
-                    .map(|hint| format!("; {hint}"))
-                    .unwrap_or_default();
-                let place = file.place(&whole, false);
-                errors.push(format!("{place}: `{whole}` {}{hint}", wrong.message));
+                let at = inside.of(&at);
+                file.wrong(at, false, format_args!("`{at}` {wrong}"));
             }
         }
     }
 }
 
 /// What to say of an unknown name: the nearest one here, else the same name in another section.
-fn unknown(name: &str, prefix: &Path) -> String {
-    if prefix.0.is_empty()
+fn unknown(name: &str, section: &str) -> String {
+    if section.is_empty()
         && let Some((_, advice)) = MISTAKEN.iter().find(|(mistaken, _)| *mistaken == name)
     {
         return format!("; {advice}");
@@ -227,10 +247,10 @@ fn unknown(name: &str, prefix: &Path) -> String {
             .chain(SECTIONS.iter().copied())
             .chain(PLANNED.iter().copied())
     };
-    let start = if prefix.0.is_empty() {
+    let start = if section.is_empty() {
         String::new()
     } else {
-        format!("{prefix}.")
+        format!("{section}.")
     };
     let here = paths()
         .filter_map(|path| path.strip_prefix(start.as_str()))

@@ -1,9 +1,12 @@
-//! JSON as it was written: repeated names kept, memory bounded, and the place of a value found again for a message.
+//! JSON as it was written: repeated names told, time and memory bounded, and the place of a value found again for
+//! a message.
 
-use std::cell::Cell;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Number;
 use serde_json::value::RawValue;
@@ -11,46 +14,46 @@ use serde_json::value::RawValue;
 use crate::encoding::without_bom;
 use crate::show::quoted;
 
-/// Values kept of one document. Further elements are read and counted, not kept, so that a body of
-/// `[1,1,1,…` costs no multiple of its size.
-const MOST_VALUES: usize = 20_000;
+/// Values and names that are kept of one document. A value is larger than the least that stands for one (`1,`), so
+/// that a body without this limit would cost a multiple of its size.
+const MOST_VALUES: usize = 10_000;
 
-/// A JSON value.
+/// A JSON value. What has no escapes is a slice of the text that it was read from.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Node {
+pub(crate) enum Node<'d> {
     Null,
     Bool(bool),
     Number(Number),
-    Text(String),
-    Array(Items<Self>),
-    Object(Items<(String, Self)>),
+    Text(Cow<'d, str>),
+    Array(Vec<Self>),
+    Object(Fields<'d>),
+    /// A value of a field that nobody wanted.
+    Unread,
 }
 
-/// The elements of an array or object, in order; `total` also counts those that were not kept.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Items<T> {
-    pub(crate) kept: Vec<T>,
-    pub(crate) total: usize,
-}
+/// Names and values in the order of the text; a repeated name is there again.
+pub(crate) type Fields<'d> = Vec<(Cow<'d, str>, Node<'d>)>;
 
-impl<T> Items<T> {
-    pub(crate) const fn of(kept: Vec<T>) -> Self {
-        let total = kept.len();
-        Self { kept, total }
-    }
-}
-
-impl Node {
-    /// The kind of value, with its article, and its size where that helps.
-    pub(crate) fn describe(&self) -> String {
+impl Node<'_> {
+    /// The value for a message: shortened and escaped, of arrays and objects only the size.
+    pub(crate) fn shown(&self) -> String {
         match self {
-            Self::Null => "null".to_owned(),
+            Self::Bool(value) => value.to_string(),
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => quoted(text),
+            other => other.kind().to_owned(),
+        }
+    }
+
+    /// The kind of value, with its article, and its size where that helps: where the value itself is nobody's business.
+    pub(crate) fn kind(&self) -> String {
+        match self {
+            Self::Null | Self::Unread => "null".to_owned(),
             Self::Bool(_) => "a boolean".to_owned(),
-            Self::Number(number) if is_whole(number) => "an integer".to_owned(),
-            Self::Number(_) => "a number with a fraction".to_owned(),
+            Self::Number(_) => "a number".to_owned(),
             Self::Text(text) => format!("a string of length {}", text.chars().count()),
-            Self::Array(items) => format!("an array of {}", items.total),
-            Self::Object(items) => format!("an object of {} fields", items.total),
+            Self::Array(items) => format!("an array of {}", items.len()),
+            Self::Object(fields) => format!("an object of {} fields", fields.len()),
         }
     }
 }
@@ -60,155 +63,41 @@ pub(crate) fn is_whole(number: &Number) -> bool {
     !number.is_f64() || number.as_f64().is_some_and(|value| value.fract() == 0.0)
 }
 
-/// Reads one document with nothing after it, and skips a byte order mark before it. Nesting beyond 128 is
-/// refused.
-///
-/// # Errors
-/// With line and column (in bytes); the message never holds any of the text.
-pub(crate) fn parse(bytes: &[u8]) -> Result<Node, serde_json::Error> {
-    let left = Cell::new(MOST_VALUES);
-    let mut reader = serde_json::Deserializer::from_slice(without_bom(bytes));
-    let node = Seed { left: &left }.deserialize(&mut reader)?;
-    reader.end()?;
-    Ok(node)
+/// A place in a document; displays as `files[2].name`, long names shortened, of a deep place only the end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum At<'p> {
+    Document,
+    Name(&'p At<'p>, &'p str),
+    Index(&'p At<'p>, usize),
 }
 
-#[derive(Clone, Copy)]
-struct Seed<'a> {
-    left: &'a Cell<usize>,
-}
+impl At<'_> {
+    /// The steps that are shown.
+    const SHOWN: usize = 8;
 
-impl Seed<'_> {
-    /// Whether one more value may be kept.
-    fn take(self) -> bool {
-        let left = self.left.get();
-        self.left.set(left.saturating_sub(1));
-        left > 0
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Seed<'_> {
-    type Value = Node;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Seed<'_> {
-    type Value = Node;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
-        Ok(Node::Bool(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
-        Ok(Node::Number(value.into()))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
-        Ok(Node::Number(value.into()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
-        Ok(Number::from_f64(value).map_or(Node::Null, Node::Number))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
-        Ok(Node::Text(value.to_owned()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Node, E> {
-        Ok(Node::Text(value))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
-        let mut items = Items::of(Vec::new());
-        loop {
-            if self.take() {
-                match seq.next_element_seed(self)? {
-                    Some(node) => items.kept.push(node),
-                    None => break,
+    fn show(&self, f: &mut fmt::Formatter<'_>, left: usize) -> fmt::Result {
+        match self {
+            Self::Document => Ok(()),
+            _ if left == 0 => f.write_str("…"),
+            Self::Index(parent, index) => {
+                parent.show(f, left - 1)?;
+                write!(f, "[{index}]")
+            }
+            Self::Name(parent, name) => {
+                parent.show(f, left - 1)?;
+                if !is_word(name) {
+                    return write!(f, "[{}]", quoted(name));
                 }
-            } else if seq.next_element::<IgnoredAny>()?.is_none() {
-                break;
+                let top = matches!(parent, Self::Document);
+                write!(f, "{}{name}", if top { "" } else { "." })
             }
-            items.total += 1;
         }
-        Ok(Node::Array(items))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
-        let mut items = Items::of(Vec::new());
-        loop {
-            if self.take() {
-                let Some(name) = map.next_key::<String>()? else {
-                    break;
-                };
-                items.kept.push((name, map.next_value_seed(self)?));
-            } else if map.next_entry::<IgnoredAny, IgnoredAny>()?.is_none() {
-                break;
-            }
-            items.total += 1;
-        }
-        Ok(Node::Object(items))
     }
 }
 
-/// A step from a value to one inside it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    Name(String),
-    Index(usize),
-}
-
-/// A place in a document; displays as `files[2].name`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Path(pub(crate) Vec<Step>);
-
-impl Path {
-    /// The place of a top-level field.
-    pub(crate) fn field(name: &str) -> Self {
-        Self::default().name(name)
-    }
-
-    /// The field `name` of this object.
-    pub(crate) fn name(&self, name: &str) -> Self {
-        self.step(Step::Name(name.to_owned()))
-    }
-
-    /// The element `index` of this array.
-    pub(crate) fn index(&self, index: usize) -> Self {
-        self.step(Step::Index(index))
-    }
-
-    fn step(&self, step: Step) -> Self {
-        let mut steps = self.0.clone();
-        steps.push(step);
-        Self(steps)
-    }
-}
-
-impl fmt::Display for Path {
+impl fmt::Display for At<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (place, step) in self.0.iter().enumerate() {
-            match step {
-                Step::Index(index) => write!(f, "[{index}]")?,
-                Step::Name(name) if is_word(name) => {
-                    write!(f, "{}{name}", if place == 0 { "" } else { "." })?;
-                }
-                Step::Name(name) => write!(f, "[{}]", quoted(name))?,
-            }
-        }
-        Ok(())
+        self.show(f, Self::SHOWN)
     }
 }
 
@@ -220,59 +109,187 @@ fn is_word(name: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'$'))
 }
 
-/// Every name that an object of the document has twice, with the place of the repetition.
-pub(crate) fn repeated_names(root: &Node) -> Vec<Path> {
-    let mut found = Vec::new();
-    walk(root, &Path::default(), &mut found);
-    found
+/// Reads one document with nothing after it, and skips a byte order mark before it. Of its top-level fields those
+/// that are `wanted` are kept. Every name that an object has twice is told to `repeated`.
+///
+/// # Errors
+/// With line and column (in bytes), and none of the text. A syntax error, nesting beyond 128, or, as the one that
+/// [`is_data`](serde_json::Error::is_data), more values than are kept.
+pub(crate) fn parse<'d>(
+    bytes: &'d [u8],
+    wanted: &dyn Fn(&str) -> bool,
+    repeated: &mut dyn FnMut(At<'_>),
+) -> Result<Node<'d>, serde_json::Error> {
+    let reading = Reading {
+        wanted,
+        repeated: RefCell::new(repeated),
+        left: Cell::new(MOST_VALUES),
+        aside: Cell::new(MOST_VALUES),
+    };
+    let seed = Seed {
+        reading: &reading,
+        at: At::Document,
+        kept: true,
+    };
+    let mut reader = serde_json::Deserializer::from_slice(without_bom(bytes));
+    let node = seed.deserialize(&mut reader)?;
+    reader.end()?;
+    Ok(node)
 }
 
-fn walk(node: &Node, at: &Path, found: &mut Vec<Path>) {
-    match node {
-        Node::Object(items) => {
-            let mut seen = std::collections::HashSet::new();
-            for (name, value) in &items.kept {
-                let here = at.name(name);
-                walk(value, &here, found);
-                if !seen.insert(name.as_str()) {
-                    found.push(here);
-                }
-            }
+struct Reading<'r> {
+    wanted: &'r dyn Fn(&str) -> bool,
+    repeated: RefCell<&'r mut dyn FnMut(At<'_>)>,
+    left: Cell<usize>,
+    /// As `left`, for values that nobody wanted: they are read for repeated names alone.
+    aside: Cell<usize>,
+}
+
+#[derive(Clone, Copy)]
+struct Seed<'a, 'r> {
+    reading: &'a Reading<'r>,
+    at: At<'a>,
+    kept: bool,
+}
+
+impl Seed<'_, '_> {
+    /// Whether one more value may be kept.
+    fn take<E: Error>(self) -> Result<bool, E> {
+        let left = if self.kept {
+            &self.reading.left
+        } else {
+            &self.reading.aside
+        };
+        let more = left.get().checked_sub(1);
+        left.set(more.unwrap_or_default());
+        if more.is_none() && self.kept {
+            let message = format_args!("more than {MOST_VALUES} values");
+            return Err(E::custom(message));
         }
-        Node::Array(items) => {
-            for (index, value) in items.kept.iter().enumerate() {
-                walk(value, &at.index(index), found);
-            }
-        }
-        Node::Null | Node::Bool(_) | Node::Number(_) | Node::Text(_) => {}
+        Ok(more.is_some())
     }
 }
 
-/// Line and column (both from 1, the column in bytes) of the value at `path` in `text`, or of its name
+impl<'de> DeserializeSeed<'de> for Seed<'_, '_> {
+    type Value = Node<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node<'de>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_, '_> {
+    type Value = Node<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node<'de>, E> {
+        Ok(Node::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Node<'de>, E> {
+        Ok(Node::Bool(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Node<'de>, E> {
+        Ok(Node::Number(value.into()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Node<'de>, E> {
+        Ok(Node::Number(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Node<'de>, E> {
+        Ok(Number::from_f64(value).map_or(Node::Null, Node::Number))
+    }
+
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Node<'de>, E> {
+        Ok(Node::Text(Cow::Borrowed(value)))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Node<'de>, E> {
+        let text = if self.kept { value } else { "" };
+        Ok(Node::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node<'de>, A::Error> {
+        let mut items = Vec::new();
+        let mut index = 0;
+        while let Some(node) = seq.next_element_seed(Seed {
+            at: At::Index(&self.at, index),
+            ..self
+        })? {
+            index += 1;
+            if self.take()? {
+                items.push(node);
+            }
+        }
+        Ok(Node::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node<'de>, A::Error> {
+        let top = matches!(self.at, At::Document);
+        let mut fields: Fields<'de> = Vec::new();
+        while let Some(Name(name)) = map.next_key()? {
+            let wanted = !top || (self.reading.wanted)(&name);
+            let below = Seed {
+                at: At::Name(&self.at, &name),
+                kept: self.kept && wanted,
+                ..self
+            };
+            let node = match map.next_value_seed(below)? {
+                Node::Null => Node::Null,
+                node if wanted => node,
+                _ => Node::Unread,
+            };
+            if self.take()? {
+                fields.push((name, node));
+            }
+        }
+        let mut seen = HashSet::new();
+        for (name, _) in &fields {
+            if !seen.insert(name.as_ref()) {
+                (self.reading.repeated.borrow_mut())(At::Name(&self.at, name));
+            }
+        }
+        Ok(Node::Object(fields))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Name<'d>(#[serde(borrow)] Cow<'d, str>);
+
+/// Line and column (both from 1, the column in bytes) of the value at `at` in `text`, or of its name
 /// where `at_name`. The last of repeated names is meant.
-pub(crate) fn locate(text: &str, path: &Path, at_name: bool) -> Option<(usize, usize)> {
-    let mut here: &RawValue = serde_json::from_str(text).ok()?;
-    let mut start = here.get();
-    for step in &path.0 {
-        match step {
-            Step::Index(index) => {
-                let items: Vec<&RawValue> = serde_json::from_str(here.get()).ok()?;
-                here = items.get(*index).copied()?;
-                start = here.get();
-            }
-            Step::Name(name) => {
-                let Entries(entries) = serde_json::from_str(here.get()).ok()?;
-                let (key, value) = entries.into_iter().rev().find(|(key, _)| {
-                    serde_json::from_str::<String>(key.get()).is_ok_and(|key| key == *name)
-                })?;
-                here = value;
-                start = if at_name { key.get() } else { value.get() };
-            }
-        }
-    }
+pub(crate) fn locate(text: &str, at: At<'_>, at_name: bool) -> Option<(usize, usize)> {
+    let (name, value) = find(text, at)?;
+    let start = name.filter(|_| at_name).unwrap_or(value).get();
     // Both are slices of the same text, so the distance of their addresses is the offset.
     let offset = (start.as_ptr() as usize).checked_sub(text.as_ptr() as usize)?;
     position(text, offset)
+}
+
+/// The value at `at`, and its name as written if it is a field.
+fn find<'t>(text: &'t str, at: At<'_>) -> Option<(Option<&'t RawValue>, &'t RawValue)> {
+    match at {
+        At::Document => Some((None, serde_json::from_str(text).ok()?)),
+        At::Index(parent, index) => {
+            let (_, array) = find(text, *parent)?;
+            let items: Vec<&RawValue> = serde_json::from_str(array.get()).ok()?;
+            Some((None, items.get(index).copied()?))
+        }
+        At::Name(parent, name) => {
+            let (_, object) = find(text, *parent)?;
+            let Entries(entries) = serde_json::from_str(object.get()).ok()?;
+            let (key, value) = entries.into_iter().rev().find(|(key, _)| {
+                serde_json::from_str::<Name<'_>>(key.get()).is_ok_and(|Name(key)| key == name)
+            })?;
+            Some((Some(key), value))
+        }
+    }
 }
 
 /// Line and column of a byte offset.
@@ -312,54 +329,99 @@ impl<'de: 'a, 'a> Deserialize<'de> for Entries<'a> {
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Node<'_> {
+        parse(text.as_bytes(), &|_| true, &mut |_| ()).unwrap()
+    }
+
     #[test]
     fn positions_are_those_of_the_value_or_its_name() {
         let text = "{\n  \"ü\": 1, \"a\": {\"b\": [true, 7]}\n}";
-        let path = Path::field("a").name("b").index(1);
+        let a = At::Name(&At::Document, "a");
+        let b = At::Name(&a, "b");
+        let place = At::Index(&b, 1);
         let at = text.find('7').unwrap() - text.find('\n').unwrap();
-        assert_eq!(locate(text, &path, false), Some((2, at)));
-        assert_eq!(path.to_string(), "a.b[1]");
+        assert_eq!(locate(text, place, false), Some((2, at)));
+        assert_eq!(place.to_string(), "a.b[1]");
         let name = text.find("\"a\"").unwrap() - text.find('\n').unwrap();
-        assert_eq!(locate(text, &Path::field("a"), true), Some((2, name)));
-        assert_eq!(locate(text, &Path::field("missing"), false), None);
+        assert_eq!(locate(text, a, true), Some((2, name)));
+        assert_eq!(locate(text, At::Name(&a, "missing"), false), None);
+    }
+
+    #[test]
+    fn a_place_is_shown_shortened_and_escaped() {
+        let long = "x".repeat(1_000_000);
+        let mut shown = At::Name(&At::Document, &long).to_string();
+        assert_eq!(shown, format!("[\"{}…\"]", "x".repeat(100)));
+        shown = At::Name(&At::Index(&At::Document, 3), "a\n\u{202e}").to_string();
+        assert_eq!(shown, "[3][\"a\\n\\u{202e}\"]");
+        let deep = |levels| {
+            let text = format!(
+                "{}{}",
+                "{\"a\":".repeat(levels),
+                "1,\"a\":2}".repeat(levels)
+            );
+            let mut places = Vec::new();
+            let mut repeated = |at: At<'_>| places.push(at.to_string());
+            parse(text.as_bytes(), &|_| true, &mut repeated).unwrap();
+            places
+        };
+        assert_eq!(deep(3), ["a.a.a", "a.a", "a"]);
+        assert_eq!(deep(9)[0], "….a.a.a.a.a.a.a.a");
     }
 
     #[test]
     fn repeated_names_are_kept_and_found_at_any_depth() {
-        let node = parse(br#"{"a":1,"b":[{"c":1,"c":2}],"a":3}"#).unwrap();
-        let found: Vec<String> = repeated_names(&node).iter().map(Path::to_string).collect();
-        assert_eq!(found, ["b[0].c", "a"]);
+        let text = br#"{"a":1,"b":[{"c":1,"\u0063":2}],"a":3}"#;
+        for wanted in [true, false] {
+            let mut found = Vec::new();
+            let mut repeated = |at: At<'_>| found.push(at.to_string());
+            let node = parse(text, &|_| wanted, &mut repeated).unwrap();
+            assert_eq!(found, ["b[0].c", "a"]);
+            let Node::Object(fields) = node else {
+                panic!("not an object")
+            };
+            assert_eq!(fields.len(), 3);
+            assert_eq!(matches!(fields[2].1, Node::Unread), !wanted);
+        }
     }
 
     #[test]
-    fn long_arrays_are_counted_but_not_kept() {
-        let text = format!("[{}1]", "1,".repeat(99_999));
-        let Node::Array(items) = parse(text.as_bytes()).unwrap() else {
-            panic!("not an array")
-        };
-        assert_eq!(items.total, 100_000);
-        assert_eq!(items.kept.len(), MOST_VALUES);
+    fn more_values_than_are_kept_are_refused_unless_nobody_wants_them() {
+        let list = |count| format!("{{\"a\":[{}1]}}", "1,".repeat(count - 1));
+        for (text, wanted, taken) in [
+            (list(MOST_VALUES - 1), true, true),
+            (list(MOST_VALUES), true, false),
+            (list(100 * MOST_VALUES), false, true),
+        ] {
+            let read = parse(text.as_bytes(), &|_| wanted, &mut |_| ());
+            assert_eq!(read.is_ok(), taken);
+            if let Err(error) = read {
+                assert!(error.is_data(), "{error}");
+                assert!(error.to_string().starts_with("more than 10000 values at"));
+            }
+        }
     }
 
     #[test]
     fn integers_are_told_from_fractions() {
-        assert_eq!(parse(b"3").unwrap().describe(), "an integer");
-        for whole in ["3.0", "-0", "3e1", "1e300", "18446744073709551616"] {
-            assert_eq!(parse(whole.as_bytes()).unwrap().describe(), "an integer");
+        let whole = |text: &str| matches!(read(text), Node::Number(number) if is_whole(&number));
+        for text in ["3", "3.0", "-0", "3e1", "1e300", "18446744073709551616"] {
+            assert!(whole(text), "{text}");
         }
-        for broken in ["3.5", "1e-300"] {
-            let node = parse(broken.as_bytes()).unwrap();
-            assert_eq!(node.describe(), "a number with a fraction");
+        for text in ["3.5", "1e-300"] {
+            assert!(!whole(text), "{text}");
         }
         // An exponent of any length costs no more than reading it.
         let digits = "9".repeat(1 << 20);
-        assert!(parse(format!("1e{digits}").as_bytes()).is_err());
-        assert_eq!(
-            parse(format!("1e-{digits}").as_bytes()).unwrap().describe(),
-            "an integer"
-        );
-        assert!(parse(b"1e400").is_err());
-        assert!(parse(b"1 2").is_err());
-        assert!(parse("[".repeat(200).as_bytes()).is_err());
+        assert!(whole(&format!("1e-{digits}")));
+        for text in [
+            format!("1e{digits}"),
+            "1e400".to_owned(),
+            "1 2".to_owned(),
+            "[".repeat(200),
+        ] {
+            let error = parse(text.as_bytes(), &|_| true, &mut |_| ()).unwrap_err();
+            assert!(!error.is_data(), "{error}");
+        }
     }
 }

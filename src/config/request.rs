@@ -1,9 +1,11 @@
 //! The body of `POST /query` as sent (API reference, POST /query), checked strictly.
 
+use std::fmt;
+
 use super::check;
 use super::check::Wrong;
 use super::faults::Faults;
-use super::json::{self, Node, Path};
+use super::json::{self, At, Node};
 use super::request_files;
 use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
@@ -38,36 +40,36 @@ pub struct QueryRequest {
 }
 
 /// Takes one field's value into the request.
-type Take = fn(&mut QueryRequest, &Node, Path, &mut Faults);
+type Take = fn(&mut QueryRequest, &Node<'_>, &At<'_>, &mut Faults);
 
 /// What can be sent.
 static FIELDS: &[(&str, Take)] = &[
     ("prompt", take_prompt),
-    ("model", |request, node, path, faults| {
-        request.model = faults.note(path, check::model(node)).map(str::to_owned);
+    ("model", |request, node, at, faults| {
+        request.model = faults.note(at, check::model(node)).map(str::to_owned);
     }),
-    ("maxTurns", |request, node, path, faults| {
+    ("maxTurns", |request, node, at, faults| {
         request.max_turns = faults
-            .note(path, check::integer(node, &check::TURNS))
+            .note(at, check::integer(node, &check::TURNS))
             .and_then(|turns| u32::try_from(turns).ok());
     }),
-    ("timeout", |request, node, path, faults| {
-        request.timeout_secs = faults.note(path, check::integer(node, &check::TIMEOUT_SECS));
+    ("timeout", |request, node, at, faults| {
+        request.timeout_secs = faults.note(at, check::integer(node, &check::TIMEOUT_SECS));
     }),
-    ("files", |request, node, path, faults| {
-        request.files = request_files::take(node, &path, faults);
+    ("files", |request, node, at, faults| {
+        request.files = request_files::take(node, at, faults);
     }),
     ("allowedTools", take_tools),
     ("provider", take_provider),
     ("sandboxProvider", take_backend),
-    ("thinkingLevel", |request, node, path, faults| {
-        request.thinking_level = faults.note(path, check::thinking(node));
+    ("thinkingLevel", |request, node, at, faults| {
+        request.thinking_level = faults.note(at, check::thinking(node));
     }),
-    ("maxBudgetUsd", |request, node, path, faults| {
-        request.max_budget = faults.note(path, check::usd(node));
+    ("maxBudgetUsd", |request, node, at, faults| {
+        request.max_budget = faults.note(at, check::usd(node));
     }),
-    ("background", |request, node, path, faults| {
-        request.background = faults.note(path, check::boolean(node)).unwrap_or_default();
+    ("background", |request, node, at, faults| {
+        request.background = faults.note(at, check::boolean(node)).unwrap_or_default();
     }),
 ];
 
@@ -121,54 +123,56 @@ impl QueryRequest {
     /// `INVALID_JSON` with line and column; else one answer with every fault of the body (up to 20):
     /// `VALIDATION_FAILED` or `PROVIDER_UNKNOWN`, or `NOT_IMPLEMENTED` if nothing else is wrong.
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let root = json::parse(body).map_err(|error| invalid_json(body, &error))?;
-        let Node::Object(fields) = &root else {
-            return Err(Problem::new(
-                ErrorCode::InvalidJson,
-                format!(
-                    "Invalid JSON: the body must be an object, not {}",
-                    root.describe()
-                ),
-            ));
-        };
         let mut request = Self::default();
         let mut faults = Faults::default();
-        for path in json::repeated_names(&root) {
-            faults.add(path, Wrong::new("is given twice"));
+        let of = |name: &str| FIELDS.iter().find(|(known, _)| *known == name);
+        let root = json::parse(body, &|name| of(name).is_some(), &mut |at| {
+            faults.add(at, || Wrong::new("is given twice"));
+        });
+        let root = root.map_err(|error| refused(body, &error))?;
+        let Node::Object(fields) = &root else {
+            let message = format!("the body must be an object, not {}", root.kind());
+            return Err(invalid_json(message));
+        };
+        if !fields.iter().any(|(name, _)| name == "prompt") {
+            faults.add("prompt", || Wrong::new("is required"));
         }
-        if !fields.kept.iter().any(|(name, _)| name == "prompt") {
-            faults.add(Path::field("prompt"), Wrong::new("is required"));
-        }
-        for (name, value) in &fields.kept {
-            let path = Path::field(name);
-            let field = FIELDS.iter().find(|(known, _)| known == name);
-            let known = field.is_some() || PLANNED.contains(&name.as_str());
+        for (name, value) in fields {
+            let at = At::Name(&At::Document, name);
+            let field = of(name);
+            let known = field.is_some() || PLANNED.contains(&name.as_ref());
             if matches!(value, Node::Null) && known && name != "prompt" {
                 // Typed clients send every field: null is an absent one.
                 continue;
             }
             match field {
-                Some((_, take)) => take(&mut request, value, path, &mut faults),
-                None if known => faults.planned(path, "is not implemented yet"),
-                None => faults.add_with(path, || unknown_field(name)),
+                Some((_, take)) => take(&mut request, value, &at, &mut faults),
+                None if known => faults.planned(at, "is not implemented yet"),
+                None => faults.add(at, || unknown_field(name)),
             }
-        }
-        if fields.kept.len() < fields.total {
-            faults.add(Path::default(), Wrong::new("has too many values"));
         }
         faults.into_result().map(|()| request)
     }
 }
 
-fn invalid_json(body: &[u8], error: &serde_json::Error) -> Problem {
+fn invalid_json(message: impl fmt::Display) -> Problem {
+    Problem::new(ErrorCode::InvalidJson, format!("Invalid JSON: {message}"))
+}
+
+/// Why a body could not be read.
+fn refused(body: &[u8], error: &serde_json::Error) -> Problem {
+    if error.is_data() {
+        let message = format!("Validation failed: the body has {error}");
+        return Problem::new(ErrorCode::ValidationFailed, message);
+    }
     if without_bom(body).trim_ascii().is_empty() {
-        return Problem::new(ErrorCode::InvalidJson, "Invalid JSON: the body is empty");
+        return invalid_json("the body is empty");
     }
-    let problem = Problem::new(ErrorCode::InvalidJson, format!("Invalid JSON: {error}"));
     if body.starts_with(b"@") {
-        return problem.hint("curl reads a file only with -d @FILE, or --data-binary @FILE");
+        return invalid_json(error)
+            .hint("curl reads a file only with -d @FILE, or --data-binary @FILE");
     }
-    problem
+    invalid_json(error)
 }
 
 fn unknown_field(name: &str) -> Wrong {
@@ -189,36 +193,35 @@ fn unknown_field(name: &str) -> Wrong {
     Wrong::new("is unknown").hint(did_you_mean(name, known))
 }
 
-fn take_prompt(request: &mut QueryRequest, node: &Node, path: Path, faults: &mut Faults) {
+fn take_prompt(request: &mut QueryRequest, node: &Node<'_>, at: &At<'_>, faults: &mut Faults) {
     let text = check::text(node, &(1..=PROMPT_CHARS)).and_then(|text| {
         if text.trim().is_empty() {
             return Err(Wrong::new("must not be only blanks"));
         }
         Ok(text)
     });
-    if let Some(text) = faults.note(path, text) {
+    if let Some(text) = faults.note(at, text) {
         text.clone_into(&mut request.prompt);
     }
 }
 
-fn take_tools(request: &mut QueryRequest, node: &Node, path: Path, faults: &mut Faults) {
+fn take_tools(request: &mut QueryRequest, node: &Node<'_>, at: &At<'_>, faults: &mut Faults) {
     let Node::Array(names) = node else {
-        let message = format!("must be an array of tool names, not {}", node.describe());
-        return faults.add(path, Wrong::new(message));
+        return faults.add(at, || Wrong::not(node, "an array of tool names"));
     };
-    if names.total > check::MOST_TOOLS {
-        let message = format!("names {} tools (limit {})", names.total, check::MOST_TOOLS);
-        return faults.add(path, Wrong::new(message));
+    if names.len() > check::MOST_TOOLS {
+        let message = format!("names {} tools (limit {})", names.len(), check::MOST_TOOLS);
+        return faults.add(at, || Wrong::new(message));
     }
     let mut tools = Vec::new();
-    for (index, name) in names.kept.iter().enumerate() {
-        let path = path.index(index);
-        let Some(def) = faults.note(path.clone(), check::tool(name)) else {
+    for (index, name) in names.iter().enumerate() {
+        let at = At::Index(at, index);
+        let Some(def) = faults.note(at, check::tool(name)) else {
             continue;
         };
         if def.built.is_none() {
             faults.planned(
-                path,
+                at,
                 format!(
                     "names the tool `{}`, which is not implemented yet",
                     def.name
@@ -231,8 +234,8 @@ fn take_tools(request: &mut QueryRequest, node: &Node, path: Path, faults: &mut 
     request.allowed_tools = Some(tools);
 }
 
-fn take_provider(request: &mut QueryRequest, node: &Node, path: Path, faults: &mut Faults) {
-    let Some(def) = faults.note(path.clone(), check::provider(node)) else {
+fn take_provider(request: &mut QueryRequest, node: &Node<'_>, at: &At<'_>, faults: &mut Faults) {
+    let Some(def) = faults.note(at, check::provider(node)) else {
         return;
     };
     if matches!(def.build, crate::llm::Build::NotYet) {
@@ -240,13 +243,13 @@ fn take_provider(request: &mut QueryRequest, node: &Node, path: Path, faults: &m
             "names the LLM provider `{}`, which is not implemented yet",
             def.name
         );
-        faults.planned(path, message);
+        faults.planned(at, message);
     }
     request.provider = Some(def.name);
 }
 
-fn take_backend(request: &mut QueryRequest, node: &Node, path: Path, faults: &mut Faults) {
-    let Some(def) = faults.note(path.clone(), check::backend(node)) else {
+fn take_backend(request: &mut QueryRequest, node: &Node<'_>, at: &At<'_>, faults: &mut Faults) {
+    let Some(def) = faults.note(at, check::backend(node)) else {
         return;
     };
     if matches!(def.build, crate::sandbox::Build::NotYet) {
@@ -254,7 +257,7 @@ fn take_backend(request: &mut QueryRequest, node: &Node, path: Path, faults: &mu
             "names the sandbox backend `{}`, which is not implemented yet",
             def.name
         );
-        faults.planned(path, message);
+        faults.planned(at, message);
     }
     request.sandbox_provider = Some(def.name);
 }

@@ -2,6 +2,7 @@
 //! (the API reference), and an object from path to text (the older clients).
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -10,13 +11,14 @@ use bytes::Bytes;
 
 use super::check::{self, Wrong};
 use super::faults::Faults;
-use super::json::{Items, Node, Path};
+use super::json::{At, Fields, Node};
 use crate::paths::SandboxPath;
 use crate::show::{did_you_mean, quoted, short};
 use crate::spec::InputFile;
 
 const MOST_FILES: usize = 20;
 const MOST_BYTES: usize = 10_000_000;
+const ANY: RangeInclusive<usize> = 0..=usize::MAX;
 
 const ANY_PADDING: GeneralPurposeConfig =
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -25,30 +27,31 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(&alphabet::URL_SAFE, ANY_PA
 
 /// A file under its name as sent, with the place of that name.
 struct Sent<'n> {
-    place: Path,
+    place: String,
     raw: &'n str,
     path: SandboxPath,
     bytes: Option<Bytes>,
 }
 
 /// Reads `files`, noting every fault.
-pub(super) fn take(node: &Node, at: &Path, faults: &mut Faults) -> Vec<InputFile> {
+pub(super) fn take(node: &Node<'_>, at: &At<'_>, faults: &mut Faults) -> Vec<InputFile> {
     let (sent, total) = match node {
-        Node::Array(items) => (from_array(items, at, faults), items.total),
-        Node::Object(items) => (from_object(items, at, faults), items.total),
+        Node::Array(items) => (from_array(items, at, faults), items.len()),
+        Node::Object(fields) => (from_object(fields, at, faults), fields.len()),
         other => {
-            let message = format!(
-                "must be an array of {{name, content}} or an object from path to text, not {}",
-                other.describe()
-            );
-            faults.add(at.clone(), Wrong::new(message));
+            faults.add(at, || {
+                Wrong::new(format!(
+                    "must be an array of {{name, content}} or an object from path to text, not {}",
+                    other.kind()
+                ))
+            });
             return Vec::new();
         }
     };
     clashes(&sent, faults);
     if total > MOST_FILES {
         let message = format!("too many files: {total} (max {MOST_FILES})");
-        faults.add(at.clone(), Wrong::new(message));
+        faults.add(at, || Wrong::new(message));
     }
     let size: usize = sent
         .iter()
@@ -57,7 +60,7 @@ pub(super) fn take(node: &Node, at: &Path, faults: &mut Faults) -> Vec<InputFile
         .sum();
     if size > MOST_BYTES {
         let message = format!("has {size} bytes decoded in all (limit {MOST_BYTES}, 10 MB)");
-        faults.add(at.clone(), Wrong::new(message));
+        faults.add(at, || Wrong::new(message));
     }
     sent.into_iter()
         .filter_map(|file| {
@@ -69,83 +72,77 @@ pub(super) fn take(node: &Node, at: &Path, faults: &mut Faults) -> Vec<InputFile
         .collect()
 }
 
-fn from_object<'n>(
-    items: &'n Items<(String, Node)>,
-    at: &Path,
-    faults: &mut Faults,
-) -> Vec<Sent<'n>> {
+fn from_object<'n>(fields: &'n Fields<'_>, at: &At<'_>, faults: &mut Faults) -> Vec<Sent<'n>> {
     let mut sent = Vec::new();
-    for (raw, value) in items.kept.iter().take(MOST_FILES) {
-        let place = at.name(raw);
-        let text = faults.note(place.clone(), check::text(value, &(0..=usize::MAX)));
-        let Some(path) = faults.note(place.clone(), parse_path(raw)) else {
-            continue;
-        };
-        let bytes = text.map(|text| Bytes::copy_from_slice(text.as_bytes()));
-        sent.push(Sent {
-            place,
-            raw,
-            path,
-            bytes,
-        });
+    for (raw, value) in fields.iter().take(MOST_FILES) {
+        let at = At::Name(at, raw);
+        let text = faults.note(at, check::text(value, &ANY));
+        if let Some(path) = faults.note(at, parse_path(raw)) {
+            sent.push(Sent {
+                place: at.to_string(),
+                raw,
+                path,
+                bytes: text.map(|text| Bytes::copy_from_slice(text.as_bytes())),
+            });
+        }
     }
     sent
 }
 
-fn from_array<'n>(items: &'n Items<Node>, at: &Path, faults: &mut Faults) -> Vec<Sent<'n>> {
+fn from_array<'n>(items: &'n [Node<'_>], at: &At<'_>, faults: &mut Faults) -> Vec<Sent<'n>> {
     let mut sent = Vec::new();
-    for (index, item) in items.kept.iter().take(MOST_FILES).enumerate() {
-        let at = at.index(index);
+    for (index, item) in items.iter().take(MOST_FILES).enumerate() {
+        let at = At::Index(at, index);
         let Node::Object(fields) = item else {
-            let message = format!(
-                "must be an object with name and content, not {}",
-                item.describe()
-            );
-            faults.add(at, Wrong::new(message));
+            faults.add(at, || {
+                let kind = item.kind();
+                Wrong::new(format!(
+                    "must be an object with name and content, not {kind}"
+                ))
+            });
             continue;
         };
         let mut name = None;
         let mut content = None;
         let mut text = false;
-        for (field, value) in &fields.kept {
-            let place = at.name(field);
-            match field.as_str() {
+        for (field, value) in fields {
+            let at = At::Name(&at, field);
+            match field.as_ref() {
                 "name" => name = Some(value),
                 "content" => content = Some(value),
                 "encoding" if matches!(value, Node::Null) => {}
                 "encoding" => {
                     let words = [("base64", false), ("utf-8", true)];
-                    text = faults
-                        .note(place, check::word(value, &words))
-                        .unwrap_or_default();
+                    let word = faults.note(at, check::word(value, &words));
+                    text = word.unwrap_or_default();
                 }
-                // The object form and other services call it so.
-                "path" | "filename" => {
-                    let hint = Some("did you mean `name`?".to_owned());
-                    faults.add(place, Wrong::new("is unknown").hint(hint));
-                }
-                other => {
-                    let hint = did_you_mean(other, ["name", "content", "encoding"]);
-                    faults.add(place, Wrong::new("is unknown").hint(hint));
-                }
+                other => faults.add(at, || {
+                    let hint = match other {
+                        // The object form and other services call it so.
+                        "path" | "filename" => Some("did you mean `name`?".to_owned()),
+                        _ => did_you_mean(other, ["name", "content", "encoding"]),
+                    };
+                    Wrong::new("is unknown").hint(hint)
+                }),
             }
         }
-        let bytes = required(content, at.name("content"), faults).and_then(|node| {
-            let decoded = check::text(node, &(0..=usize::MAX)).and_then(|content| {
+        let place = At::Name(&at, "content");
+        let bytes = required(content, place, faults).and_then(|node| {
+            let decoded = check::text(node, &ANY).and_then(|content| {
                 if text {
                     return Ok(Bytes::copy_from_slice(content.as_bytes()));
                 }
                 decode(content)
             });
-            faults.note(at.name("content"), decoded)
+            faults.note(place, decoded)
         });
-        let place = at.name("name");
-        let raw = required(name, place.clone(), faults)
-            .and_then(|node| faults.note(place.clone(), check::text(node, &(1..=usize::MAX))));
+        let place = At::Name(&at, "name");
+        let raw = required(name, place, faults)
+            .and_then(|node| faults.note(place, check::text(node, &(1..=usize::MAX))));
         let Some(raw) = raw else { continue };
-        if let Some(path) = faults.note(place.clone(), parse_path(raw)) {
+        if let Some(path) = faults.note(place, parse_path(raw)) {
             sent.push(Sent {
-                place,
+                place: place.to_string(),
                 raw,
                 path,
                 bytes,
@@ -155,9 +152,13 @@ fn from_array<'n>(items: &'n Items<Node>, at: &Path, faults: &mut Faults) -> Vec
     sent
 }
 
-fn required<'n>(node: Option<&'n Node>, place: Path, faults: &mut Faults) -> Option<&'n Node> {
+fn required<'n, 'd>(
+    node: Option<&'n Node<'d>>,
+    at: At<'_>,
+    faults: &mut Faults,
+) -> Option<&'n Node<'d>> {
     if node.is_none() {
-        faults.add(place, Wrong::new("is required"));
+        faults.add(at, || Wrong::new("is required"));
     }
     node
 }
@@ -217,14 +218,14 @@ fn clashes(sent: &[Sent<'_>], faults: &mut Faults) {
                     quoted(file.raw),
                     short(file.path.as_str(), 100)
                 );
-                faults.add(file.place.clone(), Wrong::new(message));
+                faults.add(&file.place, || Wrong::new(message));
             } else if file.path.is_parent_of(&other.path) || other.path.is_parent_of(&file.path) {
                 let message = format!(
                     "{} and {}: one would be both a file and a directory",
                     quoted(other.raw),
                     quoted(file.raw)
                 );
-                faults.add(file.place.clone(), Wrong::new(message));
+                faults.add(&file.place, || Wrong::new(message));
             }
         }
     }

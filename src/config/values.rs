@@ -4,8 +4,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::Config;
-use super::check::{self, Bad, Wrong};
-use super::json::{Node, Path};
+use super::check::{self, Bad, Inside, Wrong};
+use super::json::Node;
 use crate::show::{did_you_mean, quoted};
 use crate::spec::Network;
 
@@ -14,33 +14,38 @@ pub(super) const PROMPT_CHARS: usize = 1_000_000;
 /// Entries of a list.
 const LIST: usize = 64;
 
-pub(super) fn whole<T: TryFrom<u64>>(node: &Node, range: &RangeInclusive<u64>) -> Result<T, Wrong> {
+pub(super) fn whole<T: TryFrom<u64>>(
+    node: &Node<'_>,
+    range: &RangeInclusive<u64>,
+) -> Result<T, Wrong> {
     T::try_from(check::integer(node, range)?)
         .map_err(|_| Wrong::new("is too large for this machine"))
 }
 
-pub(super) fn seconds(node: &Node, range: &RangeInclusive<u64>) -> Result<Duration, Wrong> {
+pub(super) fn seconds(node: &Node<'_>, range: &RangeInclusive<u64>) -> Result<Duration, Wrong> {
     check::integer(node, range).map(Duration::from_secs)
 }
 
-pub(super) fn list<T>(node: &Node, read: impl Fn(&str) -> Result<T, Wrong>) -> Result<Vec<T>, Bad> {
+pub(super) fn list<T>(
+    node: &Node<'_>,
+    read: impl Fn(&str) -> Result<T, Wrong>,
+) -> Result<Vec<T>, Bad> {
     let Node::Array(items) = node else {
-        let message = format!("must be an array of strings, not {}", node.describe());
-        return Err(Wrong::new(message).into());
+        return Err(Wrong::not(node, "an array of strings").into());
     };
-    if items.total > LIST {
-        let message = format!("has {} entries (limit {LIST})", items.total);
+    if items.len() > LIST {
+        let message = format!("has {} entries (limit {LIST})", items.len());
         return Err(Wrong::new(message).into());
     }
     let mut out = Vec::new();
-    for (index, item) in items.kept.iter().enumerate() {
-        let value = check::text(item, &(1..=4096)).and_then(&read);
-        out.push(value.map_err(|wrong| Bad(Path::default().index(index), wrong))?);
+    for (index, item) in items.iter().enumerate() {
+        let value = check::name(item, 4096).and_then(&read);
+        out.push(value.map_err(|wrong| Bad(Inside::Index(index), wrong))?);
     }
     Ok(out)
 }
 
-pub(super) fn port(config: &mut Config, node: &Node) -> Result<Option<String>, Bad> {
+pub(super) fn port(config: &mut Config, node: &Node<'_>) -> Result<Option<String>, Bad> {
     config.server.port = whole(node, &(0..=65_535))?;
     Ok(None)
 }
@@ -58,8 +63,9 @@ pub(super) fn host(text: &str) -> Result<String, Wrong> {
     if !bare.is_empty() && (address || name) {
         return Ok(bare.to_owned());
     }
-    Err(Wrong::new(
-        "must be an IP address or host name without a port, like 127.0.0.1 or 0.0.0.0",
+    Err(not(
+        text,
+        "an IP address or host name without a port, like 127.0.0.1 or 0.0.0.0",
     ))
 }
 
@@ -71,26 +77,32 @@ pub(super) fn origin(text: &str) -> Result<String, Wrong> {
     if exact {
         return Ok(text.to_owned());
     }
-    Err(Wrong::new(
-        "must be an exact origin like https://app.example.com: scheme, host and port, without a path \
-         or a slash at its end, and never *",
+    Err(not(
+        text,
+        "an exact origin like https://app.example.com (scheme, host and port, without a path or a slash at \
+         its end, and never *)",
     ))
 }
 
-pub(super) fn system_prompt(config: &mut Config, node: &Node) -> Result<Option<String>, Bad> {
+/// "must be …, not …", of a text.
+pub(super) fn not(text: &str, wanted: &str) -> Wrong {
+    Wrong::not(&Node::Text(text.into()), wanted)
+}
+
+pub(super) fn system_prompt(config: &mut Config, node: &Node<'_>) -> Result<Option<String>, Bad> {
     let Node::Object(fields) = node else {
         let text = check::text(node, &(0..=PROMPT_CHARS))?;
         config.project.system_prompt.role = (!text.trim().is_empty()).then(|| text.to_owned());
         return Ok(None);
     };
     let mut warning = None;
-    for (name, value) in &fields.kept {
-        let at = Path::field(name);
-        if matches!(value, Node::Null) && ["append", "preset"].contains(&name.as_str()) {
+    for (name, value) in fields {
+        let at = |wrong| Bad(Inside::Name(name.to_string()), wrong);
+        if matches!(value, Node::Null) && ["append", "preset"].contains(&name.as_ref()) {
             continue;
         }
-        let text = check::text(value, &(0..=PROMPT_CHARS)).map_err(|wrong| Bad(at.clone(), wrong));
-        match name.as_str() {
+        let text = check::text(value, &(0..=PROMPT_CHARS)).map_err(at);
+        match name.as_ref() {
             "append" => append_prompt(config, text?),
             "preset" => {
                 text?;
@@ -100,7 +112,7 @@ pub(super) fn system_prompt(config: &mut Config, node: &Node) -> Result<Option<S
             }
             other => {
                 let hint = did_you_mean(other, ["append", "preset"]);
-                return Err(Bad(at, Wrong::new("is unknown").hint(hint)));
+                return Err(at(Wrong::new("is unknown").hint(hint)));
             }
         }
     }
@@ -118,8 +130,8 @@ pub(super) fn append_prompt(config: &mut Config, text: &str) {
     });
 }
 
-pub(super) fn allowed_tools(config: &mut Config, node: &Node) -> Result<Option<String>, Bad> {
-    let defs = list(node, |name| check::tool(&Node::Text(name.to_owned())))?;
+pub(super) fn allowed_tools(config: &mut Config, node: &Node<'_>) -> Result<Option<String>, Bad> {
+    let defs = list(node, |name| check::tool(&Node::Text(name.into())))?;
     let mut allowed = Vec::new();
     let mut unavailable = Vec::new();
     for def in defs {
@@ -140,45 +152,38 @@ pub(super) fn allowed_tools(config: &mut Config, node: &Node) -> Result<Option<S
     Ok(warning)
 }
 
-pub(super) fn network(config: &mut Config, node: &Node) -> Result<Option<String>, Bad> {
-    // An allow list that isn't enforced must not become an open door.
-    let closed = "asks for an allow list, which is not implemented yet: sandboxes get no network";
-    if let Node::Object(fields) = node
-        && let [(name, Node::Array(_))] = fields.kept.as_slice()
-        && name == "allow"
-    {
+pub(super) fn network(config: &mut Config, node: &Node<'_>) -> Result<Option<String>, Bad> {
+    let listed = |fields: &[_]| matches!(fields, [(name, Node::Array(_))] if name == "allow");
+    let allow = match node {
+        Node::Text(word) => word == "allow",
+        Node::Object(fields) => listed(fields),
+        _ => false,
+    };
+    if allow {
+        // An allow list that isn't enforced must not become an open door.
         config.project.network = Some(Network::None);
+        let closed =
+            "asks for an allow list, which is not implemented yet: sandboxes get no network";
         return Ok(Some(closed.to_owned()));
     }
-    let words = [
-        ("full", Some(Network::Full)),
-        ("none", Some(Network::None)),
-        ("allow", None),
-    ];
-    let chosen = check::word(node, &words)?;
-    config.project.network = Some(chosen.unwrap_or(Network::None));
-    Ok(chosen.is_none().then(|| closed.to_owned()))
+    let words = [("full", Network::Full), ("none", Network::None)];
+    config.project.network = Some(check::word(node, &words)?);
+    Ok(None)
 }
 
-pub(super) fn model_aliases(config: &mut Config, node: &Node) -> Result<Option<String>, Bad> {
+pub(super) fn model_aliases(config: &mut Config, node: &Node<'_>) -> Result<Option<String>, Bad> {
     let Node::Object(fields) = node else {
-        let message = format!(
-            "must be an object from alias to model, not {}",
-            node.describe()
-        );
-        return Err(Wrong::new(message).into());
+        return Err(Wrong::not(node, "an object from alias to model").into());
     };
-    for (alias, model) in &fields.kept {
-        let at = Path::field(alias);
-        check::model(&Node::Text(alias.clone())).map_err(|wrong| {
+    for (alias, model) in fields {
+        let at = |wrong| Bad(Inside::Name(alias.to_string()), wrong);
+        check::model(&Node::Text(alias.as_ref().into())).map_err(|wrong| {
             let message = format!("has an alias ({}) that {}", quoted(alias), wrong.message);
-            Bad(at.clone(), Wrong::new(message))
+            at(Wrong::new(message))
         })?;
-        let model = check::model(model).map_err(|wrong| Bad(at, wrong))?;
-        config
-            .project
-            .model_aliases
-            .insert(alias.clone(), model.to_owned());
+        let model = check::model(model).map_err(at)?;
+        let aliases = &mut config.project.model_aliases;
+        aliases.insert(alias.to_string(), model.to_owned());
     }
     Ok(None)
 }
