@@ -5,7 +5,7 @@ const LONGEST: usize = 64;
 /// Pairs of characters that [`alike`] compares at most: a few milliseconds.
 const COMPARED: usize = 500_000;
 /// Of a foreign text that is quoted in a message.
-const QUOTED: usize = 100;
+pub(crate) const QUOTED: usize = 100;
 
 /// Control characters, and the bidirectional controls that make a text read as another.
 pub(crate) fn deceives(c: char) -> bool {
@@ -70,7 +70,8 @@ pub(crate) fn prose(text: &str, most: usize) -> String {
     out
 }
 
-fn start(text: &str, most: usize) -> &str {
+/// The first `most` characters.
+pub(crate) fn start(text: &str, most: usize) -> &str {
     let end = text.char_indices().nth(most);
     end.and_then(|(at, _)| text.get(..at)).unwrap_or(text)
 }

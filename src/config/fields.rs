@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Number;
 
 use super::check::{self, Bad, Wrong};
-use super::env::Layers;
+use super::env::{Layers, Source};
 use super::json::{At, Node};
 use super::values::{
     PROMPT_CHARS, allowed_tools, append_prompt, host, list, model_aliases, network, not, origin,
@@ -380,44 +380,57 @@ pub(super) fn variables() -> impl Iterator<Item = String> {
     rows.map(str::to_owned).chain(caps)
 }
 
-/// Takes what the environment says.
+/// Takes what `.env` says, then what the environment says, so that no variable of `.env` counts above another one
+/// of the environment.
 pub(super) fn apply_environment(
     config: &mut Config,
     layers: &Layers<'_>,
     errors: &mut Vec<String>,
 ) {
-    let mut note = |variable: &str, Bad(inside, wrong): Bad| {
-        let at = inside.of(&At::Document);
-        errors.push(format!("{variable}{at} {wrong}"));
-    };
-    for field in FIELDS.iter().filter(|field| !field.variable.is_empty()) {
-        let Some((text, _)) = layers.get(field.variable) else {
-            continue;
+    for layer in [Source::DotEnv, Source::Environment] {
+        let get = |variable: &str| {
+            let found = layers.get(variable).filter(|(_, source)| *source == layer);
+            found.map(|(text, _)| text)
         };
-        // Kubernetes sets this for pods beside a service named "sandcaster"; it means no port of ours.
-        if field.variable == "SANDCASTER_PORT" && text.starts_with("tcp://") {
-            config.warnings.push(
-                "SANDCASTER_PORT looks like the link of a Kubernetes service and is ignored; set \
-                 enableServiceLinks: false"
-                    .to_owned(),
-            );
-            continue;
+        for field in FIELDS.iter().filter(|field| !field.variable.is_empty()) {
+            let Some(text) = get(field.variable) else {
+                continue;
+            };
+            // Kubernetes sets this for pods beside a service named "sandcaster"; it means no port of ours.
+            if field.variable == "SANDCASTER_PORT" && text.starts_with("tcp://") {
+                config.warnings.push(
+                    "SANDCASTER_PORT looks like the link of a Kubernetes service and is ignored; set \
+                     enableServiceLinks: false"
+                        .to_owned(),
+                );
+                continue;
+            }
+            let outcome = (field.set)(config, &from_text(text, field.kind));
+            note(config, errors, field.variable, outcome);
         }
-        match (field.set)(config, &from_text(text, field.kind)) {
-            Ok(None) => {}
-            Ok(Some(warning)) => config
-                .warnings
-                .push(format!("{} {warning}", field.variable)),
-            Err(bad) => note(field.variable, bad),
+        for def in BACKENDS {
+            let variable = max_sandboxes_variable(def.name);
+            if let Some(text) = get(&variable) {
+                let number = from_text(text, Kind::Number);
+                let outcome = set_max_sandboxes(config, def.name, &number).map(|()| None);
+                note(config, errors, &variable, outcome);
+            }
         }
     }
-    for def in BACKENDS {
-        let variable = max_sandboxes_variable(def.name);
-        let Some((text, _)) = layers.get(&variable) else {
-            continue;
-        };
-        if let Err(bad) = set_max_sandboxes(config, def.name, &from_text(text, Kind::Number)) {
-            note(&variable, bad);
+}
+
+fn note(
+    config: &mut Config,
+    errors: &mut Vec<String>,
+    variable: &str,
+    outcome: Result<Option<String>, Bad>,
+) {
+    match outcome {
+        Ok(None) => {}
+        Ok(Some(warning)) => config.warnings.push(format!("{variable} {warning}")),
+        Err(Bad(inside, wrong)) => {
+            let at = inside.of(&At::Document);
+            errors.push(format!("{variable}{at} {wrong}"));
         }
     }
 }

@@ -355,11 +355,8 @@ mod tests {
         shown = At::Name(&At::Index(&At::Document, 3), "a\n\u{202e}").to_string();
         assert_eq!(shown, "[3][\"a\\n\\u{202e}\"]");
         let deep = |levels| {
-            let text = format!(
-                "{}{}",
-                "{\"a\":".repeat(levels),
-                "1,\"a\":2}".repeat(levels)
-            );
+            let inside = "{\"a\":".repeat(levels);
+            let text = format!("{inside}1{}", ",\"a\":2}".repeat(levels));
             let mut places = Vec::new();
             let mut repeated = |at: At<'_>| places.push(at.to_string());
             parse(text.as_bytes(), &|_| true, &mut repeated).unwrap();

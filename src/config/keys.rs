@@ -7,6 +7,7 @@ use super::env::Layers;
 use crate::llm::PROVIDERS;
 use crate::sandbox::BACKENDS;
 use crate::secrets::{SHORTEST_SEARCHED, Secret};
+use crate::show::{QUOTED, start};
 
 const API_KEY: &str = "SANDCASTER_API_KEY";
 const WEBHOOK_SECRET: &str = "SANDCASTER_WEBHOOK_SECRET";
@@ -41,6 +42,20 @@ pub fn variables() -> impl Iterator<Item = &'static str> {
         .chain(base_url_variables())
         .chain(host_variables())
         .chain([API_KEY, WEBHOOK_SECRET, ALLOW_INSECURE])
+}
+
+/// Whatever the variables of keys hold, also what is refused: nothing of it may be in a message about another
+/// variable. Of a long one also the beginning, since such a message shows no more.
+pub(super) fn unspeakable(layers: &Layers<'_>) -> Vec<Secret> {
+    let names = key_variables().chain([API_KEY, WEBHOOK_SECRET]);
+    let values =
+        names.flat_map(|name| [layers.process, layers.dotenv].map(|layer| layer.get(name)));
+    let parts = values.flatten().flat_map(|value| {
+        let keys = value.split(',');
+        keys.chain([value.as_str()])
+    });
+    let beginnings = parts.flat_map(|key| [key, start(key.trim(), QUOTED)]);
+    beginnings.map(Secret::new).collect()
 }
 
 /// Reads all keys and base URLs.

@@ -6,6 +6,7 @@ use super::env::{EnvMap, Layers};
 use super::settings::{Config, ConfigError, Overrides};
 use super::{fields, file, keys, values, variables};
 use crate::net::Proxies;
+use crate::secrets::Redactor;
 
 impl Config {
     /// Merges all settings: flags over environment over `.env` over `sandcaster.json` over defaults.
@@ -69,10 +70,13 @@ impl Config {
             );
         }
         config.warnings.extend(config.tight_memory());
+        let redactor = Redactor::new(&keys::unspeakable(&layers));
         if errors.is_empty() {
-            Ok(config)
-        } else {
-            Err(ConfigError(errors.join("\n")))
+            for warning in &mut config.warnings {
+                redactor.clean_text(warning);
+            }
+            return Ok(config);
         }
+        Err(ConfigError(redactor.clean(&errors.join("\n")).into_owned()))
     }
 }

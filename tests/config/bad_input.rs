@@ -45,26 +45,26 @@ fn assert_refused(body: &[u8], code: ErrorCode, field: &str, says: &str) {
 /// Rows: the fields beside a good prompt, code, field, what the answer says.
 #[rustfmt::skip]
 const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
-    (r#""model": 7"#, INVALID, "model", "string, not an integer"),
+    (r#""model": 7"#, INVALID, "model", "string, not 7"),
     (r#""model": ["sonnet"]"#, INVALID, "model", "string, not an array of 1"),
     (r#""model": """#, INVALID, "model", "empty"),
-    (r#""model": "two words""#, INVALID, "model", "character 4"),
+    (r#""model": "two words""#, INVALID, "model", "(character 4 of \"two words\" is another)"),
     (r#""model": "sonnet\u0000""#, INVALID, "model", "character 7"),
     (r#""model": "модель""#, INVALID, "model", "letters, digits"),
     (r#""model": "zzz-unheard-of""#, ErrorCode::UnknownModel, "model", ""),
 
-    (r#""maxTurns": "3""#, INVALID, "maxTurns", "from 1 to 1000, not a string of length 1"),
-    (r#""maxTurns": 2.5"#, INVALID, "maxTurns", "from 1 to 1000, not a number with a fraction"),
+    (r#""maxTurns": "3""#, INVALID, "maxTurns", "from 1 to 1000, not \"3\""),
+    (r#""maxTurns": 2.5"#, INVALID, "maxTurns", "from 1 to 1000, not 2.5"),
     (r#""maxTurns": 1e4"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": 1e300"#, INVALID, "maxTurns", "from 1 to 1000"),
-    (r#""maxTurns": 1e-300"#, INVALID, "maxTurns", "fraction"),
+    (r#""maxTurns": 1e-300"#, INVALID, "maxTurns", "not 1e-300"),
     (r#""maxTurns": 0.0"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": -3.0"#, INVALID, "maxTurns", "from 1 to 1000"),
-    (r#""maxTurns": 0"#, INVALID, "maxTurns", "from 1 to 1000"),
+    (r#""maxTurns": 0"#, INVALID, "maxTurns", "from 1 to 1000, not 0"),
     (r#""maxTurns": -1"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": 1001"#, INVALID, "maxTurns", "from 1 to 1000"),
     (r#""maxTurns": 99999999999999999999"#, INVALID, "maxTurns", "from 1 to 1000"),
-    (r#""maxTurns": true"#, INVALID, "maxTurns", "not a boolean"),
+    (r#""maxTurns": true"#, INVALID, "maxTurns", "not true"),
     (r#""maxTurns": [1]"#, INVALID, "maxTurns", "not an array"),
     (r#""maxTurns": {}"#, INVALID, "maxTurns", "not an object"),
 
@@ -72,9 +72,9 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""timeout": 4"#, INVALID, "timeout", "from 5 to 3600"),
     (r#""timeout": 3601"#, INVALID, "timeout", "from 5 to 3600"),
     (r#""timeout": -60"#, INVALID, "timeout", "from 5 to 3600"),
-    (r#""timeout": 60.5"#, INVALID, "timeout", "fraction"),
+    (r#""timeout": 60.5"#, INVALID, "timeout", "not 60.5"),
     (r#""timeout": 18446744073709551616"#, INVALID, "timeout", "from 5 to 3600"),
-    (r#""timeout": false"#, INVALID, "timeout", "not a boolean"),
+    (r#""timeout": false"#, INVALID, "timeout", "not false"),
 
     (r#""allowedTools": "bash""#, INVALID, "allowedTools", "array"),
     (r#""allowedTools": {"bash": true}"#, INVALID, "allowedTools", "array"),
@@ -101,14 +101,14 @@ const FIELDS: &[(&str, ErrorCode, &str, &str)] = &[
     (r#""sandboxProvider": "vercel""#, LATER, "sandboxProvider", "`vercel`"),
     (r#""sandboxProvider": "cloudflare""#, LATER, "sandboxProvider", "`cloudflare`"),
 
-    (r#""thinkingLevel": "hihg""#, INVALID, "thinkingLevel", "did you mean `high`?"),
+    (r#""thinkingLevel": "hihg""#, INVALID, "thinkingLevel", "one of none, low, medium, high, not \"hihg\"; did you mean `high`?"),
     (r#""thinkingLevel": 2"#, INVALID, "thinkingLevel", "one of none"),
     (r#""maxBudgetUsd": 0"#, INVALID, "maxBudgetUsd", "positive"),
-    (r#""maxBudgetUsd": -1"#, INVALID, "maxBudgetUsd", "positive"),
+    (r#""maxBudgetUsd": -1"#, INVALID, "maxBudgetUsd", "up to 1000000, not -1"),
     (r#""maxBudgetUsd": 1e-12"#, INVALID, "maxBudgetUsd", "positive"),
     (r#""maxBudgetUsd": 1e300"#, INVALID, "maxBudgetUsd", "up to 1000000"),
     (r#""maxBudgetUsd": "1""#, INVALID, "maxBudgetUsd", "positive"),
-    (r#""background": "yes""#, INVALID, "background", "true or false"),
+    (r#""background": "yes""#, INVALID, "background", "true or false, not \"yes\""),
     (r#""background": 1"#, INVALID, "background", "true or false"),
 
     (r#""max_turns": 3"#, INVALID, "max_turns", "did you mean `maxTurns`?"),
@@ -197,7 +197,7 @@ fn every_bad_prompt_is_refused() {
     for (body, says) in [
         ("{}", "required"),
         (r#"{"prompt": null}"#, "string, not null"),
-        (r#"{"prompt": 1}"#, "string, not an integer"),
+        (r#"{"prompt": 1}"#, "string, not 1"),
         (r#"{"prompt": ["hi"]}"#, "string, not an array"),
         (r#"{"prompt": ""}"#, "empty"),
         (r#"{"prompt": " \n\t "}"#, "blanks"),
@@ -287,7 +287,7 @@ fn sizes_are_refused_at_their_limits_and_not_before() {
         model(194).as_bytes(),
         INVALID,
         "model",
-        "201 characters (limit 200)",
+        "201 characters (limit 200): \"claude-aaa",
     );
 
     let tools = |count: usize| {
@@ -409,23 +409,20 @@ fn an_unknown_name_is_shown_with_what_is_built_and_nothing_else() {
 }
 
 #[test]
-fn no_answer_repeats_a_value_but_an_unknown_name() {
+fn no_answer_repeats_a_prompt_or_a_file() {
     let secret = "hunter2hunter2";
-    for field in ["model", "thinkingLevel", "timeout", "background", "files"] {
-        let body = format!(r#"{{"prompt": "hi", "{field}": "{secret} {secret}"}}"#);
+    for body in [
+        format!(r#"{{"prompt": "{secret}", "maxTurns": 0}}"#),
+        format!(r#"{{"prompt": "{}"}}"#, secret.repeat(100_000)),
+        format!(r#"{{"prompt": ["{secret}"]}}"#),
+        format!(r#"{{"prompt": "hi", "files": "{secret}"}}"#),
+        format!(r#"{{"prompt": "hi", "files": ["{secret}"]}}"#),
+        format!(r#"{{"prompt": "hi", "files": [{{"name": "a", "content": "{secret}!"}}]}}"#),
+        format!(r#"{{"prompt": "hi", "model" "{secret}"}}"#),
+    ] {
         let problem = refuse(&with_key(), body.as_bytes());
-        assert!(
-            !format!("{problem:?}").contains(secret),
-            "{field}: {problem:?}"
-        );
+        assert!(!format!("{problem:?}").contains("hunter2"), "{problem:?}");
     }
-    let body = format!(r#"{{"prompt": "hi", "files": [{{"name": "a", "content": "{secret}!"}}]}}"#);
-    assert!(!format!("{:?}", refuse(&with_key(), body.as_bytes())).contains(secret));
-    let problem = refuse(
-        &with_key(),
-        format!(r#"{{"prompt": "hi", "model" "{secret}"}}"#).as_bytes(),
-    );
-    assert!(!format!("{problem:?}").contains(secret), "{problem:?}");
 }
 
 #[test]

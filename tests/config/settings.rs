@@ -55,6 +55,20 @@ fn flags_win_over_environment_over_dotenv_over_file_over_defaults() {
 #[test]
 fn platform_port_counts_below_our_own() {
     assert_eq!(load("", &[("PORT", "8080")]).unwrap().server.port, 8080);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(".env"), "SANDCASTER_PORT=4568\n").unwrap();
+    for (variables, port) in [
+        (&[("PORT", "4567")][..], 4567),
+        (&[("PORT", "")], 4568),
+        (&[("PORT", "4567"), ("SANDCASTER_PORT", "4569")], 4569),
+    ] {
+        let config = load_in(dir.path(), &Overrides::default(), variables).unwrap();
+        assert_eq!(config.server.port, port, "{variables:?}");
+    }
+    // What nobody uses is not looked at.
+    std::fs::write(dir.path().join(".env"), "SANDCASTER_TIMEOUT=x\n").unwrap();
+    let used = [("SANDCASTER_TIMEOUT", "60")];
+    assert!(load_in(dir.path(), &Overrides::default(), &used).is_ok());
     let both = [("PORT", "8080"), ("SANDCASTER_PORT", "9090")];
     assert_eq!(
         load(r#"{"server": {"port": 1}}"#, &both)
@@ -145,43 +159,161 @@ fn runs_are_kept_for_ever_where_that_is_asked_for() {
     assert_eq!(kept.server.retention, None);
 }
 
+/// For each setting, by its place in the file, a value that is not its default.
+const OTHER_VALUES: &[(&str, &str)] = &[
+    ("model", r#""opus""#),
+    ("maxTurns", "7"),
+    ("timeout", "60"),
+    ("allowedTools", r#"["Bash", "read_file"]"#),
+    ("provider", r#""anthropic""#),
+    ("sandboxProvider", r#""local""#),
+    ("thinkingLevel", r#""low""#),
+    ("template", r#""base""#),
+    ("network", r#""none""#),
+    ("maxBudgetUsd", "0.5"),
+    ("sandboxStart", r#""lazy""#),
+    ("disconnectGraceSecs", "61"),
+    ("storeDurability", r#""full""#),
+    ("server.host", r#""::1""#),
+    ("server.port", "4567"),
+    ("server.dataDir", r#""runs""#),
+    ("server.allowedHosts", r#"["a.example", "b.example"]"#),
+    (
+        "server.allowedOrigins",
+        r#"["https://a.example", "http://localhost:5173"]"#,
+    ),
+    ("server.maxConcurrentRuns", "8"),
+    ("server.heartbeatSecs", "2"),
+    ("server.retentionDays", "9"),
+    ("server.maxStoredRuns", "10"),
+    ("server.maxSandboxes.e2b", "3"),
+    ("local.memoryMb", "4096"),
+    ("local.diskMb", "300"),
+    ("local.maxProcesses", "64"),
+    ("local.hostUid", "1001"),
+    ("local.readOnlyPaths", r#"["/opt/a", "/opt/b"]"#),
+];
+
+/// The variable that a place in the file should have by the rule for names.
+fn by_rule(path: &str) -> String {
+    let name = path.strip_prefix("server.").unwrap_or(path);
+    let mut variable = String::from("SANDCASTER_");
+    for letter in name.chars() {
+        match letter {
+            '.' => variable.push('_'),
+            letter if letter.is_uppercase() => variable.extend(['_', letter]),
+            letter => variable.push(letter.to_ascii_uppercase()),
+        }
+    }
+    variable
+}
+
 #[test]
-fn every_setting_has_its_variable() {
-    let config = load(
-        "",
-        &[
-            ("SANDCASTER_MODEL", "opus"),
-            ("SANDCASTER_ALLOWED_TOOLS", "Bash, read_file"),
-            ("SANDCASTER_MAX_BUDGET_USD", "0.5"),
-            ("SANDCASTER_DISCONNECT_GRACE_SECS", "60"),
-            (
-                "SANDCASTER_CORS_ORIGINS",
-                "https://a.example, http://localhost:5173",
-            ),
-            ("SANDCASTER_MAX_SANDBOXES_LOCAL", "3"),
-            ("SANDCASTER_LOCAL_MEMORY_MB", "4096"),
-            ("SANDCASTER_HEARTBEAT_SECS", "1"),
-        ],
-    )
-    .unwrap();
-    assert_eq!(config.project.model.as_deref(), Some("opus"));
-    assert_eq!(
-        config.project.allowed_tools.as_deref(),
-        Some(&["bash", "file_read"][..])
-    );
-    assert_eq!(config.project.disconnect_grace, Duration::from_mins(1));
-    assert_eq!(config.server.allowed_origins.len(), 2);
-    assert_eq!(config.server.max_sandboxes["local"], 3);
-    assert_eq!(config.local.memory_mb, 4096);
-    let error = load("", &[("SANDCASTER_TIMEOUT", "5 minutes"), ("PORT", "-1")]).unwrap_err();
-    assert!(
-        error.contains("SANDCASTER_TIMEOUT must be an integer from 5 to 3600"),
-        "{error}"
-    );
-    assert!(
-        error.contains("PORT must be an integer from 0 to 65535"),
-        "{error}"
-    );
+fn every_setting_has_its_variable_which_means_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |file: Option<&str>, variables: &[(&str, &str)]| {
+        let path = dir.path().join("sandcaster.json");
+        match file {
+            Some(text) => std::fs::write(path, text).unwrap(),
+            None => drop(std::fs::remove_file(path)),
+        }
+        let mut config = load_in(dir.path(), &Overrides::default(), variables).unwrap();
+        config.file = None;
+        format!("{config:?}")
+    };
+    let default = read(None, &[]);
+    for (path, variable) in setting_names() {
+        if path.is_empty() {
+            let value = if variable.ends_with("FORMAT") {
+                "json"
+            } else {
+                "debug"
+            };
+            assert_ne!(read(None, &[(variable, value)]), default, "{variable}");
+            continue;
+        }
+        if variable.is_empty() {
+            continue;
+        }
+        let path = path.replace("maxSandboxes", "maxSandboxes.e2b");
+        let variable = variable.replace("<BACKEND>", "E2B");
+        let right = match path.as_str() {
+            "server.allowedOrigins" => "SANDCASTER_CORS_ORIGINS".to_owned(),
+            "server.port" if variable == "PORT" => "PORT".to_owned(),
+            path => by_rule(path),
+        };
+        assert_eq!(variable, right, "{path}");
+        let other = OTHER_VALUES.iter().find(|(known, _)| *known == path);
+        let (_, json) = other.unwrap_or_else(|| panic!("{path} has no row here"));
+        let mut file = (*json).to_owned();
+        for name in path.rsplit('.') {
+            file = format!(r#"{{"{name}": {file}}}"#);
+        }
+        let text: String = json.chars().filter(|c| !"[]\"".contains(*c)).collect();
+        let from_file = read(Some(&file), &[]);
+        assert_ne!(from_file, default, "{path}");
+        assert_eq!(read(None, &[(&variable, &text)]), from_file, "{variable}");
+    }
+}
+
+#[test]
+fn a_wrong_value_of_a_variable_is_shown_but_never_a_secret() {
+    let key = "sk-ant-0123456789abcdef";
+    let long = format!("sk-ant-{}", "0123456789".repeat(20));
+    for (variables, says) in [
+        (
+            &[("SANDCASTER_TIMEOUT", "5 minutes")][..],
+            "SANDCASTER_TIMEOUT must be an integer from 5 to 3600, not \"5 minutes\"",
+        ),
+        (
+            &[("PORT", "-1")],
+            "PORT must be an integer from 0 to 65535, not -1",
+        ),
+        (
+            &[("SANDCASTER_CORS_ORIGINS", "https://a.example, *")],
+            "SANDCASTER_CORS_ORIGINS[1] must be an exact origin",
+        ),
+        (
+            &[("SANDCASTER_PORT", key), ("ANTHROPIC_API_KEY", key)],
+            "not \"[redacted]\"",
+        ),
+        (
+            &[("SANDCASTER_TIMEOUT", &long), ("E2B_API_KEY", &long)],
+            "not \"[redacted]…\"",
+        ),
+        // Refused itself, and standing in the wrong place too.
+        (
+            &[
+                ("SANDCASTER_TIMEOUT", "hunter2 hunter2 hunter2"),
+                ("SANDCASTER_API_KEY", "hunter2 hunter2 hunter2"),
+            ],
+            "not \"[redacted]\"",
+        ),
+    ] {
+        let error = load("", variables).unwrap_err();
+        assert!(error.contains(says), "{error}");
+        assert!(
+            !error.contains("012345") && !error.contains("hunter2"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn of_a_file_full_of_faults_twenty_are_told_and_the_rest_counted() {
+    let many = |count: usize, field: &str| {
+        let fields: Vec<String> = (0..count)
+            .map(|at| field.replace('#', &at.to_string()))
+            .collect();
+        format!("{{{}}}", fields.join(","))
+    };
+    let told = warnings(&many(9_000, r#""zzzzzz#": 1"#));
+    assert_eq!(told.len(), 20);
+    assert!(told[19].contains("8980 more"), "{}", told[19]);
+    let error = refused(&format!(r#"{{"server": {}}}"#, many(30, r#""port": -#"#)));
+    assert_eq!(error.lines().count(), 20, "{error}");
+    let error = refused(&many(10_001, r#""zzzzzz#": 1"#));
+    assert!(error.contains("more than 10000 values"), "{error}");
 }
 
 #[test]
@@ -213,13 +345,19 @@ fn wrong_values_stop_the_start_with_file_position_and_field() {
         ),
         (r#"{"provider": "anthropics"}"#, "did you mean `anthropic`?"),
         (r#"{"sandboxProvider": "lokal"}"#, "did you mean `local`?"),
-        (r#"{"sandboxStart": "early"}"#, "one of eager, lazy"),
-        (r#"{"network": "some"}"#, "one of full, none, allow"),
+        (
+            r#"{"sandboxStart": "early"}"#,
+            "one of eager, lazy, not \"early\"",
+        ),
+        (
+            r#"{"network": "some"}"#,
+            "must be one of full, none, not \"some\"",
+        ),
         (
             r#"{"systemPrompt": {"apend": "x"}}"#,
             "`systemPrompt.apend` is unknown; did you mean `append`?",
         ),
-        (r#"{"systemPrompt": 1}"#, "must be a string, not an integer"),
+        (r#"{"systemPrompt": 1}"#, "must be a string, not 1"),
         (r#"{"modelAliases": {"a b": "x"}}"#, "modelAliases"),
         (r#"{"modelAliases": {"a": 1}}"#, "`modelAliases.a`"),
         (
@@ -239,7 +377,10 @@ fn wrong_values_stop_the_start_with_file_position_and_field() {
             r#"{"server": {"allowedHosts": ["http://a.example"]}}"#,
             "host name",
         ),
-        (r#"{"server": {"host": "0.0.0.0:80"}}"#, "without a port"),
+        (
+            r#"{"server": {"host": "0.0.0.0:80"}}"#,
+            "like 127.0.0.1 or 0.0.0.0, not \"0.0.0.0:80\"",
+        ),
         (
             r#"{"server": {"retentionDays": -1}}"#,
             "`server.retentionDays` must be an integer from 0 to 36500",
@@ -250,7 +391,10 @@ fn wrong_values_stop_the_start_with_file_position_and_field() {
             "`server.maxStoredRuns` must be an integer from 1",
         ),
         (r#"{"local": {"hostUid": 0}}"#, "`local.hostUid`"),
-        (r#"{"local": {"readOnlyPaths": ["opt"]}}"#, "absolute path"),
+        (
+            r#"{"local": {"readOnlyPaths": ["opt"]}}"#,
+            "absolute path without .., not \"opt\"",
+        ),
         (
             r#"{"model": "a", "model": "b"}"#,
             "sandcaster.json:1:16: `model` is given twice",
