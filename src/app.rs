@@ -78,7 +78,7 @@ impl App {
         let store = store.map_err(|_panicked| StoreError::Closed)??;
         let http = http
             .map_err(|_panicked| StartError::Http("it panicked".to_owned()))?
-            .map_err(|error| StartError::Http(error.without_url().to_string()))?;
+            .map_err(|error| StartError::Http(error.to_string()))?;
         let redactor = config.redactor();
         let tasks = Tasks::default();
         let backends = sandbox::build(&config.backend_config(http.clone()));

@@ -21,6 +21,8 @@ pub mod config;
 pub mod encoding;
 pub mod error;
 pub mod events;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod ids;
 pub(crate) mod lifecycle;
 pub mod llm;

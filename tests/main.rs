@@ -15,6 +15,7 @@ mod agent;
 mod cli;
 mod clients;
 mod config;
+mod corpora;
 mod docs;
 #[cfg(target_os = "linux")]
 mod e2b;

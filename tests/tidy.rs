@@ -61,6 +61,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["app", "config", "events", "runs", "sandbox", "store"],
     ),
     ("lifecycle", &["api", "app", "runs"]),
+    ("fuzz", &["config", "llm", "net", "sandbox", "tools"]),
     (
         "cli",
         &[
@@ -88,6 +89,7 @@ const OF_LLM: &[(&str, &[&str])] = &[
     ("config", &["mod", "def", "types", "models", "prices"]),
     ("app", &["mod", "def", "types"]),
     ("cli", &["mod", "def", "types", "models", "prices"]),
+    ("fuzz", &["anthropic", "protocol"]),
 ];
 
 static SOURCES: LazyLock<Sources> = LazyLock::new(|| {

@@ -119,6 +119,18 @@ pub(super) fn apply(
     }
 }
 
+/// Takes any bytes as a settings file, for [`crate::fuzz`].
+pub(crate) fn fuzz_file(bytes: &[u8]) {
+    let mut config = Config::default();
+    let mut errors = Vec::new();
+    if let Err(error) = read(&mut config, FILE_NAME, bytes, &mut errors) {
+        errors.push(error);
+    }
+    let placed = errors.iter().all(|error| error.starts_with(FILE_NAME));
+    assert!(placed, "{errors:?}");
+    assert!(errors.len() <= MOST_TOLD && config.warnings.len() <= MOST_TOLD);
+}
+
 /// Reads the file's bytes; an `Err` means that nothing of it could be used.
 fn read(
     config: &mut Config,

@@ -24,6 +24,7 @@ mod variables;
 pub use env::{EnvMap, Source, process as process_environment};
 pub(crate) use env::{process_arguments, working_directory};
 pub use fields::settings as setting_names;
+pub(crate) use file::fuzz_file;
 pub use keys::variables as key_variables;
 pub use request::{QueryRequest, request_fields};
 pub use settings::{
@@ -31,3 +32,4 @@ pub use settings::{
     StoreDurability,
 };
 pub use usable::Usable;
+pub(crate) use variables::fuzz_dotenv;

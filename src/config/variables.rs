@@ -19,19 +19,33 @@ pub(super) struct DotEnv {
 /// Reads `.env` in `cwd`. A line that can't be read is skipped with a warning, unless it is about one of
 /// our variables: then it is an error, since a lost key could open the server.
 pub(super) fn read_dotenv(cwd: &Path, errors: &mut Vec<String>) -> DotEnv {
-    let mut read = DotEnv::default();
     let bytes = match std::fs::read(cwd.join(".env")) {
         Ok(bytes) => bytes,
         // Some programs keep a directory of this name.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
-            return read;
+            return DotEnv::default();
         }
         Err(error) => {
             errors.push(format!(".env can't be read: {error}"));
-            return read;
+            return DotEnv::default();
         }
     };
-    let Ok(text) = std::str::from_utf8(without_bom(&bytes)) else {
+    parse(&bytes, errors)
+}
+
+/// Takes any bytes as `.env`, for [`crate::fuzz`].
+pub(crate) fn fuzz_dotenv(bytes: &[u8]) {
+    let mut errors = Vec::new();
+    let read = parse(bytes, &mut errors);
+    let told = errors.iter().chain(&read.warnings);
+    for line in told {
+        assert!(line.starts_with(".env"), "{line}");
+    }
+}
+
+fn parse(bytes: &[u8], errors: &mut Vec<String>) -> DotEnv {
+    let mut read = DotEnv::default();
+    let Ok(text) = std::str::from_utf8(without_bom(bytes)) else {
         errors.push(".env is not UTF-8 text".to_owned());
         return read;
     };

@@ -1,6 +1,7 @@
 //! The only builder of HTTP clients.
 
 use std::error::Error;
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -14,11 +15,16 @@ use crate::secrets::Redactor;
 /// have their own deadlines).
 pub type HttpClient = reqwest::Client;
 
+/// Why there is no client: every cause, the outermost first. None of them alone says which file is missing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoClient(String);
+
 /// Builds the client, without a proxy.
 ///
 /// # Errors
 /// When the TLS roots can't be read.
-pub fn build() -> Result<HttpClient, reqwest::Error> {
+pub fn build() -> Result<HttpClient, NoClient> {
     build_with(Proxies::default())
 }
 
@@ -30,7 +36,7 @@ pub fn build() -> Result<HttpClient, reqwest::Error> {
     clippy::disallowed_methods,
     reason = "this is the seam for HTTP clients"
 )]
-pub fn build_with(proxies: Proxies) -> Result<HttpClient, reqwest::Error> {
+pub fn build_with(proxies: Proxies) -> Result<HttpClient, NoClient> {
     let builder = reqwest::Client::builder()
         .http1_only()
         .no_proxy()
@@ -40,7 +46,14 @@ pub fn build_with(proxies: Proxies) -> Result<HttpClient, reqwest::Error> {
         .tcp_keepalive(Duration::from_secs(30))
         .user_agent(concat!("sandcaster/", env!("CARGO_PKG_VERSION")));
     let proxies = proxies.0.into_iter();
-    proxies.fold(builder, reqwest::ClientBuilder::proxy).build()
+    let built = proxies.fold(builder, reqwest::ClientBuilder::proxy).build();
+    built.map_err(|error| NoClient(causes(&error)))
+}
+
+fn causes(error: &(dyn Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let texts: Vec<String> = chain.map(ToString::to_string).collect();
+    texts.join(": ")
 }
 
 /// Whether a request that failed with `error` never left: there was no connection, or it was lost before the

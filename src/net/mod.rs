@@ -4,4 +4,4 @@ mod client;
 pub mod retry;
 pub mod sse;
 
-pub use client::{HttpClient, Proxies, build, build_with, never_sent, refusal};
+pub use client::{HttpClient, NoClient, Proxies, build, build_with, never_sent, refusal};

@@ -145,6 +145,14 @@ impl Listing {
     }
 }
 
+/// Takes any output of the script, for [`crate::fuzz`].
+pub(crate) fn fuzz_listing(output: &[u8]) {
+    let listing = Listing::parse(String::new(), output, output, &Redactor::default());
+    let longest = listing.files.iter().map(Vec::len).max();
+    assert!(longest <= Some(LONGEST_PATH), "a name that no system takes");
+    drop(listing.trouble.note("x"));
+}
+
 /// What a program of the sandbox could not do, in its own words.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {

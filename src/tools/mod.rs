@@ -34,6 +34,8 @@ use std::sync::LazyLock;
 use crate::chat::ToolSpec;
 
 pub use facts::Facts;
+pub(crate) use grep::fuzz_grep;
+pub(crate) use listing::fuzz_listing;
 pub use schema::{Prepared, example, prepare};
 pub use session::ShellSession;
 pub use text::shorten;

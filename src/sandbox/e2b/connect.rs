@@ -143,6 +143,27 @@ pub(super) fn trailer(json: &[u8]) -> Result<Option<RpcError>, String> {
     Ok(trailer.error)
 }
 
+/// What `bytes`, taken in pieces of `piece` bytes, say, for [`crate::fuzz`].
+pub(crate) fn fuzz_connect(bytes: &[u8], piece: usize) -> Vec<String> {
+    let mut decoder = FrameDecoder::default();
+    let mut said = Vec::new();
+    for piece in bytes.chunks(piece) {
+        decoder.push(piece);
+        loop {
+            said.push(match decoder.next() {
+                Ok(Some(Frame::Message(json))) => format!("{:?}", event(&json)),
+                Ok(Some(Frame::End(json))) => format!("{:?}", trailer(&json)),
+                Ok(None) => break,
+                Err(error) => {
+                    said.push(error.to_string());
+                    return said;
+                }
+            });
+        }
+    }
+    said
+}
+
 #[derive(Deserialize)]
 struct Trailer {
     #[serde(default)]

@@ -33,6 +33,7 @@ use crate::spec::Network;
 use self::backend::KEY_VAR;
 
 pub use backend::{API_URL_VAR, DOMAIN_VAR, SANDBOX_URL_VAR, build_with};
+pub(crate) use connect::fuzz_connect;
 pub use timing::Timing;
 pub use webhooks::{Registered, Webhook, Webhooks};
 

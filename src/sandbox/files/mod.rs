@@ -257,6 +257,12 @@ fn parse(output: &[u8]) -> Snapshot {
     Snapshot { files, cut }
 }
 
+/// Takes any output of the script, for [`crate::fuzz`].
+pub(crate) fn fuzz(output: &[u8]) {
+    let files = parse(output).files;
+    assert!(files.len() <= output.len(), "more files than names");
+}
+
 /// How many directories deep.
 pub(crate) fn depth(path: &[u8]) -> usize {
     path.split(|b| *b == b'/').count()

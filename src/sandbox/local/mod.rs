@@ -53,6 +53,8 @@ use self::unsupported::make;
 pub use self::backend::make_without;
 #[cfg(target_os = "linux")]
 pub use self::launch::launcher_main;
+#[cfg(target_os = "linux")]
+pub(crate) use self::protocol::fuzz_link;
 #[cfg(all(debug_assertions, target_os = "linux"))]
 pub use self::settings::Wall;
 #[cfg(not(target_os = "linux"))]

@@ -345,6 +345,37 @@ impl Decoder {
     }
 }
 
+/// What `bytes`, taken in pieces of `piece` bytes, say, for [`crate::fuzz`].
+pub(crate) fn fuzz_link(bytes: &[u8], piece: usize) -> Vec<String> {
+    let mut decoder = Decoder::default();
+    let mut said = Vec::new();
+    for piece in bytes.chunks(piece) {
+        decoder.buffer().extend_from_slice(piece);
+        loop {
+            match decoder.next() {
+                Ok(Some(frame)) => {
+                    let read = [
+                        frame.number().is_ok(),
+                        frame.json::<Hello>().is_ok(),
+                        frame.json::<Failed>().is_ok(),
+                        frame.json::<Fault>().is_ok(),
+                        frame.json::<Exec>().is_ok(),
+                        frame.json::<Read>().is_ok(),
+                        frame.json::<Write>().is_ok(),
+                    ];
+                    said.push(format!("{frame:?} {read:?}"));
+                }
+                Ok(None) => break,
+                Err(violation) => {
+                    said.push(violation.to_string());
+                    return said;
+                }
+            }
+        }
+    }
+    said
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,7 @@ use super::search::{
 };
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
+pub(crate) use output::fuzz_grep;
 use output::{Counts, Lines, Shown, UNSEARCHED, marked, number};
 use script::{Files, Form, KEEP_LINES, Printed, Search};
 

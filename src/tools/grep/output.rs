@@ -317,6 +317,19 @@ fn is_junk(text: &[u8]) -> bool {
         || bad > 0 && controls > 0 && bad + controls > FEW && (bad + controls) * 5 > text.len()
 }
 
+/// Takes any output of `grep`, for [`crate::fuzz`].
+pub(crate) fn fuzz_grep(output: &[u8]) {
+    let known = HashSet::from([b"a".to_vec(), b"a:1".to_vec()]);
+    for line in output.split(|b| *b == b'\n') {
+        if let Some(line) = Line::parse(line, &known) {
+            is_junk(line.text);
+        }
+    }
+    let counts = Counts::parse(output, BTreeSet::new());
+    let files = output.split(|b| *b == b'\n').count();
+    assert!(counts.shown(files, "").lines().count() <= files + 1);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
