@@ -1,7 +1,6 @@
 //! The only builder of HTTP clients.
 
 use std::error::Error;
-use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -51,7 +50,7 @@ pub fn build_with(proxies: Proxies) -> Result<HttpClient, NoClient> {
 }
 
 fn causes(error: &(dyn Error + 'static)) -> String {
-    let chain = std::iter::successors(Some(error), |error| error.source());
+    let chain = std::iter::successors(Some(error), |&error| error.source());
     let texts: Vec<String> = chain.map(ToString::to_string).collect();
     texts.join(": ")
 }
