@@ -14,9 +14,11 @@ use crate::secrets::Redactor;
 /// have their own deadlines).
 pub type HttpClient = reqwest::Client;
 
-/// Why there is no client: every cause, the outermost first. None of them alone says which file is missing.
+/// Why there is no client: every cause, the outermost first. None of them says where certificates were looked for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
+#[error(
+    "{0}; certificates are those of SSL_CERT_FILE and SSL_CERT_DIR where these are set, else the system's"
+)]
 pub struct NoClient(String);
 
 /// Builds the client, without a proxy.
