@@ -41,7 +41,7 @@ impl Node<'_> {
             Self::Bool(value) => value.to_string(),
             Self::Number(number) => number.to_string(),
             Self::Text(text) => quoted(text),
-            other => other.kind().to_owned(),
+            other => other.kind(),
         }
     }
 
