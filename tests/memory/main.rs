@@ -39,6 +39,14 @@ fn filled(size: usize, item: &str) -> String {
     item.repeat(size / item.len() + 1)
 }
 
+/// Fields with as many names.
+fn numbered(count: usize, name: &str) -> String {
+    let fields: Vec<_> = (0..count)
+        .map(|at| format!(r#""{name}{at:05}":1,"#))
+        .collect();
+    fields.concat()
+}
+
 fn list(size: usize, item: &str) -> String {
     format!("[{}{item}]", filled(size, &format!("{item},")))
 }
@@ -52,17 +60,13 @@ static WAYS: &[Shape] = &[
     },
     |size, part| {
         let name = "k".repeat(size * part / 10);
-        let inner: String = (0..(size - name.len()) / 11)
-            .map(|at| format!(r#""n{at:05}":1,"#))
-            .collect();
+        let inner = numbered((size - name.len()) / 11, "n");
         format!(r#"{{"prompt":"x","{name}":{{{inner}"b":1}}}}"#)
     },
     // Many names, short and long.
     |size, part| {
         let name = "n".repeat(1 + part * part * part * 10);
-        let fields: String = (0..size / (name.len() + 10))
-            .map(|at| format!(r#""{name}{at:05}":1,"#))
-            .collect();
+        let fields = numbered(size / (name.len() + 10), &name);
         format!(r#"{{{fields}"prompt":"x"}}"#)
     },
     // Deep, with a long name at each level, and the names given twice.
