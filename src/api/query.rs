@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt as _};
 use serde_json::{Map, Value, json};
 
 use super::ApiState;
-use super::error::{internal, json, status_of_end, store_problem};
+use super::error::{internal, json, status_of_end, };
 use super::extract::{QUERY_LIMIT, Received, require_json, wants_json};
 use super::params::Params;
 use super::{sse, view};
@@ -22,6 +22,7 @@ use crate::error::{ErrorCode, Problem};
 use crate::events::{EventType, StoredEvent};
 use crate::ids::RunId;
 use crate::spec::RunSpec;
+use crate::runs::store_problem;
 use crate::store::StoreError;
 
 /// Bodies from this size on are parsed on a thread of their own: base64 and JSON of many megabytes

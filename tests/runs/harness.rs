@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sandcaster::clock::Clock;
 use sandcaster::llm::{self, LlmProvider, anthropic};
 use sandcaster::paths::SandboxPath;
-use sandcaster::runs::{LogLimits, Runs, RunsConfig, Tasks};
+use sandcaster::runs::{Keep, LogLimits, Runs, RunsConfig, Tasks};
 use sandcaster::sandbox::{
     ExecSpec, ExecStream, FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
 };
@@ -179,7 +179,10 @@ pub fn runs_with(
     let backend: Arc<dyn SandboxBackend> = Arc::new(Scripted(Arc::clone(script)));
     let config = RunsConfig {
         store,
-        owner: "test".to_owned(),
+        keep: Keep {
+            age: None,
+            runs: u64::MAX,
+        },
         providers: BTreeMap::from([("anthropic", provider)]),
         backends: BTreeMap::from([("local", (backend, None))]),
         max_concurrent_runs: 1000,
