@@ -35,7 +35,7 @@ pub(super) fn unwritable() -> Problem {
         ErrorCode::StoreUnavailable,
         "the run store can't be read or written now; retrying is safe",
     )
-    .hint("check the disk of the data directory; the server's log says what failed")
+    .hint("the server's log says what failed")
     .retry_after(RETRY)
 }
 

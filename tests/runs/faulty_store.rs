@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
@@ -12,11 +13,13 @@ use sandcaster::store::{
     RunHead, RunLease, RunRecord, RunStore, SandboxRecord, SqliteStore, StoreError, StoredFile,
     WebhookDelivery,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The real store, behind a switch that makes every write fail.
 pub struct FaultyStore {
     pub inner: Arc<SqliteStore>,
     down: AtomicBool,
+    held: Mutex<Option<CancellationToken>>,
 }
 
 impl FaultyStore {
@@ -24,11 +27,17 @@ impl FaultyStore {
         Self {
             inner,
             down: AtomicBool::new(false),
+            held: Mutex::default(),
         }
     }
 
     pub fn set_down(&self, down: bool) {
         self.down.store(down, Ordering::SeqCst);
+    }
+
+    /// Ends are committed at once, and synced when `until` fires.
+    pub fn hold_ends(&self, until: &CancellationToken) {
+        *self.held.lock() = Some(until.clone());
     }
 
     fn up(&self) -> Result<(), StoreError> {
@@ -68,7 +77,12 @@ impl RunStore for FaultyStore {
         end: RunEnd,
     ) -> Result<(), StoreError> {
         self.up()?;
-        self.inner.finish(lease, event, end).await
+        let finished = self.inner.finish(lease, event, end).await;
+        let held = self.held.lock().clone();
+        if let Some(until) = held {
+            until.cancelled().await;
+        }
+        finished
     }
     async fn read(
         &self,

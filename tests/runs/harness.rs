@@ -37,6 +37,8 @@ pub struct Script {
     pub reads: Vec<(&'static str, CancellationToken)>,
     /// Fired once a read of a path that ends so is done.
     pub done: Vec<(&'static str, CancellationToken)>,
+    /// A read of `out.txt` panics.
+    pub rotten: bool,
     /// `create` panics.
     pub panics: bool,
     /// `create` never returns.
@@ -110,6 +112,8 @@ impl Sandbox for ScriptedSandbox {
     }
 
     async fn read(&self, path: &str, max_bytes: u64) -> Result<Bytes, SandboxError> {
+        let rotten = self.script.rotten && path.ends_with("out.txt");
+        assert!(!rotten, "the sandbox has a fault");
         for (_, gate) in self
             .script
             .reads

@@ -2,9 +2,11 @@
 
 mod contract;
 mod crash;
+mod durability;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod model;
+mod retention;
 mod sqlite;
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use sandcaster::ids::Seq;
 use sandcaster::store::{
-    Append, Check, Deletion, Flush, Retention, Role, RunState, RunStore, SqliteStore,
+    Append, Check, Flush, Role, RunStore, SqliteStore,
     StoreDurability, StoreError, StoreOptions,
 };
 

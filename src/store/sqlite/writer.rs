@@ -239,6 +239,7 @@ fn is_busy(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
 }
 
+/// Told when the writer is gone, however it went.
 struct Abandon(Arc<Queue>, Arc<Healthy>);
 
 impl Drop for Abandon {
@@ -247,5 +248,27 @@ impl Drop for Abandon {
             self.1.writer_gone();
         }
         self.0.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_panicked_makes_the_store_unhealthy_for_good_and_one_that_ended_does_not() {
+        let healthy = Arc::new(Healthy::new());
+        drop(Abandon(Arc::new(Queue::new()), Arc::clone(&healthy)));
+        assert!(healthy.get());
+        let queue = Arc::new(Queue::new());
+        let abandon = Abandon(Arc::clone(&queue), Arc::clone(&healthy));
+        let writer = std::thread::spawn(move || {
+            let _abandon = abandon;
+            panic!("the writer has a fault");
+        });
+        assert!(writer.join().is_err());
+        assert!(!queue.is_open());
+        healthy.commit(Ok(()));
+        assert!(!healthy.get());
     }
 }
