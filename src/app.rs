@@ -8,10 +8,10 @@ use crate::clock::Clock;
 use crate::config::{self, Config, Usable};
 use crate::llm;
 use crate::net;
-use crate::runs::{Keep, Runs, RunsConfig, TaskKind, Tasks, recover};
+use crate::runs::{Keep, Runs, RunsConfig, Tasks, recover};
 use crate::sandbox;
 use crate::secrets::Redactor;
-use crate::store::{self, Check, StoreDurability, StoreError, StoreOptions};
+use crate::store::{self, StoreDurability, StoreError, StoreOptions};
 
 pub use crate::store::Role;
 
@@ -86,7 +86,7 @@ impl App {
             tokio::join!(recover(store.as_ref()), Usable::probe(&backends));
         recovered?;
         let runs = Runs::new(RunsConfig {
-            store: Arc::clone(&store),
+            store,
             keep: Keep {
                 age: config.server.retention,
                 runs: config.server.max_stored_runs,
@@ -107,19 +107,6 @@ impl App {
             tasks: tasks.clone(),
         });
         runs.start_housekeeping();
-        // Dropped when the process stops, which ends the look; the next start looks again.
-        let _detached = tasks.spawn(TaskKind::Housekeeping, async move {
-            match store.check().await {
-                Ok(Check::NotNeeded) => {}
-                Ok(Check::Whole) => tracing::info!("the store is whole after an unclean end"),
-                Ok(Check::Damaged(fault)) => {
-                    tracing::error!(%fault, "the store is damaged; restore it from a backup");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "failed to check the store after an unclean end");
-                }
-            }
-        });
         Ok(Self {
             config: Arc::new(config),
             usable: Arc::new(usable),

@@ -1,4 +1,5 @@
-//! Keeps the store from growing for ever: deletes old runs, and what is left of deleted ones, in small steps.
+//! Keeps the store well: deletes old runs, and what is left of deleted ones, in small steps, so that it does not
+//! grow for ever; looks for damage after an unclean end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::store::{Retention, RunStore};
+use crate::store::{Check, Retention, RunStore};
 
 /// Between looks.
 const EVERY: Duration = Duration::from_mins(1);
@@ -42,7 +43,8 @@ impl Keep {
     }
 }
 
-/// Deletes what is to go, at once, every minute and when woken, until `stop`.
+/// Deletes what is to go, at once, every minute and when woken, until `stop`; after an unclean end it looks for
+/// damage meanwhile.
 pub(super) async fn retain(
     store: Arc<dyn RunStore>,
     keep: Keep,
@@ -50,7 +52,8 @@ pub(super) async fn retain(
     wake: Arc<Notify>,
     stop: CancellationToken,
 ) {
-    let work = async {
+    let look = look_for_damage(store.as_ref());
+    let delete = async {
         loop {
             let retention = keep.at(clock.now());
             loop {
@@ -70,7 +73,20 @@ pub(super) async fn retain(
     tokio::select! {
         biased;
         () = stop.cancelled() => {}
-        () = work => {}
+        // The deleting never ends.
+        ((), ()) = async { tokio::join!(look, delete) } => {}
+    }
+}
+
+/// Dropped when the process stops, which ends the look; the next start looks again.
+async fn look_for_damage(store: &dyn RunStore) {
+    match store.check().await {
+        Ok(Check::NotNeeded) => {}
+        Ok(Check::Whole) => tracing::info!("the store is whole after an unclean end"),
+        Ok(Check::Damaged(fault)) => {
+            tracing::error!(%fault, "the store is damaged; restore it from a backup");
+        }
+        Err(error) => tracing::warn!(%error, "failed to check the store after an unclean end"),
     }
 }
 

@@ -109,29 +109,6 @@ async fn a_fault_of_ours_in_a_runs_task_ends_the_run_with_its_sandbox_and_its_pl
     until("the run stays live", || runs.live() == 0).await;
 }
 
-#[tokio::test]
-async fn the_sixty_fifth_reader_is_told_that_the_server_is_busy() {
-    let gate = Gate::new();
-    let llm = FakeLlm::start([Reply::new().wait(&gate).text("hi")]).await;
-    let script = Arc::new(Script::default());
-    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
-    let mut spec = spec(&[]);
-    spec.tools.clear();
-    let handle = runs.start(spec).await.unwrap();
-    let mut readers = vec![handle.reader];
-    for _ in 1..64 {
-        readers.push(runs.reader(&handle.id, Seq::ZERO).await.unwrap());
-    }
-    let refused = runs.reader(&handle.id, Seq::ZERO).await.err().unwrap();
-    assert_eq!(refused.code, ErrorCode::ServerBusy);
-    assert!(refused.retry_after.is_some());
-    readers.pop();
-    readers.push(runs.reader(&handle.id, Seq::ZERO).await.unwrap());
-    gate.open();
-    let mut last = readers.pop().unwrap();
-    while last.next().await.unwrap().is_some() {}
-}
-
 /// Bytes that tell when nobody has them any more.
 struct Tracked(Vec<u8>, #[expect(dead_code, reason = "counts")] Arc<()>);
 

@@ -598,7 +598,7 @@ async fn a_run_that_has_ended_can_be_deleted_and_no_other(store: Arc<dyn RunStor
         ended_before: None,
         most_runs: 1000,
         webhooks_before: at(-1000),
-        forget_before: at(-1000),
+        forget_before: jiff::Timestamp::UNIX_EPOCH,
     };
     // The same before and after what belonged to it is gone as well.
     for _ in 0..2 {
@@ -638,7 +638,7 @@ async fn old_runs_and_those_that_are_too_many_go_but_never_a_live_one(store: Arc
             ended_before,
             most_runs,
             webhooks_before: at(-1000),
-            forget_before: at(-1000),
+            forget_before: jiff::Timestamp::UNIX_EPOCH,
         };
         while store.maintain(&rules).await.unwrap() {}
         let listed = store.list(1000).await.unwrap();

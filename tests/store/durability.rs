@@ -23,6 +23,8 @@ async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failur
     let (dir, store) = sqlite();
     let (run, other) = (created(&*store).await, created(&*store).await);
     store.flush(Flush::Synced).await.unwrap();
+    // One that reads has the log open as well.
+    store.head(&run.run).await.unwrap();
     let wal = dir.path().join("data/sandcaster.db-wal");
     let hidden = dir.path().join("data/hidden");
     // SQLite goes on with the file that it has open; who wants to sync it by its name can't.

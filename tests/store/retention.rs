@@ -16,7 +16,7 @@ fn rules() -> Retention {
         ended_before: None,
         most_runs: 1000,
         webhooks_before: at(-1000),
-        forget_before: at(-1000),
+        forget_before: jiff::Timestamp::UNIX_EPOCH,
     }
 }
 

@@ -126,12 +126,17 @@ async fn a_copy_of_the_directory_is_another_store() {
     assert_ne!(new, id);
     assert_eq!(log(&*copied, &run.run).await.len(), 2);
     copied.close().await;
-    assert_eq!(open(&copy, Role::Serve).unwrap().id(), new);
-    assert_eq!(open(&dir, Role::Serve).unwrap().id(), id);
+    let id_of = async |dir: &TempDir| {
+        let store = open(dir, Role::Serve).unwrap();
+        store.close().await;
+        store.id().to_owned()
+    };
+    assert_eq!(id_of(&copy).await, new);
+    assert_eq!(id_of(&dir).await, id);
     // Moved as a whole it stays the same.
     let moved = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path().join("data"), moved.path().join("data")).unwrap();
-    assert_eq!(open(&moved, Role::Serve).unwrap().id(), id);
+    assert_eq!(id_of(&moved).await, id);
 }
 
 #[cfg(unix)]

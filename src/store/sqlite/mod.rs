@@ -9,6 +9,7 @@
 //! | `writer`, `ops` | the thread that writes, in grouped transactions, and each write as SQL |
 //! | `retention` | deleting runs, a little at a time |
 //! | `sync`, `checkpoint` | durability and the log's size, each beside the writer |
+//! | `fault` | what its errors mean |
 //! | `health` | whether writing works |
 //! | `reads`, `watch` | every query, and following the runs of other processes |
 //! | `inode` | what a file's name leads to, and that a name lasts |
@@ -18,6 +19,7 @@
 
 mod checkpoint;
 mod data_dir;
+mod fault;
 mod health;
 mod inode;
 mod ops;

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::super::types::{
     LISTED_PROMPT, RunEnd, RunFacts, RunLease, RunState, SandboxRecord, StoreError, StoredFile,
     WebhookDelivery,
 };
+use super::fault::{Fault, failure, int};
 use super::queue::{Outcome, Work};
 use super::retention;
 use super::schema::PART;
@@ -83,47 +84,6 @@ impl Known {
         }
         self.note(lease, no);
         Ok(no)
-    }
-}
-
-/// Why a write failed.
-pub(super) enum Fault {
-    /// It asked for what can't be: the database and the other writes are well.
-    Ours(StoreError),
-    /// `SQLite` failed.
-    Theirs(rusqlite::Error),
-}
-
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Theirs(error)
-    }
-}
-
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Self {
-        Self::Ours(error)
-    }
-}
-
-impl From<Fault> for StoreError {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Ours(error) => error,
-            Fault::Theirs(error) => failure(&error),
-        }
-    }
-}
-
-/// What an error of `SQLite` means to a caller. Its message names tables and columns, never values.
-pub(super) fn failure(error: &rusqlite::Error) -> StoreError {
-    match error.sqlite_error_code() {
-        Some(Sqlite::ConstraintViolation) => StoreError::Refused(error.to_string()),
-        Some(Sqlite::DiskFull) => StoreError::Failed("the disk is full".to_owned()),
-        Some(Sqlite::DatabaseBusy) => {
-            StoreError::Failed("another process kept the database busy".to_owned())
-        }
-        _ => StoreError::Failed(error.to_string()),
     }
 }
 
@@ -413,11 +373,6 @@ pub(super) fn number(db: &Connection, run: &RunId) -> Result<i64, Fault> {
         Some((_, true)) => Err(StoreError::Expired(run.clone()).into()),
         None => Err(StoreError::NotFound(run.clone()).into()),
     }
-}
-
-/// A count as `SQLite` keeps it. Counts stay far below 2⁶³.
-pub(super) fn int(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// Writes one row that means nothing, to find out whether writing works again.

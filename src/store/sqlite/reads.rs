@@ -13,7 +13,8 @@ use super::super::types::{
     FileRecord, LeftSandbox, OpenRun, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunUsage,
     SandboxRecord, StoreError, WebhookDelivery,
 };
-use super::ops::{Fault, failure, int, number, state};
+use super::fault::{Fault, failure, int};
+use super::ops::{number, state};
 use super::options::StoreDurability;
 use super::schema::{self, PART, Purpose};
 use crate::error::ErrorCode;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::super::types::{Retention, StoreError};
-use super::ops::{Fault, int};
+use super::fault::{Fault, int};
 use crate::ids::RunId;
 
 /// Runs marked in one step.

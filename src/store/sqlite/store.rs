@@ -16,7 +16,7 @@ use super::super::types::{
 use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
 use super::health::Healthy;
-use super::ops::failure;
+use super::fault::failure;
 use super::options::{StoreDurability, StoreOptions};
 use super::queue::{Queue, SyncWish, Work};
 use super::reads::{self, Readers};

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::super::types::StoreError;
 use super::checkpoint::{self, Checkpointer};
 use super::data_dir::Locks;
+use super::fault::{Fault, failure};
 use super::health::Healthy;
 use super::ops::{self, Known};
 use super::options::StoreDurability;
@@ -192,7 +193,7 @@ impl Writer {
         loop {
             match self.once(known, jobs) {
                 Err(error) if is_busy(&error) && self.queue.is_open() => {
-                    self.healthy.commit(Err(&ops::failure(&error)));
+                    self.healthy.commit(Err(&failure(&error)));
                     self.locks.renew();
                 }
                 other => return other,
@@ -215,7 +216,7 @@ impl Writer {
             match ops::apply(db, known, &job.work, now) {
                 Ok(fresh) => outcomes.push(Ok(fresh)),
                 // SQLite gave up the transaction, and with it what the other jobs had written.
-                Err(ops::Fault::Theirs(error)) if db.is_autocommit() => {
+                Err(Fault::Theirs(error)) if db.is_autocommit() => {
                     return Err(undo(known, error));
                 }
                 Err(fault) => outcomes.push(Err(fault.into())),
@@ -228,7 +229,7 @@ impl Writer {
     }
 
     fn probe(&self) {
-        let result = ops::probe(&self.db, self.clock.now()).map_err(|error| ops::failure(&error));
+        let result = ops::probe(&self.db, self.clock.now()).map_err(|error| failure(&error));
         ops::roll_back(&self.db);
         self.healthy.commit(result.as_ref().copied());
         self.syncer.soon();
