@@ -82,8 +82,7 @@ impl App {
         let redactor = config.redactor();
         let tasks = Tasks::default();
         let backends = sandbox::build(&config.backend_config(http.clone()));
-        let (recovered, usable) =
-            tokio::join!(recover(store.as_ref()), Usable::probe(&backends));
+        let (recovered, usable) = tokio::join!(recover(store.as_ref()), Usable::probe(&backends));
         recovered?;
         let runs = Runs::new(RunsConfig {
             store,

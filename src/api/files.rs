@@ -16,7 +16,7 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 
 use super::ApiState;
-use super::error::{range_not_satisfiable, };
+use super::error::range_not_satisfiable;
 use super::params::{Params, PathOf};
 use super::runs::run_id;
 use crate::encoding::percent_encoded;
@@ -97,18 +97,21 @@ fn pieces(
     at: u64,
     end: u64,
 ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
-    stream::try_unfold((store, run, file, at), move |(store, run, file, at)| async move {
-        if at >= end {
-            return Ok(None);
-        }
-        let read = store.read_file(&run, &file, at).await;
-        let mut bytes = read.inspect_err(|error| {
-            tracing::warn!(run.id = %run, %error, "cut a download");
-        })?;
-        bytes.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
-        let next = at + bytes.len() as u64;
-        Ok(Some((bytes, (store, run, file, next))))
-    })
+    stream::try_unfold(
+        (store, run, file, at),
+        move |(store, run, file, at)| async move {
+            if at >= end {
+                return Ok(None);
+            }
+            let read = store.read_file(&run, &file, at).await;
+            let mut bytes = read.inspect_err(|error| {
+                tracing::warn!(run.id = %run, %error, "cut a download");
+            })?;
+            bytes.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let next = at + bytes.len() as u64;
+            Ok(Some((bytes, (store, run, file, next))))
+        },
+    )
 }
 
 /// `If-None-Match` names this version, or any.

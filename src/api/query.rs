@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt as _};
 use serde_json::{Map, Value, json};
 
 use super::ApiState;
-use super::error::{internal, json, status_of_end, };
+use super::error::{internal, json, status_of_end};
 use super::extract::{QUERY_LIMIT, Received, require_json, wants_json};
 use super::params::Params;
 use super::{sse, view};
@@ -21,8 +21,8 @@ use crate::config::QueryRequest;
 use crate::error::{ErrorCode, Problem};
 use crate::events::{EventType, StoredEvent};
 use crate::ids::RunId;
-use crate::spec::RunSpec;
 use crate::runs::store_problem;
+use crate::spec::RunSpec;
 use crate::store::StoreError;
 
 /// Bodies from this size on are parsed on a thread of their own: base64 and JSON of many megabytes

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::ApiState;
-use super::error::{internal, json, run_not_found, };
+use super::error::{internal, json, run_not_found};
 use super::extract::{OTHER_LIMIT, require_json, wants_json};
 use super::params::{Params, PathOf};
 use super::view::{RunDetail, RunView};

@@ -117,9 +117,6 @@ mod tests {
             age: Some(Duration::MAX),
             ..keep
         };
-        assert_eq!(
-            longer_than_time.at(now).ended_before,
-            Some(Timestamp::MIN)
-        );
+        assert_eq!(longer_than_time.at(now).ended_before, Some(Timestamp::MIN));
     }
 }

@@ -52,12 +52,7 @@ pub enum OnPanic {
 
 impl TaskKind {
     /// Every kind.
-    pub const ALL: &'static [Self] = &[
-        Self::Run,
-        Self::Agent,
-        Self::Housekeeping,
-        Self::Cleanup,
-    ];
+    pub const ALL: &'static [Self] = &[Self::Run, Self::Agent, Self::Housekeeping, Self::Cleanup];
 
     /// The name in logs.
     pub const fn as_str(self) -> &'static str {

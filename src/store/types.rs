@@ -413,11 +413,8 @@ pub trait RunStore: Send + Sync {
 
     /// Records a sandbox that is about to be asked for, or what has become of it (same attempt). Committed
     /// when it returns.
-    async fn put_sandbox(
-        &self,
-        lease: &RunLease,
-        sandbox: SandboxRecord,
-    ) -> Result<(), StoreError>;
+    async fn put_sandbox(&self, lease: &RunLease, sandbox: SandboxRecord)
+    -> Result<(), StoreError>;
 
     /// The sandboxes of a run.
     async fn sandboxes(&self, run: &RunId) -> Result<Vec<SandboxRecord>, StoreError>;

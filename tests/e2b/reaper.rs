@@ -94,10 +94,7 @@ async fn the_reaper_looks_at_once_and_then_every_minute() {
     let backend: Arc<dyn SandboxBackend> = listed.clone();
     let runs = Runs::new(RunsConfig {
         store: MemoryStore::new(),
-        keep: Keep {
-            age: None,
-            runs: 1,
-        },
+        keep: Keep { age: None, runs: 1 },
         providers: BTreeMap::new(),
         backends: BTreeMap::from([("e2b", (backend, None))]),
         max_concurrent_runs: 1,

@@ -425,7 +425,10 @@ async fn a_run_is_deleted_when_it_has_ended_and_then_it_is_known_to_be_gone() {
     for accept in ["application/json", "text/event-stream"] {
         let request = server.get(&format!("/runs/{run}/events"));
         let reply = request.header("Accept", accept).send().await;
-        assert_eq!((reply.status, reply.code().as_str()), (410, "EVENTS_EXPIRED"));
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (410, "EVENTS_EXPIRED")
+        );
     }
     assert_eq!(server.get("/runs").send().await.json(), json!([]));
     let never = server.request("DELETE", &format!("/runs/{}", id(9)));

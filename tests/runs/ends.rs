@@ -60,7 +60,7 @@ async fn an_end_is_told_by_nobody_before_it_would_survive_a_power_cut() {
         let told = runs.get(&id).await.unwrap();
         assert_eq!(told.state(), RunState::Running);
         assert!(told.last_seq < stored);
-        assert_eq!(runs.list(10).await.unwrap(), [told.clone()]);
+        assert_eq!(runs.list(10).await.unwrap(), std::slice::from_ref(&told));
         let head = runs.head(&id).await.unwrap();
         assert_eq!((head.ended, head.last_seq), (false, told.last_seq));
         assert!(!runs.cancel(&id).await.unwrap().already_ended);
@@ -103,7 +103,10 @@ async fn a_fault_of_ours_in_a_runs_task_ends_the_run_with_its_sandbox_and_its_pl
     // The file is read when the agent is done, in the run's own task.
     let events = run(&runs, spec(&[])).await;
     let error = events.last().unwrap();
-    assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("INTERNAL")));
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("error"), &json!("INTERNAL"))
+    );
     assert_eq!(error["numTurns"], 2);
     assert_eq!(script.kills.load(Ordering::SeqCst), 1);
     until("the run stays live", || runs.live() == 0).await;
@@ -221,10 +224,7 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
     let kept = [ended(2).await, ended(3).await];
     let runs = Runs::new(RunsConfig {
         store: store.clone(),
-        keep: Keep {
-            age: None,
-            runs: 2,
-        },
+        keep: Keep { age: None, runs: 2 },
         providers: std::collections::BTreeMap::new(),
         backends: std::collections::BTreeMap::new(),
         max_concurrent_runs: 1,
@@ -235,7 +235,10 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
     runs.start_housekeeping();
     let left = async || {
         let left = store.list(10).await.unwrap();
-        left.into_iter().rev().map(|run| run.facts.id).collect::<Vec<_>>()
+        left.into_iter()
+            .rev()
+            .map(|run| run.facts.id)
+            .collect::<Vec<_>>()
     };
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(left().await, kept);

@@ -10,9 +10,7 @@ use sandcaster::events::{
     Delta, ErrorEvent, EventSink, LogFailed, RunEvent, StoredEvent, SystemEvent, Totals,
 };
 use sandcaster::ids::{RunId, Seq};
-use sandcaster::runs::{
-    CursorError, Live, LogLimits, LogReader, LogWriter, Logs, TaskKind, Tasks,
-};
+use sandcaster::runs::{CursorError, Live, LogLimits, LogReader, LogWriter, Logs, TaskKind, Tasks};
 use sandcaster::store::{
     Role, RunEnd, RunFacts, RunState, RunStore, SqliteStore, StoreError, StoreOptions,
 };
@@ -138,9 +136,7 @@ async fn every_reader_of_200_live_runs_gets_its_log_byte_for_byte() {
         for after in [0, 1] {
             let reader = fixture.reader(&writer, after as u64).await;
             let run = writer.run_id().clone();
-            let read = fixture
-                .tasks
-                .spawn(TaskKind::Cleanup, read_to_end(reader));
+            let read = fixture.tasks.spawn(TaskKind::Cleanup, read_to_end(reader));
             readers.push((run, after, read));
         }
         writers.push(fixture.tasks.spawn(TaskKind::Run, async move {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
-    Append, Deletion, FileRecord, Flush, LeftSandbox, Retention, RunEnd, RunHead, RunLease, RunRecord,
-    RunState, RunStore, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
+    Append, Deletion, FileRecord, Flush, LeftSandbox, Retention, RunEnd, RunHead, RunLease,
+    RunRecord, RunState, RunStore, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
 };
 use serde_json::json;
 
@@ -249,8 +249,7 @@ async fn an_append_happens_wholly_or_not_at_all(store: Arc<dyn RunStore>) {
 async fn a_run_ends_once_and_nothing_follows(store: Arc<dyn RunStore>) {
     let run = created(&*store).await;
     append(&*store, &run, vec![delta(2, "a")]).await.unwrap();
-    finish(&*store, &run, end_event(3, "end")).await
-        .unwrap();
+    finish(&*store, &run, end_event(3, "end")).await.unwrap();
     let record = store.get(&run.run).await.unwrap().unwrap();
     assert_eq!((&record.end, record.last_seq), (&Some(end()), Seq(3)));
     assert_eq!(record.state(), RunState::Failed);
@@ -293,7 +292,10 @@ async fn an_end_at_the_wrong_place_leaves_the_run_open(store: Arc<dyn RunStore>)
         Err(StoreError::Refused(_))
     ));
     let record = store.get(&run.run).await.unwrap().unwrap();
-    assert_eq!((record.state(), record.last_seq), (RunState::Running, Seq(1)));
+    assert_eq!(
+        (record.state(), record.last_seq),
+        (RunState::Running, Seq(1))
+    );
     append(&*store, &run, vec![delta(2, "on")]).await.unwrap();
 }
 
@@ -671,8 +673,7 @@ async fn many_writers_at_once_leave_every_log_dense(store: Arc<dyn RunStore>) {
                             .await
                             .unwrap();
                     }
-                    finish(&*store, &run, end_event(61, "end")).await
-                        .unwrap();
+                    finish(&*store, &run, end_event(61, "end")).await.unwrap();
                     assert_eq!(heard.committed.lock().len(), 59);
                     run.run
                 })
@@ -716,5 +717,8 @@ async fn a_closed_store_says_so(store: Arc<dyn RunStore>) {
         append(&*store, &run, vec![delta(200, "x")]).await,
         Err(StoreError::Closed)
     ));
-    assert!(matches!(store.flush(Flush::Synced).await, Err(StoreError::Closed)));
+    assert!(matches!(
+        store.flush(Flush::Synced).await,
+        Err(StoreError::Closed)
+    ));
 }

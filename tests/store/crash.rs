@@ -180,11 +180,7 @@ async fn recovery_leaves_living_owners_alone_and_tells_what_the_log_knows() {
         options.clock = clock.clone();
         SqliteStore::open(options).unwrap()
     };
-    let (store, other, gone) = (
-        open(Role::Serve),
-        open(Role::OneShot),
-        open(Role::OneShot),
-    );
+    let (store, other, gone) = (open(Role::Serve), open(Role::OneShot), open(Role::OneShot));
     let (ours, theirs) = (created(&*store).await, created(&*other).await);
     let lease = created(&*gone).await;
     let dead = &lease.run;
@@ -201,19 +197,15 @@ async fn recovery_leaves_living_owners_alone_and_tells_what_the_log_knows() {
         Arc::new(StoredEvent::new(Seq(seq), &event).unwrap())
     };
     clock.advance(Duration::from_millis(2500));
-    super::append(
-        &*gone,
-        &lease,
-        vec![delta(2, "hi"), tool(3, 1), tool(4, 4)],
-    )
-    .await
-    .unwrap();
+    super::append(&*gone, &lease, vec![delta(2, "hi"), tool(3, 1), tool(4, 4)])
+        .await
+        .unwrap();
     assert_eq!(recover(&*store).await.unwrap(), []);
     gone.close().await;
     clock.advance(Duration::from_hours(1));
 
     let ended = recover(&*store).await.unwrap();
-    assert_eq!(ended, [dead.clone()]);
+    assert_eq!(ended, std::slice::from_ref(dead));
     let end = store.get(dead).await.unwrap().unwrap().end.unwrap();
     // The times agree: it ended when it was last heard of.
     let last_heard = at(0) + jiff::SignedDuration::from_millis(2500);

@@ -19,7 +19,8 @@ async fn until(what: &str, state: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failure_is_not_forgotten() {
+async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failure_is_not_forgotten()
+{
     let (dir, store) = sqlite();
     let (run, other) = (created(&*store).await, created(&*store).await);
     store.flush(Flush::Synced).await.unwrap();

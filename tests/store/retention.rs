@@ -83,7 +83,9 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
         steps += 1;
         // What goes on is hardly held up, and not lost.
         let seq = steps + 1;
-        append(&*store, &kept, vec![delta(seq, "on")]).await.unwrap();
+        append(&*store, &kept, vec![delta(seq, "on")])
+            .await
+            .unwrap();
     }
     assert!(steps > 10, "{steps}");
     let left = pages();
@@ -151,7 +153,7 @@ async fn a_store_of_the_first_version_opens_with_all_that_it_has() {
     assert_eq!(store.webhooks(id).await.unwrap().len(), 1);
     // Its dead run is ended, and new ones are written.
     let dead = sandcaster::runs::recover(&*store).await.unwrap();
-    assert_eq!(dead, [open.facts.id.clone()]);
+    assert_eq!(dead, std::slice::from_ref(&open.facts.id));
     let run = created(&*store).await;
     finish(&*store, &run, end_event(2, "e")).await.unwrap();
     assert_eq!(store.delete(id).await.unwrap(), Deletion::Done);

@@ -6,8 +6,7 @@ use std::time::Duration;
 use rusqlite::Connection;
 use sandcaster::ids::Seq;
 use sandcaster::store::{
-    Append, Check, Flush, Role, RunStore, SqliteStore,
-    StoreDurability, StoreError, StoreOptions,
+    Append, Check, Flush, Role, RunStore, SqliteStore, StoreDurability, StoreError, StoreOptions,
 };
 
 use tempfile::TempDir;
@@ -101,10 +100,7 @@ async fn a_removed_lock_file_kills_no_run_and_is_made_anew() {
     .unwrap();
     assert_eq!(command.expired_runs().await.unwrap(), []);
     append(&*store, &run, vec![delta(2, "on")]).await.unwrap();
-    assert!(matches!(
-        open(&dir, Role::Serve),
-        Err(StoreError::InUse(_))
-    ));
+    assert!(matches!(open(&dir, Role::Serve), Err(StoreError::InUse(_))));
 }
 
 #[tokio::test]
@@ -216,8 +212,7 @@ fn raw(dir: &TempDir) -> Connection {
 async fn the_database_itself_guards_a_log_against_any_statement() {
     let (dir, store) = sqlite();
     let (open, ended) = (created(&*store).await, created(&*store).await);
-    finish(&*store, &ended, end_event(2, "e")).await
-        .unwrap();
+    finish(&*store, &ended, end_event(2, "e")).await.unwrap();
     let db = raw(&dir);
     for (what, sql) in [
         (
@@ -406,7 +401,10 @@ async fn the_write_ahead_log_stays_bounded_under_unbroken_load() {
         largest < 48 * 1024 * 1024,
         "61 MB were written, and the log grew to {largest}"
     );
-    assert_eq!(store.get(&run.run).await.unwrap().unwrap().last_seq, Seq(1025));
+    assert_eq!(
+        store.get(&run.run).await.unwrap().unwrap().last_seq,
+        Seq(1025)
+    );
 }
 
 #[tokio::test]
@@ -447,8 +445,7 @@ async fn two_processes_may_write_at_once() {
                 store.flush(Flush::Synced).await.unwrap();
             }
         }
-        finish(&*store, &run, end_event(400, "e")).await
-            .unwrap();
+        finish(&*store, &run, end_event(400, "e")).await.unwrap();
         run
     };
     let (a, b) = tokio::time::timeout(PATIENCE, async {

@@ -158,9 +158,7 @@ impl DataDir {
                 file.try_lock_shared().is_ok()
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let since = missing
-                    .entry(owner.to_owned())
-                    .or_insert_with(Instant::now);
+                let since = missing.entry(owner.to_owned()).or_insert_with(Instant::now);
                 since.elapsed() >= MISSING
             }
             Err(_unknown) => false,

@@ -73,7 +73,9 @@ impl Known {
             return Ok(row.no);
         }
         let found = db
-            .prepare_cached("SELECT no, owner, epoch FROM runs WHERE id = ?1 AND deleted_at IS NULL")?
+            .prepare_cached(
+                "SELECT no, owner, epoch FROM runs WHERE id = ?1 AND deleted_at IS NULL",
+            )?
             .query_row([lease.run.as_str()], |row| {
                 Ok((row.get(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
             })

@@ -222,7 +222,8 @@ fn end(row: &Row<'_>, completed_at: Timestamp) -> Result<RunEnd, Fault> {
     let error = match row.get::<_, Option<String>>(9)? {
         Some(code) => {
             let known = ErrorCode::parse(&code);
-            let code = known.ok_or_else(|| unreadable(&format!("an error of unknown code {code:?}")))?;
+            let code =
+                known.ok_or_else(|| unreadable(&format!("an error of unknown code {code:?}")))?;
             Some((code, row.get::<_, Option<String>>(10)?.unwrap_or_default()))
         }
         None => None,

@@ -53,7 +53,9 @@ pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, St
                 "SELECT no FROM runs WHERE deleted_at IS NULL AND started_at < ?1 AND completed_at < ?1
                  ORDER BY started_at, no LIMIT ?2",
             )?;
-            let old = old.query_map(params![before.as_microsecond(), int(RUNS as u64)], |row| row.get(0))?;
+            let old = old.query_map(params![before.as_microsecond(), int(RUNS as u64)], |row| {
+                row.get(0)
+            })?;
             for no in old {
                 found.push(no?);
             }
@@ -76,7 +78,8 @@ pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, St
                      AND state NOT IN ('queued', 'running')
                  ORDER BY started_at, no LIMIT ?3",
             )?;
-            let many = many.query_map(params![started_at, no, int(RUNS as u64)], |row| row.get(0))?;
+            let many =
+                many.query_map(params![started_at, no, int(RUNS as u64)], |row| row.get(0))?;
             for no in many {
                 found.push(no?);
             }

@@ -276,7 +276,9 @@ fn give_pages_back(db: &Connection, path: &Path) -> Result<(), StoreError> {
         return Ok(());
     }
     if pages > REWRITABLE_PAGES {
-        tracing::info!("the database is large: the room of deleted runs is used again, but not given back");
+        tracing::info!(
+            "the database is large: the room of deleted runs is used again, but not given back"
+        );
     } else if let Err(error) = db.execute_batch("VACUUM") {
         tracing::warn!(%error, "the database could not be rewritten: the room of deleted runs is used again, but not given back");
     }
@@ -333,7 +335,9 @@ fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> 
         Some(id) if bound.as_deref().is_none_or(|bound| bound == name) => id,
         moved => {
             if moved.is_some() {
-                tracing::warn!("the database was copied or restored: it gets a new id, and the sandboxes of the old one are left alone");
+                tracing::warn!(
+                    "the database was copied or restored: it gets a new id, and the sandboxes of the old one are left alone"
+                );
             }
             let id = nonce();
             put("id", &id)?;

@@ -15,8 +15,8 @@ use super::super::types::{
 };
 use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
-use super::health::Healthy;
 use super::fault::failure;
+use super::health::Healthy;
 use super::options::{StoreDurability, StoreOptions};
 use super::queue::{Queue, SyncWish, Work};
 use super::reads::{self, Readers};

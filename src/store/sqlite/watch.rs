@@ -92,6 +92,12 @@ mod tests {
         drop(tokio::time::timeout(PAUSE / 2, followed.past(&run, Seq(1), look)).await);
         first.await.unwrap();
         assert_eq!(looks.load(Ordering::SeqCst), 5);
-        assert!(followed.0.lock().values().all(|run| run.strong_count() == 0));
+        assert!(
+            followed
+                .0
+                .lock()
+                .values()
+                .all(|run| run.strong_count() == 0)
+        );
     }
 }
