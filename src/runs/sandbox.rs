@@ -497,3 +497,7 @@ pub(super) fn problem_of(error: &SandboxError) -> Problem {
     }
     problem
 }
+
+#[cfg(test)]
+#[path = "sandbox_tests.rs"]
+mod tests;
