@@ -94,16 +94,17 @@ struct Turn {
 async fn fold(store: &dyn RunStore, run: &OpenRun) -> Result<Done, StoreError> {
     let mut done = Done::default();
     let mut after = Seq::ZERO;
-    loop {
+    while after < run.last_seq {
         let page = store.read(&run.lease.run, after, PAGE).await?;
         let Some(last) = page.last() else {
-            return Ok(done);
+            break;
         };
         after = last.seq;
         for event in &page {
             done.add(event);
         }
     }
+    Ok(done)
 }
 
 impl Done {
