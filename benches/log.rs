@@ -6,8 +6,8 @@ use std::time::Duration;
 use sandcaster::error::{ErrorCode, Problem};
 use sandcaster::events::{Delta, ErrorEvent, EventSink, RunEvent, SystemEvent, Totals};
 use sandcaster::ids::{RunId, Seq};
-use sandcaster::runs::{EndFacts, LogWriter, Logs, RunFacts, TaskKind, Tasks};
-use sandcaster::store::{Role, RunState, RunStore, SqliteStore, StoreOptions};
+use sandcaster::runs::{LogReader, LogWriter, Logs, TaskKind, Tasks};
+use sandcaster::store::{Role, RunEnd, RunFacts, RunState, RunStore, SqliteStore, StoreOptions};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -32,12 +32,9 @@ pub async fn log_figures(runs: usize, deltas: usize) -> LogFigures {
     let mut work = Vec::new();
     let mut writers = Vec::new();
     for _ in 0..runs {
-        let writer = create(&logs, store.owner()).await;
-        let mut reader = logs
-            .reader(writer.run_id(), Seq::ZERO)
-            .await
-            .expect("a reader");
-        work.push(tasks.spawn(TaskKind::Connection, async move {
+        let writer = create(&logs).await;
+        let mut reader = reader(&store, &writer, Seq::ZERO).await;
+        work.push(tasks.spawn(TaskKind::Cleanup, async move {
             while reader.next().await.expect("an event").is_some() {}
         }));
         writers.push(writer);
@@ -58,11 +55,8 @@ pub async fn log_figures(runs: usize, deltas: usize) -> LogFigures {
     }
     let events_per_sec = (runs * deltas) as f64 / started.elapsed().as_secs_f64();
 
-    let writer = create(&logs, store.owner()).await;
-    let mut reader = logs
-        .reader(writer.run_id(), Seq(1))
-        .await
-        .expect("a reader");
+    let writer = create(&logs).await;
+    let mut reader = reader(&store, &writer, Seq(1)).await;
     let mut times = Vec::with_capacity(2000);
     for turn in 0..2000 {
         let sent = Instant::now();
@@ -85,10 +79,16 @@ fn piece(turn: usize) -> RunEvent {
     RunEvent::Assistant(Delta::new(" and some more words", turn as u32))
 }
 
-async fn create(logs: &Logs, owner: &str) -> LogWriter {
+async fn reader(store: &Arc<SqliteStore>, writer: &LogWriter, after: Seq) -> LogReader {
+    let (store, live) = (Arc::clone(store), Arc::clone(writer.live()));
+    LogReader::open(store, writer.run_id(), after, Some(live))
+        .await
+        .expect("a reader")
+}
+
+async fn create(logs: &Logs) -> LogWriter {
     let facts = RunFacts {
         id: RunId::new(),
-        owner: owner.to_owned(),
         prompt: "Say hi".to_owned(),
         model: "demo".to_owned(),
         provider: "demo".to_owned(),
@@ -102,14 +102,12 @@ async fn create(logs: &Logs, owner: &str) -> LogWriter {
 
 async fn finish(writer: &LogWriter) {
     let problem = Problem::new(ErrorCode::MaxTurns, "all turns were used");
-    let facts = EndFacts {
+    let facts = RunEnd {
         state: RunState::Failed,
         completed_at: jiff::Timestamp::UNIX_EPOCH,
-        error_code: Some(problem.code),
-        error: None,
+        error: Some((problem.code, problem.message.clone())),
         cost_nanos: None,
-        input_tokens: 0,
-        output_tokens: 0,
+        usage: None,
         num_turns: 1,
         duration_secs: 1.0,
     };

@@ -8,10 +8,10 @@ use crate::clock::Clock;
 use crate::config::{self, Config, Usable};
 use crate::llm;
 use crate::net;
-use crate::runs::{Runs, RunsConfig, TaskKind, Tasks, recover};
+use crate::runs::{Keep, Runs, RunsConfig, Tasks, recover};
 use crate::sandbox;
 use crate::secrets::Redactor;
-use crate::store::{SqliteStore, StoreDurability, StoreError, StoreOptions};
+use crate::store::{self, StoreDurability, StoreError, StoreOptions};
 
 pub use crate::store::Role;
 
@@ -72,31 +72,24 @@ impl App {
         let proxies = config.proxies.clone();
         // Side by side, for a quick start: the one writes to the disk, the other reads certificates.
         let (store, http) = tokio::join!(
-            tokio::task::spawn_blocking(move || SqliteStore::open(options)),
+            store::open(options),
             tokio::task::spawn_blocking(move || net::build_with(proxies)),
         );
-        let store = store.map_err(|_panicked| StoreError::Closed)??;
+        let store = store?;
         let http = http
             .map_err(|_panicked| StartError::Http("it panicked".to_owned()))?
             .map_err(|error| StartError::Http(error.to_string()))?;
         let redactor = config.redactor();
         let tasks = Tasks::default();
         let backends = sandbox::build(&config.backend_config(http.clone()));
-        let owner_alive = |owner: &str| store.owner_alive(owner);
-        let (recovered, usable) = tokio::join!(
-            recover(store.as_ref(), &owner_alive, clock.now()),
-            Usable::probe(&backends),
-        );
+        let (recovered, usable) = tokio::join!(recover(store.as_ref()), Usable::probe(&backends));
         recovered?;
-        if role == Role::Serve {
-            store.forget_dead_owners();
-        }
-        let damage = store.unclean().then(|| Arc::clone(&store));
-        let owner = store.owner().to_owned();
-        let owners = Arc::clone(&store);
         let runs = Runs::new(RunsConfig {
             store,
-            owner,
+            keep: Keep {
+                age: config.server.retention,
+                runs: config.server.max_stored_runs,
+            },
             providers: build_providers(&config, &http),
             backends: backends
                 .into_iter()
@@ -112,20 +105,7 @@ impl App {
             clock: clock.clone(),
             tasks: tasks.clone(),
         });
-        runs.start_reaper(move |owner| owners.owner_alive(owner));
-        if let Some(store) = damage {
-            let _detached = tasks.spawn(TaskKind::Cleanup, async move {
-                match store.check().await {
-                    Ok(None) => tracing::info!("the store is whole after an unclean end"),
-                    Ok(Some(fault)) => {
-                        tracing::error!(%fault, "the store is damaged; restore it from a backup");
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "failed to check the store after an unclean end");
-                    }
-                }
-            });
-        }
+        runs.start_housekeeping();
         Ok(Self {
             config: Arc::new(config),
             usable: Arc::new(usable),

@@ -71,6 +71,7 @@ codes! {
         MethodNotAllowed = "METHOD_NOT_ALLOWED", false, "the path exists, but not with this method";
         RequestTimeout = "REQUEST_TIMEOUT", true, "the body did not arrive in time";
         CursorAhead = "CURSOR_AHEAD", false, "the cursor is past the end of the run's log";
+        RunActive = "RUN_ACTIVE", true, "the run has not ended, so it can't be deleted";
         SessionBusy = "SESSION_BUSY", true, "the session is answering another message";
         EventsExpired = "EVENTS_EXPIRED", false, "the events asked for are no longer kept";
         BodyTooLarge = "BODY_TOO_LARGE", false, "the body is over the limit";

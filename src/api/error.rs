@@ -12,7 +12,6 @@ use serde::Serialize;
 
 use crate::error::{Detail, ErrorCode, Problem};
 use crate::show::short;
-use crate::store::StoreError;
 
 /// How long a client should wait when nobody knows better.
 const DEFAULT_RETRY: Duration = Duration::from_secs(5);
@@ -37,6 +36,7 @@ pub(super) const fn status(code: ErrorCode) -> StatusCode {
         ErrorCode::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         ErrorCode::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         ErrorCode::CursorAhead
+        | ErrorCode::RunActive
         | ErrorCode::SessionBusy
         | ErrorCode::Cancelled
         | ErrorCode::ClientGone => StatusCode::CONFLICT,
@@ -179,24 +179,6 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     }
 }
 
-/// Why the store could not answer, without its inner details, which are logged here.
-pub(super) fn store_problem(error: &StoreError) -> Problem {
-    match error {
-        StoreError::NotFound(run) => run_not_found(run.as_str()),
-        StoreError::Refused(_)
-        | StoreError::InUse(_)
-        | StoreError::Unusable(_)
-        | StoreError::Failed(_)
-        | StoreError::Closed => {
-            tracing::error!(%error, "the store failed under a request");
-            Problem::new(
-                ErrorCode::StoreUnavailable,
-                "the run store can't be read or written now; retrying is safe",
-            )
-        }
-    }
-}
-
 /// There is no run with this id, or the id is none.
 pub(super) fn run_not_found(id: &str) -> Problem {
     if id.is_empty() {
@@ -238,7 +220,7 @@ pub(super) fn panicked(_: Box<dyn Any + Send + 'static>) -> Response {
 }
 
 /// A range that lies outside of a file of `size` bytes.
-pub(super) fn range_not_satisfiable(size: usize) -> Response {
+pub(super) fn range_not_satisfiable(size: u64) -> Response {
     let mut response = Problem::field(
         ErrorCode::ValidationFailed,
         "Range",

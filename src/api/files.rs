@@ -1,4 +1,5 @@
-//! `GET /runs/{id}/files/{path}`: a file that a run returned, byte for byte.
+//! `GET /runs/{id}/files/{path}`: a file that a run returned, byte for byte, and a piece at a time: a client
+//! that stalls holds one piece, however large the file is.
 //!
 //! Its content comes out of a sandbox, so nothing about it may make a browser run it: it is always an
 //! attachment, of its own type, never sniffed, and under a policy that allows nothing.
@@ -6,21 +7,24 @@
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_RANGE, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE,
+    CONTENT_SECURITY_POLICY, CONTENT_TYPE, ETAG, IF_NONE_MATCH, IF_RANGE, RANGE,
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
+use futures::{Stream, stream};
 
 use super::ApiState;
-use super::error::{range_not_satisfiable, store_problem};
+use super::error::range_not_satisfiable;
 use super::params::{Params, PathOf};
 use super::runs::run_id;
-
 use crate::encoding::percent_encoded;
 use crate::error::{ErrorCode, Problem};
-use crate::store::StoredFile;
+use crate::ids::RunId;
+use crate::runs::store_problem;
+use crate::store::{FileRecord, RunStore, StoreError};
+use std::sync::Arc;
 
 /// `GET /runs/{id}/files/{path}`, with `Range`, `If-Range` and `If-None-Match`.
 pub(super) async fn download(
@@ -31,39 +35,40 @@ pub(super) async fn download(
 ) -> Result<Response, Problem> {
     Params::none(&uri)?;
     let run = run_id(&id)?;
-    let found = state.app.runs.store().get_file(&run, &path).await;
-    let file = found
+    let store = Arc::clone(state.app.runs.store());
+    let found = store.file(&run, &path).await;
+    let record = found
         .map_err(|error| store_problem(&error))?
         .ok_or_else(|| {
             Problem::new(ErrorCode::NotFound, "the run returned no such file")
                 .hint(format!("GET /runs/{run} lists its files"))
                 .about(&run)
         })?;
-    Ok(answer(file, &path, &headers))
-}
-
-fn answer(file: StoredFile, path: &str, request: &HeaderMap) -> Response {
-    let StoredFile { record, bytes } = file;
-    let size = bytes.len();
+    let size = record.size;
     let etag = format!("\"{}\"", record.sha256);
-    let (status, body, range) = if matches(request, &etag) {
-        (StatusCode::NOT_MODIFIED, Bytes::new(), None)
+    let (status, sent, range) = if matches(&headers, &etag) {
+        (StatusCode::NOT_MODIFIED, None, None)
     } else {
-        match wanted(request, &etag, size) {
-            Wanted::Whole => (StatusCode::OK, bytes, None),
-            Wanted::Part(first, last) => {
-                let part = bytes.slice(first..=last);
-                let range = format!("bytes {first}-{last}/{size}");
-                (StatusCode::PARTIAL_CONTENT, part, Some(range))
-            }
-            Wanted::Nothing => return range_not_satisfiable(size),
+        match wanted(&headers, &etag, size) {
+            Wanted::Whole => (StatusCode::OK, Some((0, size)), None),
+            Wanted::Part(first, last) => (
+                StatusCode::PARTIAL_CONTENT,
+                Some((first, last + 1)),
+                Some(format!("bytes {first}-{last}/{size}")),
+            ),
+            Wanted::Nothing => return Ok(range_not_satisfiable(size)),
         }
     };
-    let mut response = Response::new(Body::from(body));
+    let length = sent.map(|(from, to)| (to - from).to_string());
+    let mime_type = record.mime_type.clone();
+    let body = sent.map_or_else(Body::empty, |(from, to)| {
+        Body::from_stream(pieces(store, run, record, from, to))
+    });
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let headers = response.headers_mut();
     let octets = HeaderValue::from_static("application/octet-stream");
-    let mime_type = HeaderValue::from_str(&record.mime_type).unwrap_or(octets);
+    let mime_type = HeaderValue::from_str(&mime_type).unwrap_or(octets);
     headers.insert(CONTENT_TYPE, mime_type);
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
@@ -73,14 +78,40 @@ fn answer(file: StoredFile, path: &str, request: &HeaderMap) -> Response {
     );
     for (name, value) in [
         (ETAG, Some(etag)),
-        (CONTENT_DISPOSITION, Some(disposition(path))),
+        (CONTENT_DISPOSITION, Some(disposition(&path))),
+        (CONTENT_LENGTH, length),
         (CONTENT_RANGE, range),
     ] {
         if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
             headers.insert(name, value);
         }
     }
-    response
+    Ok(response)
+}
+
+/// The bytes from `at` up to `end`, which the file has, each piece read when it is wanted.
+fn pieces(
+    store: Arc<dyn RunStore>,
+    run: RunId,
+    file: FileRecord,
+    at: u64,
+    end: u64,
+) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
+    stream::try_unfold(
+        (store, run, file, at),
+        move |(store, run, file, at)| async move {
+            if at >= end {
+                return Ok(None);
+            }
+            let read = store.read_file(&run, &file, at).await;
+            let mut bytes = read.inspect_err(|error| {
+                tracing::warn!(run.id = %run, %error, "cut a download");
+            })?;
+            bytes.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let next = at + bytes.len() as u64;
+            Ok(Some((bytes, (store, run, file, next))))
+        },
+    )
 }
 
 /// `If-None-Match` names this version, or any.
@@ -98,13 +129,13 @@ fn matches(request: &HeaderMap, etag: &str) -> bool {
 enum Wanted {
     Whole,
     /// First and last byte.
-    Part(usize, usize),
+    Part(u64, u64),
     Nothing,
 }
 
 /// What of a file of `size` bytes is asked for. Several ranges, other units and malformed ones are
 /// ignored, as RFC 9110 allows.
-fn wanted(request: &HeaderMap, etag: &str, size: usize) -> Wanted {
+fn wanted(request: &HeaderMap, etag: &str, size: u64) -> Wanted {
     let same = request
         .get(IF_RANGE)
         .is_none_or(|version| version.as_bytes() == etag.as_bytes());
@@ -119,7 +150,7 @@ fn wanted(request: &HeaderMap, etag: &str, size: usize) -> Wanted {
     };
     let number = |text: &str| {
         let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        digits.then(|| text.parse::<usize>().unwrap_or(usize::MAX))
+        digits.then(|| text.parse::<u64>().unwrap_or(u64::MAX))
     };
     let end = size.saturating_sub(1);
     match (number(first), number(last)) {
@@ -131,7 +162,7 @@ fn wanted(request: &HeaderMap, etag: &str, size: usize) -> Wanted {
     }
 }
 
-fn part(first: usize, last: usize, size: usize) -> Wanted {
+fn part(first: u64, last: u64, size: u64) -> Wanted {
     if first < size {
         Wanted::Part(first, last)
     } else {

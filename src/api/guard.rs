@@ -24,7 +24,7 @@ use crate::error::Problem;
 use crate::ids::nonce;
 
 /// The methods that web pages of allowed origins may use.
-const CORS_METHODS: [Method; 2] = [Method::GET, Method::POST];
+const CORS_METHODS: [Method; 3] = [Method::GET, Method::POST, Method::DELETE];
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const CROSS_ORIGIN_RESOURCE_POLICY: HeaderName =

@@ -13,7 +13,7 @@ use futures::{Stream, StreamExt as _};
 use serde_json::{Map, Value, json};
 
 use super::ApiState;
-use super::error::{internal, json, status_of_end, store_problem};
+use super::error::{internal, json, status_of_end};
 use super::extract::{QUERY_LIMIT, Received, require_json, wants_json};
 use super::params::Params;
 use super::{sse, view};
@@ -21,6 +21,7 @@ use crate::config::QueryRequest;
 use crate::error::{ErrorCode, Problem};
 use crate::events::{EventType, StoredEvent};
 use crate::ids::RunId;
+use crate::runs::store_problem;
 use crate::spec::RunSpec;
 use crate::store::StoreError;
 

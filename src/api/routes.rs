@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::extract::Request;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tokio::net::TcpListener;
 
 use super::access::{Access, RouteDef};
@@ -27,15 +27,16 @@ macro_rules! routes {
 }
 
 routes! {
-    get  "GET"  "/health"                   Public health::health;
-    get  "GET"  "/health/live"              Public health::live;
-    post "POST" "/query"                    Key    query::query;
-    get  "GET"  "/runs"                     Key    runs::list;
-    get  "GET"  "/runs/{id}"                Key    runs::get;
-    get  "GET"  "/runs/{id}/events"         Key    runs::events;
-    post "POST" "/runs/{id}/cancel"         Key    runs::cancel;
-    get  "GET"  "/runs/{id}/files/{*path}"  Key    files::download;
-    post "POST" "/webhooks/e2b"             Signed webhooks::e2b;
+    get    "GET"    "/health"                   Public health::health;
+    get    "GET"    "/health/live"              Public health::live;
+    post   "POST"   "/query"                    Key    query::query;
+    get    "GET"    "/runs"                     Key    runs::list;
+    get    "GET"    "/runs/{id}"                Key    runs::get;
+    delete "DELETE" "/runs/{id}"                Key    runs::delete;
+    get    "GET"    "/runs/{id}/events"         Key    runs::events;
+    post   "POST"   "/runs/{id}/cancel"         Key    runs::cancel;
+    get    "GET"    "/runs/{id}/files/{*path}"  Key    files::download;
+    post   "POST"   "/webhooks/e2b"             Signed webhooks::e2b;
 }
 
 /// Who may call the route that was matched; a path that matches none needs a key, like most.

@@ -1,4 +1,4 @@
-//! `GET /runs`, `GET /runs/{id}`, its events, and `POST /runs/{id}/cancel`.
+//! `GET /runs`, `GET` and `DELETE /runs/{id}`, its events, and `POST /runs/{id}/cancel`.
 
 use axum::body::Body;
 use axum::extract::State;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::ApiState;
-use super::error::{internal, json, run_not_found, store_problem};
+use super::error::{internal, json, run_not_found};
 use super::extract::{OTHER_LIMIT, require_json, wants_json};
 use super::params::{Params, PathOf};
 use super::view::{RunDetail, RunView};
@@ -16,7 +16,7 @@ use super::{sse, view};
 use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::{RunId, Seq};
-use crate::store::RunRecord;
+use crate::runs::{cursor_ahead, store_problem};
 
 /// The run that a path names.
 ///
@@ -26,19 +26,11 @@ pub(super) fn run_id(text: &str) -> Result<RunId, Problem> {
     RunId::parse(text).ok_or_else(|| run_not_found(text))
 }
 
-async fn record(state: &ApiState, run: &RunId) -> Result<RunRecord, Problem> {
-    let found = state.app.runs.store().get(run).await;
-    found
-        .map_err(|error| store_problem(&error))?
-        .ok_or_else(|| run_not_found(run.as_str()))
-}
-
 /// `GET /runs?limit=`: the newest runs, newest first (API reference, GET /runs).
 pub(super) async fn list(State(state): State<ApiState>, uri: Uri) -> Result<Response, Problem> {
     let limit = Params::read(&uri, &["limit"])?.limit(20, 200)?;
-    let runs = state.app.runs.store().list(limit).await;
-    let runs = runs.map_err(|error| store_problem(&error))?;
-    let views: Vec<RunView> = runs.into_iter().map(RunView::brief).collect();
+    let runs = state.app.runs.list(limit).await?;
+    let views: Vec<RunView> = runs.into_iter().map(RunView::new).collect();
     Ok(json(StatusCode::OK, &views))
 }
 
@@ -50,7 +42,7 @@ pub(super) async fn get(
 ) -> Result<Response, Problem> {
     Params::none(&uri)?;
     let run = run_id(&id)?;
-    let record = record(&state, &run).await?;
+    let record = state.app.runs.get(&run).await?;
     let store = state.app.runs.store();
     let (files, sandboxes, webhooks) = futures::try_join!(
         store.list_files(&run),
@@ -85,8 +77,8 @@ pub(super) async fn events(
         )
         .hint("send Accept: application/json for a page"));
     }
-    let record = record(&state, &run).await?;
-    if record.state.terminal() && after == record.last_seq {
+    let head = state.app.runs.head(&run).await?;
+    if head.ended && after == head.last_seq {
         // Nothing will ever follow: this status tells an EventSource to stop.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
@@ -109,25 +101,29 @@ struct Page {
 }
 
 async fn page(state: &ApiState, run: &RunId, after: Seq, limit: u32) -> Result<Response, Problem> {
-    let record = record(state, run).await?;
-    if after > record.last_seq {
-        return Err(cursor_ahead(run, after, record.last_seq));
+    let head = state.app.runs.head(run).await?;
+    if after > head.last_seq {
+        return Err(cursor_ahead(run, head.last_seq));
     }
     let mut page = Page {
         events: Vec::new(),
         next_after: after.0,
-        terminal: record.state.terminal() && after == record.last_seq,
+        terminal: head.ended && after == head.last_seq,
     };
     let mut bytes = 0;
     let mut left = limit;
-    while left > 0 && bytes < PAGE_BYTES && !page.terminal {
+    // What is past the head may be committed, and is not told yet.
+    while left > 0 && bytes < PAGE_BYTES && page.next_after < head.last_seq.0 {
         let step = left.min(PAGE_STEP);
         let read = state.app.runs.store().read(run, Seq(page.next_after), step);
         let events = read.await.map_err(|error| store_problem(&error))?;
         if events.is_empty() {
             break;
         }
-        for event in events {
+        for event in events
+            .into_iter()
+            .take_while(|event| event.seq <= head.last_seq)
+        {
             bytes += event.json.len();
             page.next_after = event.seq.0;
             page.terminal = event.kind.terminal();
@@ -144,12 +140,15 @@ async fn page(state: &ApiState, run: &RunId, after: Seq, limit: u32) -> Result<R
     Ok(json(StatusCode::OK, &page))
 }
 
-fn cursor_ahead(run: &RunId, after: Seq, last: Seq) -> Problem {
-    Problem::new(
-        ErrorCode::CursorAhead,
-        format!("the cursor {after} is past the end of the run's log, which is at {last}"),
-    )
-    .about(run)
+/// `DELETE /runs/{id}`: 204; 409 while it runs.
+pub(super) async fn delete(
+    State(state): State<ApiState>,
+    PathOf(id): PathOf<String>,
+    uri: Uri,
+) -> Result<StatusCode, Problem> {
+    Params::none(&uri)?;
+    state.app.runs.delete(&run_id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `POST /runs/{id}/cancel`: 202 while the run is being stopped, 200 if it had ended (CN-1).
@@ -178,7 +177,7 @@ pub(super) async fn cancel(
     } else {
         StatusCode::ACCEPTED
     };
-    let mut response = json(status, &RunView::whole(outcome.record));
+    let mut response = json(status, &RunView::new(outcome.record));
     view::about(&mut response, &run);
     Ok(response)
 }

@@ -8,12 +8,9 @@ use serde_json::{Value, json};
 use crate::clock::rfc3339_seconds;
 use crate::ids::RunId;
 use crate::spec::NanoUsd;
-use crate::store::{FileRecord, RunRecord, SandboxRecord, WebhookDelivery};
+use crate::store::{FileRecord, RunEnd, RunFacts, RunRecord, SandboxRecord, WebhookDelivery};
 
 const X_RUN_ID: HeaderName = HeaderName::from_static("x-run-id");
-
-/// How much of a prompt a list shows, in characters (SE-6).
-const PROMPT_IN_LIST: usize = 100;
 
 /// A run.
 #[derive(Debug, Serialize)]
@@ -31,6 +28,8 @@ pub(super) struct RunView {
     #[serde(skip_serializing_if = "Option::is_none")]
     output_tokens: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    usage_complete: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     num_turns: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     duration_secs: Option<f64>,
@@ -40,7 +39,7 @@ pub(super) struct RunView {
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error_code: Option<String>,
+    error_code: Option<&'static str>,
     files_count: u64,
     provider: String,
     sandbox_provider: String,
@@ -48,58 +47,74 @@ pub(super) struct RunView {
 }
 
 impl RunView {
-    /// As a list shows it: with the beginning of its prompt.
-    pub(super) fn brief(record: RunRecord) -> Self {
-        let mut view = Self::whole(record);
-        if let Some((end, _)) = view.prompt.char_indices().nth(PROMPT_IN_LIST) {
-            view.prompt.truncate(end);
-        }
-        view
-    }
-
-    /// With its whole prompt.
-    pub(super) fn whole(record: RunRecord) -> Self {
+    pub(super) fn new(record: RunRecord) -> Self {
+        let state = record.state();
         let RunRecord {
+            facts,
+            last_seq: _,
+            files_count,
+            end,
+        } = record;
+        let RunFacts {
             id,
-            owner: _,
             prompt,
             model,
             provider,
             sandbox_provider,
             background,
-            state,
             started_at,
-            completed_at,
-            last_seq: _,
-            error_code,
-            error,
-            cost_nanos,
-            input_tokens,
-            output_tokens,
-            num_turns,
-            duration_secs,
-            files_count,
-        } = record;
-        Self {
+        } = facts;
+        let mut view = Self {
             id: id.to_string(),
             prompt,
             model,
             status: state.status(),
             status_detail: state.as_str(),
-            cost_usd: cost_nanos.map(|nanos| NanoUsd(nanos).to_usd()),
-            input_tokens,
-            output_tokens,
-            num_turns,
-            duration_secs,
+            cost_usd: None,
+            input_tokens: None,
+            output_tokens: None,
+            usage_complete: None,
+            num_turns: None,
+            duration_secs: None,
             started_at: rfc3339_seconds(started_at),
-            completed_at: completed_at.map(rfc3339_seconds),
-            error,
-            error_code,
+            completed_at: None,
+            error: None,
+            error_code: None,
             files_count,
             provider,
             sandbox_provider,
             background,
+        };
+        if let Some(end) = end {
+            view.end(end);
         }
+        view
+    }
+
+    fn end(&mut self, end: RunEnd) {
+        let RunEnd {
+            state: _,
+            completed_at,
+            error,
+            cost_nanos,
+            usage,
+            num_turns,
+            duration_secs,
+        } = end;
+        self.completed_at = Some(rfc3339_seconds(completed_at));
+        if let Some((code, message)) = error {
+            self.error_code = Some(code.as_str());
+            self.error = Some(message);
+        }
+        self.cost_usd = cost_nanos.map(|nanos| NanoUsd(nanos).to_usd());
+        if let Some(usage) = usage {
+            self.input_tokens = Some(usage.input_tokens);
+            self.output_tokens = Some(usage.output_tokens);
+            // As in events: said where it is not so.
+            self.usage_complete = (!usage.complete).then_some(false);
+        }
+        self.num_turns = Some(num_turns);
+        self.duration_secs = Some(duration_secs);
     }
 }
 
@@ -123,14 +138,14 @@ impl RunDetail {
         sandboxes: Vec<SandboxRecord>,
         webhooks: Vec<WebhookDelivery>,
     ) -> Self {
-        let id = record.id.clone();
+        let id = record.facts.id.clone();
         Self {
             last_seq: record.last_seq.0,
             events_url: events_url(&id),
             files: files.into_iter().map(|file| file_view(&id, file)).collect(),
             sandboxes: sandboxes.into_iter().map(sandbox_view).collect(),
             webhooks: webhooks.into_iter().map(webhook_view).collect(),
-            run: RunView::whole(record),
+            run: RunView::new(record),
         }
     }
 }
@@ -148,7 +163,6 @@ fn file_view(run: &RunId, file: FileRecord) -> Value {
 
 fn sandbox_view(sandbox: SandboxRecord) -> Value {
     let SandboxRecord {
-        run: _,
         backend,
         attempt,
         sandbox_id,
@@ -177,9 +191,12 @@ fn webhook_view(delivery: WebhookDelivery) -> Value {
         "receivedAt": rfc3339_seconds(received_at),
     });
     put(&mut view, "sandboxId", sandbox_id);
-    let kill_reason = ["event_data", "eventData"]
+    let data = ["event_data", "eventData"]
         .iter()
-        .find_map(|data| body.get(data)?.get("kill_reason")?.as_str())
+        .find_map(|name| body.get(name));
+    let kill_reason = ["kill_reason", "killReason"]
+        .iter()
+        .find_map(|name| data?.get(name)?.as_str())
         .map(str::to_owned);
     put(&mut view, "killReason", kill_reason);
     view

@@ -8,11 +8,11 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::ApiState;
-use super::error::{json, store_problem};
+use super::error::json;
 use super::extract::WEBHOOK_LIMIT;
 use super::listen::Caller;
 use crate::error::{ErrorCode, Problem};
-use crate::runs::take_report;
+use crate::runs::{store_problem, take_report};
 use crate::sandbox::e2b::delivery;
 
 /// `POST /webhooks/e2b`. Answers 200 to everything that is genuine, also to what has no effect: a

@@ -4,18 +4,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Counts the readers attached to a run. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Readers(Arc<watch::Sender<usize>>);
+pub(super) struct Readers(Arc<watch::Sender<Attached>>);
 
 /// A reader: attached until it is dropped.
 #[derive(Debug)]
-pub(super) struct ReaderLease(Arc<watch::Sender<usize>>);
+pub(super) struct ReaderLease(Arc<watch::Sender<Attached>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Attached {
+    count: usize,
+    /// When the last reader left, or the run began.
+    alone_since: Instant,
+}
 
 impl Default for Readers {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
+        Self(Arc::new(watch::Sender::new(Attached {
+            count: 0,
+            alone_since: Instant::now(),
+        })))
     }
 }
 
@@ -23,25 +34,31 @@ impl Readers {
     /// Attaches a reader, unless `most` are attached already.
     pub(super) fn attach(&self, most: usize) -> Option<ReaderLease> {
         let mut attached = false;
-        self.0.send_if_modified(|count| {
-            attached = *count < most;
-            *count += usize::from(attached);
+        self.0.send_if_modified(|readers| {
+            attached = readers.count < most;
+            readers.count += usize::from(attached);
             attached
         });
         attached.then(|| ReaderLease(Arc::clone(&self.0)))
     }
 
-    /// Returns once nobody has been attached for the whole of `grace`.
+    /// Returns once nobody has been attached for the whole of `grace`: however short a visit, it starts anew.
     pub(super) async fn abandoned(&self, grace: Duration) {
-        let mut count = self.0.subscribe();
+        let mut readers = self.0.subscribe();
         loop {
-            // The sender lives as long as `self`, so waiting can't fail; if it did, nobody can attach.
-            if count.wait_for(|count| *count == 0).await.is_err() {
-                return;
-            }
-            let back = count.wait_for(|count| *count > 0);
-            if tokio::time::timeout(grace, back).await.is_err() {
-                return;
+            let now = *readers.borrow_and_update();
+            let over = async {
+                if now.count > 0 {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep_until(now.alone_since + grace).await;
+            };
+            tokio::select! {
+                // A change first: who came back in time counts.
+                biased;
+                // The sender lives as long as `self`, so waiting can't fail; if it did, nobody can attach.
+                changed = readers.changed() => if changed.is_err() { return },
+                () = over => return,
             }
         }
     }
@@ -49,7 +66,10 @@ impl Readers {
 
 impl Drop for ReaderLease {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.send_modify(|readers| {
+            readers.count -= 1;
+            readers.alone_since = Instant::now();
+        });
     }
 }
 
@@ -84,6 +104,23 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(2), abandoned)
             .await
             .unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_visit_that_nobody_saw_starts_the_grace_anew() {
+        let readers = Readers::default();
+        let abandoned = readers.abandoned(Duration::from_secs(10));
+        tokio::pin!(abandoned);
+        assert!(
+            tokio::time::timeout(Duration::from_secs(9), &mut abandoned)
+                .await
+                .is_err()
+        );
+        // Come and gone before the watcher is polled again.
+        drop(readers.attach(64).unwrap());
+        let left = Instant::now();
+        abandoned.await;
+        assert_eq!(left.elapsed(), Duration::from_secs(10));
     }
 
     #[test]

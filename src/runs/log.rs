@@ -6,22 +6,19 @@
 //! page from the store. So a slow reader costs one cursor, whatever it lags behind, and there is no moment
 //! of changing over from replay to live at which an event could be lost or come twice.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
-use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use super::tail::Live;
-use crate::error::ErrorCode;
 use crate::events::{EventSink, EventType, LogFailed, RunEvent, StoredEvent};
 use crate::ids::{RunId, Seq};
 use crate::secrets::Redactor;
-use crate::store::{Append, Finish, NewRun, RunState, RunStore, StoreError};
+use crate::store::{Append, Flush, RunEnd, RunFacts, RunLease, RunStore, StoreError};
 
 /// The most that a run's log may hold; its terminal event fits beyond it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,13 +39,19 @@ impl Default for LogLimits {
     }
 }
 
+/// For warnings alone, beyond the limits: what had no room in the log is still named there.
+const RESERVE: LogLimits = LogLimits {
+    events: 16,
+    bytes: 64 * 1024,
+};
+
 /// What an event should not exceed, files aside (rule EV-1). Emitters cut; here it is only noticed.
 const LARGE_EVENT: usize = 256 * 1024;
 
 /// Waits between tries to write a terminal event: doubled from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// The logs of the runs of one store. Cheap to clone.
+/// Makes the logs of new runs in one store. Cheap to clone.
 #[derive(Clone)]
 pub struct Logs(Arc<Shared>);
 
@@ -56,36 +59,6 @@ struct Shared {
     store: Arc<dyn RunStore>,
     limits: LogLimits,
     redactor: Redactor,
-    live: Mutex<HashMap<RunId, Arc<Live>>>,
-}
-
-/// A run to create: [`NewRun`] without its first event.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "named as in NewRun")]
-pub struct RunFacts {
-    pub id: RunId,
-    pub owner: String,
-    pub prompt: String,
-    pub model: String,
-    pub provider: String,
-    pub sandbox_provider: String,
-    pub background: bool,
-    pub started_at: Timestamp,
-}
-
-/// What a run's row says from its end on: [`Finish`] without the event.
-#[derive(Clone, Debug)]
-#[expect(missing_docs, reason = "named as in Finish")]
-pub struct EndFacts {
-    pub state: RunState,
-    pub completed_at: Timestamp,
-    pub error_code: Option<ErrorCode>,
-    pub error: Option<String>,
-    pub cost_nanos: Option<u64>,
-    pub input_tokens: u64,
-    pub output_tokens: u64,
-    pub num_turns: u32,
-    pub duration_secs: f64,
 }
 
 impl Logs {
@@ -107,7 +80,6 @@ impl Logs {
             store,
             limits,
             redactor,
-            live: Mutex::new(HashMap::new()),
         }))
     }
 
@@ -118,27 +90,19 @@ impl Logs {
     ///
     /// # Errors
     /// When the store refuses or fails; then there is no run.
-    pub async fn create(&self, run: RunFacts, first: RunEvent) -> Result<LogWriter, StoreError> {
-        let first_event = self.stored(Seq::ZERO.next(), first)?;
-        let live = Arc::new(Live::new(run.id.clone(), &first_event));
-        let bytes = first_event.json.len() as u64;
-        self.0
-            .store
-            .create(NewRun {
-                id: run.id.clone(),
-                owner: run.owner,
-                prompt: run.prompt,
-                model: run.model,
-                provider: run.provider,
-                sandbox_provider: run.sandbox_provider,
-                background: run.background,
-                started_at: run.started_at,
-                first_event,
-            })
-            .await?;
-        self.0.live.lock().insert(run.id, Arc::clone(&live));
+    pub async fn create(
+        &self,
+        mut facts: RunFacts,
+        first: RunEvent,
+    ) -> Result<LogWriter, StoreError> {
+        let first = self.stored(Seq::ZERO.next(), first)?;
+        facts.prompt = storable(facts.prompt);
+        let live = Arc::new(Live::new(facts.id.clone(), &first));
+        let bytes = first.json.len() as u64;
+        let lease = self.0.store.create(facts, first).await?;
         Ok(LogWriter {
             logs: self.clone(),
+            lease,
             live,
             last: tokio::sync::Mutex::new(Last {
                 seq: Seq::ZERO.next(),
@@ -149,30 +113,26 @@ impl Logs {
         })
     }
 
-    /// How many runs have a writer in this process.
-    pub fn live_count(&self) -> usize {
-        self.0.live.lock().len()
-    }
-
-    pub(super) fn store(&self) -> &dyn RunStore {
-        &*self.0.store
-    }
-
     fn stored(&self, seq: Seq, mut event: RunEvent) -> Result<StoredEvent, StoreError> {
         event.clean(&self.0.redactor);
         StoredEvent::new(seq, &event).map_err(|error| {
             StoreError::Refused(format!("an event can't be written as JSON: {error}"))
         })
     }
+}
 
-    pub(super) fn live(&self, run: &RunId) -> Option<Arc<Live>> {
-        self.0.live.lock().get(run).cloned()
+/// `text` without what not every store can keep (rule EV-3).
+fn storable(text: String) -> String {
+    if text.contains('\0') {
+        return text.replace('\0', "\u{FFFD}");
     }
+    text
 }
 
 /// The writing end of a run's log. Dropped without [`LogWriter::finish`], its readers' streams break off.
 pub struct LogWriter {
     logs: Logs,
+    lease: RunLease,
     live: Arc<Live>,
     /// An async lock, held while an event waits for its place in the store's queue: the order in the queue
     /// is the order of the numbers, and that wait is the backpressure.
@@ -197,6 +157,16 @@ impl LogWriter {
         self.live.head().committed
     }
 
+    /// What readers of this process need to follow the log as it is written.
+    pub const fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// The right to write the run.
+    pub(super) const fn lease(&self) -> &RunLease {
+        &self.lease
+    }
+
     /// Ends the run with `event`, a `result` or `error`, and gives its number. Tries again for as long as
     /// the store fails (rule ST-7), until `give_up` fires. Also works after an event could not be written:
     /// the terminal event then follows the last one that was. From the call on, nothing more can be emitted.
@@ -208,7 +178,7 @@ impl LogWriter {
     pub async fn finish(
         &self,
         event: RunEvent,
-        end: EndFacts,
+        mut end: RunEnd,
         give_up: &CancellationToken,
     ) -> Result<Seq, StoreError> {
         if !event.kind().terminal() {
@@ -218,17 +188,25 @@ impl LogWriter {
             )));
         }
         self.ending.store(true, Ordering::Release);
+        if let Some((_, message)) = &mut end.error {
+            let clean = self.logs.0.redactor.clean(message);
+            if let Cow::Owned(clean) = clean {
+                *message = clean;
+            }
+            *message = storable(std::mem::take(message));
+        }
         let last = self.last.lock().await;
         let mut wait = RETRY.0;
         loop {
             // Every earlier event has its answer, so the number is right even if one of them failed.
             self.live.settled(last.seq).await;
             let event = Arc::new(self.logs.stored(self.head().next(), event.clone())?);
-            let error = match self.write_end(Arc::clone(&event), &end).await {
+            let store = &self.logs.0.store;
+            let written = store.finish(&self.lease, Arc::clone(&event), end.clone());
+            let error = match written.await {
                 Ok(()) => {
                     let seq = event.seq;
                     self.live.end(event);
-                    self.logs.0.live.lock().remove(self.run_id());
                     return Ok(seq);
                 }
                 Err(error @ StoreError::Failed(_)) => error,
@@ -241,29 +219,6 @@ impl LogWriter {
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
             }
         }
-    }
-
-    async fn write_end(&self, event: Arc<StoredEvent>, end: &EndFacts) -> Result<(), StoreError> {
-        let end = end.clone();
-        self.logs
-            .0
-            .store
-            .finish(Finish {
-                run: self.run_id().clone(),
-                event,
-                state: end.state,
-                completed_at: end.completed_at,
-                error_code: end.error_code,
-                error: end
-                    .error
-                    .map(|error| self.logs.0.redactor.clean(&error).into_owned()),
-                cost_nanos: end.cost_nanos,
-                input_tokens: end.input_tokens,
-                output_tokens: end.output_tokens,
-                num_turns: end.num_turns,
-                duration_secs: end.duration_secs,
-            })
-            .await
     }
 
     fn check(&self) -> Result<(), LogFailed> {
@@ -284,7 +239,8 @@ impl EventSink for LogWriter {
         self.check()?;
         let mut last = self.last.lock().await;
         self.check()?;
-        if last.full {
+        let warning = event.kind() == EventType::Warning;
+        if last.full && !warning {
             return Err(LogFailed::TooLarge);
         }
         if event.kind().terminal() {
@@ -301,13 +257,17 @@ impl EventSink for LogWriter {
             tracing::warn!(run.id = %self.run_id(), kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
         }
         let (seq, bytes) = (event.seq, last.bytes + event.json.len() as u64);
-        let limits = self.logs.0.limits;
+        let mut limits = self.logs.0.limits;
+        if warning {
+            limits.events += RESERVE.events;
+            limits.bytes += RESERVE.bytes;
+        }
         if seq.0 > limits.events || bytes > limits.bytes {
-            last.full = true;
+            last.full |= !warning;
             return Err(LogFailed::TooLarge);
         }
         let append = Append {
-            run: self.run_id().clone(),
+            lease: self.lease.clone(),
             events: vec![Arc::new(event)],
             listener: Arc::clone(&self.live) as _,
         };
@@ -321,7 +281,7 @@ impl EventSink for LogWriter {
 
     async fn sync(&self) -> Result<Seq, LogFailed> {
         let seq = self.last.lock().await.seq;
-        let synced = self.logs.0.store.sync().await;
+        let synced = self.logs.0.store.flush(Flush::Synced).await;
         synced.map_err(|error| LogFailed::Store(error.to_string()))?;
         match self.live.failure() {
             Some(error) => Err(LogFailed::Store(error)),
@@ -332,8 +292,6 @@ impl EventSink for LogWriter {
 
 impl Drop for LogWriter {
     fn drop(&mut self) {
-        if self.live.abandon() {
-            self.logs.0.live.lock().remove(self.run_id());
-        }
+        self.live.abandon();
     }
 }

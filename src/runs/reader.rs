@@ -2,35 +2,27 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::log::Logs;
 use super::tail::{Head, Live};
 use crate::events::StoredEvent;
 use crate::ids::{RunId, Seq};
-use crate::store::StoreError;
+use crate::store::{RunStore, StoreError};
 
 /// Events that a reader takes from the store at once.
 const PAGE: u32 = 32;
 
-/// How often the log of a run of another process is looked at.
-const POLL: Duration = Duration::from_millis(250);
-
 /// Why there is no reader.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CursorError {
-    /// No such run.
-    #[error("there is no run {0}")]
-    NotFound(RunId),
     /// The cursor is past the last committed event.
     #[error("the cursor is past the end of the log, which is at {head}")]
     Ahead {
         /// The last committed event.
         head: Seq,
     },
-    /// The store failed.
+    /// There is no such run, or the store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -38,7 +30,7 @@ pub enum CursorError {
 /// Reads a run's log in order, without gap or repeat. Costs a cursor, and a page of at most 64 KiB (or one
 /// event) while it is behind.
 pub struct LogReader {
-    logs: Logs,
+    store: Arc<dyn RunStore>,
     run: RunId,
     /// The last event given out.
     sent: Seq,
@@ -58,35 +50,36 @@ enum Source {
     Stored,
 }
 
-impl Logs {
-    /// A reader of the events after `after`: those that are there, then those that come.
+impl LogReader {
+    /// A reader of the events after `after`: those that are there, then those that come. `live` if the run is
+    /// written by this process.
     ///
     /// # Errors
     /// When there is no such run, the cursor is past its head, or the store fails.
-    pub async fn reader(&self, run: &RunId, after: Seq) -> Result<LogReader, CursorError> {
-        LogReader::open(self, run, after).await
-    }
-}
-
-impl LogReader {
-    async fn open(logs: &Logs, run: &RunId, after: Seq) -> Result<Self, CursorError> {
-        let (source, head, ended) = if let Some(live) = logs.live(run) {
+    pub async fn open(
+        store: Arc<dyn RunStore>,
+        run: &RunId,
+        after: Seq,
+        live: Option<Arc<Live>>,
+    ) -> Result<Self, CursorError> {
+        let (source, head, ended) = if let Some(live) = live {
             let watch = live.watch();
-            let head = watch.borrow().committed;
-            (Source::Live { live, watch }, head, false)
+            let head = *watch.borrow();
+            (
+                Source::Live { live, watch },
+                head.committed,
+                head.ended || head.abandoned,
+            )
         } else {
-            let record = logs
-                .store()
-                .get(run)
-                .await?
-                .ok_or_else(|| CursorError::NotFound(run.clone()))?;
-            (Source::Stored, record.last_seq, record.state.terminal())
+            let head = store.head(run).await?;
+            (Source::Stored, head.last_seq, head.ended)
         };
-        if after > head {
+        // What is committed may not have been told yet.
+        if after > head && (ended || after > store.head(run).await?.last_seq) {
             return Err(CursorError::Ahead { head });
         }
         Ok(Self {
-            logs: logs.clone(),
+            store,
             run: run.clone(),
             sent: after,
             head,
@@ -131,13 +124,16 @@ impl LogReader {
                 Source::Live { live, watch } => {
                     let head = *watch.borrow_and_update();
                     if self.sent >= head.committed {
-                        if head.abandoned {
+                        if head.ended {
+                            self.done = true;
+                        } else if head.abandoned {
                             return Err(StoreError::Failed(
                                 "the run is no longer written".to_owned(),
                             ));
+                        } else {
+                            // The sender lives in `live`, which is held here.
+                            drop(watch.changed().await);
                         }
-                        // The sender lives in `live`, which is held here.
-                        drop(watch.changed().await);
                     } else if let Some(event) = live.after(self.sent) {
                         return self.give(event).map(Some);
                     } else {
@@ -147,7 +143,7 @@ impl LogReader {
                 Source::Stored => {
                     self.turn_page(Seq::MAX).await?;
                     if self.page.is_empty() {
-                        self.wait_for_others().await;
+                        self.store.watch(&self.run, self.sent).await?;
                     }
                 }
             }
@@ -172,7 +168,7 @@ impl LogReader {
 
     /// Reads on in the store. Events past `head` stay unread: they are not yet told to anyone.
     async fn turn_page(&mut self, head: Seq) -> Result<(), StoreError> {
-        let events = self.logs.store().read(&self.run, self.sent, PAGE).await?;
+        let events = self.store.read(&self.run, self.sent, PAGE).await?;
         if events.is_empty() && head != Seq::MAX {
             return Err(StoreError::Failed(format!(
                 "the log of {} ends at {} before its head",
@@ -185,16 +181,5 @@ impl LogReader {
             .map(Arc::new)
             .collect();
         Ok(())
-    }
-
-    async fn wait_for_others(&mut self) {
-        match self.logs.live(&self.run) {
-            // Created by this process, between its commit and our look.
-            Some(live) => {
-                let watch = live.watch();
-                self.source = Source::Live { live, watch };
-            }
-            None => tokio::time::sleep(POLL).await,
-        }
     }
 }

@@ -16,7 +16,7 @@ use super::sandbox::BackendEntry;
 use crate::clock::Clock;
 use crate::ids::random_fraction;
 use crate::sandbox::FoundSandbox;
-use crate::store::RunStore;
+use crate::store::{RunStore, StoreError};
 
 /// Between sweeps, give or take a fifth.
 const EVERY: Duration = Duration::from_mins(1);
@@ -29,8 +29,6 @@ const UNKNOWN_AGE: SignedDuration = SignedDuration::from_secs(120);
 pub(super) struct Reaper {
     pub(super) store: Arc<dyn RunStore>,
     pub(super) backends: Vec<BackendEntry>,
-    /// Whether the process named so in the store is alive.
-    pub(super) owner_alive: Box<dyn Fn(&str) -> bool + Send + Sync>,
     pub(super) clock: Clock,
 }
 
@@ -40,7 +38,7 @@ pub(super) async fn reap(reaper: Reaper, stop: CancellationToken) {
     loop {
         let sweep = async {
             // First, so that the sandboxes of these runs go with this sweep.
-            if let Err(error) = recover(store, &reaper.owner_alive, reaper.clock.now()).await {
+            if let Err(error) = recover(store).await {
                 tracing::warn!(%error, "failed to look for runs whose process died; the next sweep tries again");
             }
             for entry in &reaper.backends {
@@ -77,39 +75,78 @@ async fn sweep(store: &dyn RunStore, entry: &BackendEntry, clock: &Clock) {
             return;
         }
     };
+    let mut there = Vec::new();
+    let mut killed = Vec::new();
     for sandbox in found {
-        let known = match &sandbox.run {
-            Some(run) => match store.get(run).await {
-                Ok(run) => run,
+        let ended = match &sandbox.run {
+            Some(run) => match store.head(run).await {
+                Ok(head) => Some(head.ended),
+                Err(StoreError::Expired(_)) => Some(true),
+                Err(StoreError::NotFound(_)) => None,
                 // Without an answer of the store nothing is decided.
-                Err(_) => continue,
+                Err(_) => Some(false),
             },
             None => None,
         };
-        let needed = match known {
-            Some(run) => !run.state.terminal(),
+        let needed = match ended {
+            Some(ended) => !ended,
             None => is_new(&sandbox, clock.now()),
         };
-        if needed {
-            continue;
+        if !needed && kill(entry, &sandbox).await {
+            killed.push(sandbox);
+        } else {
+            there.push(sandbox);
         }
-        let killed = tokio::time::timeout(CALL_LIMIT, entry.backend.kill(&sandbox.id)).await;
-        match killed {
-            Ok(Ok(())) => tracing::info!(
+    }
+    if let Err(error) = record_gone(store, entry.name, &there, &killed, clock.now()).await {
+        tracing::warn!(backend = entry.name, %error, "failed to record which sandboxes are gone; the next sweep tries again");
+    }
+}
+
+/// Whether it is gone now.
+async fn kill(entry: &BackendEntry, sandbox: &FoundSandbox) -> bool {
+    match tokio::time::timeout(CALL_LIMIT, entry.backend.kill(&sandbox.id)).await {
+        Ok(Ok(())) => {
+            tracing::info!(
                 backend = entry.name,
                 sandbox.id = sandbox.id,
                 "destroyed a sandbox that no run needs"
-            ),
-            Ok(Err(error)) => {
-                tracing::warn!(backend = entry.name, sandbox.id = sandbox.id, %error, "failed to destroy a sandbox");
-            }
-            Err(_elapsed) => tracing::warn!(
-                backend = entry.name,
-                sandbox.id = sandbox.id,
-                "destroying a sandbox took too long"
-            ),
+            );
+            return true;
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(backend = entry.name, sandbox.id = sandbox.id, %error, "failed to destroy a sandbox");
+        }
+        Err(_elapsed) => tracing::warn!(
+            backend = entry.name,
+            sandbox.id = sandbox.id,
+            "destroying a sandbox took too long"
+        ),
+    }
+    false
+}
+
+/// Records as gone what ended runs had: what was killed now, and what is not `there` and had time to show.
+async fn record_gone(
+    store: &dyn RunStore,
+    backend: &str,
+    there: &[FoundSandbox],
+    killed: &[FoundSandbox],
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    for left in store.left_sandboxes(backend).await? {
+        // Where the create call was not answered, the sandbox is known by its run alone.
+        let is_it = |found: &FoundSandbox| match &left.sandbox_id {
+            Some(id) => *id == found.id,
+            None => found.run.as_ref() == Some(&left.run),
+        };
+        let settled = now.duration_since(left.ended_at) >= UNKNOWN_AGE;
+        let gone = killed.iter().any(is_it) || settled;
+        if gone && !there.iter().any(is_it) {
+            store.sandbox_gone(&left.run, left.attempt).await?;
         }
     }
+    Ok(())
 }
 
 /// Whether it is too young to be an orphan for sure. What doesn't tell its age is not.

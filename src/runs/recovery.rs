@@ -1,63 +1,63 @@
 //! Ends the runs of processes that died. Nothing is run again: tools have side effects.
 
-use jiff::Timestamp;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{ErrorCode, Problem};
 use crate::events::{ErrorEvent, EventType, RunEvent, StoredEvent, Totals};
-use crate::ids::Seq;
-use crate::store::{Finish, RunRecord, RunState, RunStore, StoreError};
+use crate::ids::{RunId, Seq};
+use crate::store::{OpenRun, RunEnd, RunState, RunStore, StoreError};
 
 /// Events folded at once.
 const PAGE: u32 = 256;
 
-/// Ends every unfinished run whose owner is not alive as `interrupted`, with an `error` event
-/// `SERVER_CRASHED`, and gives them as they are then (rule RC-1). To be called before listening: nothing
-/// remote is asked, so it can't hang. Sandboxes of these runs are the reaper's.
+/// Runs ended side by side: what is queued together is committed and synced together.
+const AT_ONCE: usize = 128;
+
+/// Ends every unfinished run whose process is gone as `interrupted`, with an `error` event `SERVER_CRASHED`,
+/// and names them (rule RC-1). To be called before listening: nothing remote is asked, so it can't hang.
+/// Sandboxes of these runs are the reaper's.
 ///
-/// Turns, tool calls and duration (up to the last event) are those of the log; what the model used is not
-/// in it, so the event says that its usage is incomplete.
+/// Turns, tool calls, the time of the end and the duration (up to the last event) are those of the log; what
+/// the model used is not in it, so the event says that its usage is incomplete.
 ///
 /// # Errors
 /// When the store fails. Runs that were ended before stay so.
-pub async fn recover(
-    store: &dyn RunStore,
-    owner_alive: &(dyn Fn(&str) -> bool + Sync),
-    now: Timestamp,
-) -> Result<Vec<RunRecord>, StoreError> {
-    let mut ended = Vec::new();
-    for run in store.unfinished().await? {
-        if owner_alive(&run.owner) {
-            continue;
-        }
-        match end(store, &run, now).await {
-            Ok(()) => {}
-            // Another process, started at the same time, was faster.
-            Err(StoreError::Refused(reason)) => {
-                tracing::debug!(run.id = %run.id, %reason, "a dead run was ended by someone else");
-                continue;
+pub async fn recover(store: &dyn RunStore) -> Result<Vec<RunId>, StoreError> {
+    stream::iter(store.expired_runs().await?)
+        .map(|run| async move {
+            match end(store, &run).await {
+                Ok(()) => {}
+                // Its process had ended it meanwhile, after all.
+                Err(StoreError::Refused(reason)) => {
+                    tracing::debug!(run.id = %run.lease.run, %reason, "a dead run was ended by someone else");
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
-        }
-        tracing::warn!(run.id = %run.id, "a run was interrupted: the process that it ran in died");
-        ended.extend(store.get(&run.id).await?);
-    }
-    Ok(ended)
+            let run = run.lease.run;
+            tracing::warn!(run.id = %run, "a run was interrupted: the process that it ran in died");
+            Ok(Some(run))
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_filter_map(|ended| std::future::ready(Ok(ended)))
+        .try_collect()
+        .await
 }
 
-async fn end(store: &dyn RunStore, run: &RunRecord, now: Timestamp) -> Result<(), StoreError> {
+async fn end(store: &dyn RunStore, run: &OpenRun) -> Result<(), StoreError> {
     let problem = Problem::new(
         ErrorCode::ServerCrashed,
         "the server died while the run went on, so the run was interrupted",
     )
     .hint("send the request again; tools may already have acted");
     let done = fold(store, run).await?;
-    let duration_secs = run.duration_secs.unwrap_or(0.0);
+    let duration = run.last_event_at.duration_since(run.started_at);
     let totals = Totals {
         usage_complete: false,
         num_turns: done.turns,
-        duration_secs,
+        duration_secs: duration.as_secs_f64(),
         model: run.model.clone(),
         tool_calls: done.calls,
         ..Totals::default()
@@ -65,21 +65,16 @@ async fn end(store: &dyn RunStore, run: &RunRecord, now: Timestamp) -> Result<()
     let event = RunEvent::Error(ErrorEvent::new(&problem, totals));
     let event = StoredEvent::new(run.last_seq.next(), &event)
         .map_err(|error| StoreError::Refused(error.to_string()))?;
-    store
-        .finish(Finish {
-            run: run.id.clone(),
-            event: event.into(),
-            state: RunState::Interrupted,
-            completed_at: now,
-            error_code: Some(problem.code),
-            error: Some(problem.message),
-            cost_nanos: None,
-            input_tokens: 0,
-            output_tokens: 0,
-            num_turns: done.turns,
-            duration_secs,
-        })
-        .await
+    let end = RunEnd {
+        state: RunState::Interrupted,
+        completed_at: run.last_event_at,
+        error: Some((problem.code, problem.message)),
+        cost_nanos: None,
+        usage: None,
+        num_turns: done.turns,
+        duration_secs: duration.as_secs_f64(),
+    };
+    store.finish(&run.lease, event.into(), end).await
 }
 
 /// What the log tells of the work that was done.
@@ -96,19 +91,20 @@ struct Turn {
     tool_name: Option<String>,
 }
 
-async fn fold(store: &dyn RunStore, run: &RunRecord) -> Result<Done, StoreError> {
+async fn fold(store: &dyn RunStore, run: &OpenRun) -> Result<Done, StoreError> {
     let mut done = Done::default();
     let mut after = Seq::ZERO;
-    loop {
-        let page = store.read(&run.id, after, PAGE).await?;
+    while after < run.last_seq {
+        let page = store.read(&run.lease.run, after, PAGE).await?;
         let Some(last) = page.last() else {
-            return Ok(done);
+            break;
         };
         after = last.seq;
         for event in &page {
             done.add(event);
         }
     }
+    Ok(done)
 }
 
 impl Done {

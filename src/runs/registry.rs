@@ -6,16 +6,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::control::{RunControl, Stop};
 use super::lease::{ReaderLease, Readers};
-use super::log::{LogLimits, Logs, RunFacts};
+use super::log::{LogLimits, LogWriter, Logs};
+use super::problems::{
+    RETRY, cursor_ahead, events_expired, run_not_found, store_problem, unwritable,
+};
 use super::reader::{CursorError, LogReader};
 use super::reaper::{self, Reaper};
+use super::retention::{self, Keep};
 use super::sandbox::{BackendEntry, Owner, RunSandbox};
 use super::signal::SandboxSignal;
+use super::tail::Live;
 use super::task::RunTask;
 use super::tasks::{TaskKind, Tasks};
 use crate::clock::{Clock, Deadline, rfc3339_seconds};
@@ -25,20 +31,17 @@ use crate::ids::{RunId, Seq};
 use crate::llm::LlmProvider;
 use crate::sandbox::SandboxBackend;
 use crate::secrets::Redactor;
-use crate::spec::{Presence, RunSpec};
-use crate::store::{RunRecord, RunStore, StoreError};
+use crate::spec::{InputFile, Presence, RunSpec};
+use crate::store::{Deletion, RunFacts, RunHead, RunRecord, RunStore, StoreError};
 
 /// Readers of one run at once (rule CL-6).
 const READERS_PER_RUN: usize = 64;
-/// When a full server is worth asking again.
-const FULL_RETRY: Duration = Duration::from_secs(5);
-
 /// What [`Runs`] is made from.
 pub struct RunsConfig {
     /// Where runs are kept.
     pub store: Arc<dyn RunStore>,
-    /// Names this process in the store.
-    pub owner: String,
+    /// How long they are kept.
+    pub keep: Keep,
     /// LLM providers by name.
     pub providers: BTreeMap<&'static str, Arc<dyn LlmProvider>>,
     /// Sandbox backends by name, with the number of sandboxes that each may have at once.
@@ -59,7 +62,7 @@ pub struct Runs(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn RunStore>,
-    owner: String,
+    keep: Keep,
     logs: Logs,
     providers: BTreeMap<&'static str, Arc<dyn LlmProvider>>,
     backends: BTreeMap<&'static str, BackendEntry>,
@@ -69,15 +72,34 @@ struct Inner {
     clock: Clock,
     tasks: Tasks,
     live: Mutex<HashMap<RunId, LiveRun>>,
+    deleted: Arc<Notify>,
     draining: AtomicBool,
     stop_background: CancellationToken,
 }
 
+/// A run that goes on in this process.
 #[derive(Clone)]
 struct LiveRun {
+    log: Arc<Live>,
     control: RunControl,
     readers: Readers,
     sandbox: RunSandbox,
+}
+
+/// A run that is in the store and can be read; where and until when it runs is not decided yet.
+struct Accepted {
+    id: RunId,
+    spec: Arc<RunSpec>,
+    inputs: Vec<InputFile>,
+    writer: Arc<LogWriter>,
+    at: Instant,
+}
+
+/// What a run needs to run.
+struct Means {
+    provider: Arc<dyn LlmProvider>,
+    backend: BackendEntry,
+    place: OwnedSemaphorePermit,
 }
 
 /// Whether work can be taken.
@@ -140,7 +162,7 @@ impl Runs {
         Self(Arc::new(Inner {
             logs: Logs::redacted(Arc::clone(&config.store), limits, config.redactor.clone()),
             store: config.store,
-            owner: config.owner,
+            keep: config.keep,
             providers: config.providers,
             backends,
             places: Arc::new(Semaphore::new(config.max_concurrent_runs)),
@@ -149,26 +171,34 @@ impl Runs {
             clock: config.clock,
             tasks: config.tasks,
             live: Mutex::default(),
+            deleted: Arc::default(),
             draining: AtomicBool::new(false),
             stop_background: CancellationToken::new(),
         }))
     }
 
-    /// Starts looking, now and every minute, for runs whose process died (by `owner_alive`) and for
-    /// sandboxes that nobody needs.
-    pub fn start_reaper(&self, owner_alive: impl Fn(&str) -> bool + Send + Sync + 'static) {
+    /// Starts looking, now and every minute, for runs whose process died, for sandboxes that nobody needs, and
+    /// for what is to be deleted.
+    pub fn start_housekeeping(&self) {
         let inner = &self.0;
-        let work = reaper::reap(
+        let reaping = reaper::reap(
             Reaper {
                 store: Arc::clone(&inner.store),
                 backends: inner.backends.values().cloned().collect(),
-                owner_alive: Box::new(owner_alive),
                 clock: inner.clock.clone(),
             },
             inner.stop_background.clone(),
         );
-        // Ends by its token.
-        let _detached = inner.tasks.spawn(TaskKind::Reaper, work);
+        let retaining = retention::retain(
+            Arc::clone(&inner.store),
+            inner.keep,
+            inner.clock.clone(),
+            Arc::clone(&inner.deleted),
+            inner.stop_background.clone(),
+        );
+        // Both end by their token.
+        let _detached = inner.tasks.spawn(TaskKind::Housekeeping, reaping);
+        let _detached = inner.tasks.spawn(TaskKind::Housekeeping, retaining);
     }
 
     /// Admits and starts a run.
@@ -177,20 +207,31 @@ impl Runs {
     /// `QUEUE_FULL`, `DRAINING`, `STORE_UNAVAILABLE`.
     pub async fn start(&self, spec: RunSpec) -> Result<RunHandle, Problem> {
         let runs = self.clone();
-        // A task of its own: a client that leaves in the middle must not leave a run without a task.
-        let started = self
-            .0
-            .tasks
-            .spawn(TaskKind::Run, async move { runs.admit(spec).await });
-        match started.await {
-            Ok(Some(started)) => started,
-            Ok(None) => Err(draining()),
-            Err(_panicked) => Err(Problem::new(
-                ErrorCode::Internal,
-                "a fault in sandcaster itself kept the run from starting",
-            )
-            .hint("the server's log has the details")),
-        }
+        let (tell, told) = oneshot::channel();
+        // The run's own task from the beginning: a client that leaves in the middle must not leave a run without
+        // one. It runs to its terminal event by itself; nobody waits for it but the process's end.
+        let _detached = self.0.tasks.spawn(TaskKind::Run, async move {
+            match Box::pin(runs.admit(spec)).await {
+                Ok((task, handle)) => {
+                    let _ended = Gone(&runs, handle.id.clone());
+                    // A client that has left drops its reader with this.
+                    drop(tell.send(Ok(handle)));
+                    task.run().await;
+                }
+                Err(problem) => drop(tell.send(Err(problem))),
+            }
+        });
+        told.await.unwrap_or_else(|_dropped| {
+            Err(if self.0.draining.load(Ordering::Acquire) {
+                draining()
+            } else {
+                Problem::new(
+                    ErrorCode::Internal,
+                    "a fault in sandcaster itself kept the run from starting",
+                )
+                .hint("the server's log has the details")
+            })
+        })
     }
 
     /// Whether a run would be taken now, so that what would be refused anyway is refused before it is read
@@ -204,9 +245,7 @@ impl Runs {
             return Err(draining());
         }
         if !inner.store.healthy() {
-            return Err(store_problem(&StoreError::Failed(
-                "its last write failed".to_owned(),
-            )));
+            return Err(unwritable());
         }
         if inner.places.available_permits() == 0 {
             return Err(self.full());
@@ -223,10 +262,28 @@ impl Runs {
             ),
         )
         .hint("wait and send the request again, or raise server.maxConcurrentRuns")
-        .retry_after(FULL_RETRY)
+        .retry_after(RETRY)
     }
 
-    async fn admit(&self, spec: RunSpec) -> Result<RunHandle, Problem> {
+    async fn admit(&self, spec: RunSpec) -> Result<(RunTask, RunHandle), Problem> {
+        let means = self.means(&spec)?;
+        let accepted = self.accept(spec).await?;
+        // A reader that is attached before anything can be awaited: a client that leaves at once is counted.
+        let (task, readers) = self.launch(accepted, means);
+        let lease = readers.attach(READERS_PER_RUN);
+        let live = Some(Arc::clone(task.writer.live()));
+        let log = LogReader::open(Arc::clone(&self.0.store), &task.id, Seq::ZERO, live).await;
+        let handle = RunHandle {
+            id: task.id.clone(),
+            reader: RunReader {
+                log: log.map_err(|error| cursor_problem(&task.id, error))?,
+                _lease: lease,
+            },
+        };
+        Ok((task, handle))
+    }
+
+    fn means(&self, spec: &RunSpec) -> Result<Means, Problem> {
         self.admits()?;
         let inner = &self.0;
         let Ok(place) = Arc::clone(&inner.places).try_acquire_owned() else {
@@ -244,15 +301,21 @@ impl Runs {
             }
             None => BackendEntry::none(spec.sandbox.backend),
         };
-        let working_dir =
-            crate::sandbox::backend(spec.sandbox.backend).map_or("/", |def| def.working_dir);
+        Ok(Means {
+            provider,
+            backend,
+            place,
+        })
+    }
 
+    /// Puts the run into the store.
+    async fn accept(&self, mut spec: RunSpec) -> Result<Accepted, Problem> {
+        let inner = &self.0;
         let id = RunId::new();
-        let started = tokio::time::Instant::now();
+        let at = Instant::now();
         let started_at = inner.clock.now();
-        let new = RunFacts {
+        let facts = RunFacts {
             id: id.clone(),
-            owner: inner.owner.clone(),
             prompt: spec.prompt.clone(),
             model: spec.model.id.clone(),
             provider: spec.model.provider.to_owned(),
@@ -266,22 +329,41 @@ impl Runs {
         let first = SystemEvent::init(id.clone(), &spec.model, spec.sandbox.backend, deadline);
         let writer = inner
             .logs
-            .create(new, RunEvent::System(first))
+            .create(facts, RunEvent::System(first))
             .await
             .map_err(|error| store_problem(&error))?;
-        let log = inner
-            .logs
-            .reader(&id, Seq::ZERO)
-            .await
-            .map_err(|error| cursor_problem(&id, error))?;
+        // The spec, which lives as long as the run, keeps their names alone.
+        let inputs = spec.files.iter_mut().map(|file| InputFile {
+            path: file.path.clone(),
+            bytes: std::mem::take(&mut file.bytes),
+        });
+        let inputs = inputs.collect();
+        Ok(Accepted {
+            id,
+            spec: Arc::new(spec),
+            inputs,
+            writer: Arc::new(writer),
+            at,
+        })
+    }
 
-        let writer = Arc::new(writer);
-        let spec = Arc::new(spec);
+    /// Makes what was accepted a live run.
+    fn launch(&self, accepted: Accepted, means: Means) -> (RunTask, Readers) {
+        let inner = &self.0;
+        let Accepted {
+            id,
+            spec,
+            inputs,
+            writer,
+            at,
+        } = accepted;
         let control = RunControl::default();
-        let deadline = Deadline::at(started + spec.timeout);
+        let deadline = Deadline::at(at + spec.timeout);
         let owner = Owner {
             run: id.clone(),
+            lease: writer.lease().clone(),
             spec: Arc::clone(&spec),
+            inputs: Mutex::new(inputs),
             sink: writer.clone(),
             control: control.clone(),
             deadline,
@@ -291,74 +373,148 @@ impl Runs {
             redactor: inner.redactor.clone(),
         };
         let live = LiveRun {
+            log: Arc::clone(writer.live()),
             control,
             readers: Readers::default(),
-            sandbox: RunSandbox::new(owner, backend),
+            sandbox: RunSandbox::new(owner, means.backend),
         };
-        // Attached before anything can be awaited: a client that leaves at once is counted.
-        let lease = live.readers.attach(READERS_PER_RUN);
         inner.live.lock().insert(id.clone(), live.clone());
         tracing::info!(run.id = %id, llm.provider = spec.model.provider, llm.model = spec.model.id, sandbox.backend = spec.sandbox.backend, "run started");
+        // A stop that began meanwhile has not seen this run.
+        if inner.draining.load(Ordering::Acquire) {
+            live.control.stop(Stop::ServerStopping);
+        }
+        let working_dir =
+            crate::sandbox::backend(spec.sandbox.backend).map_or("/", |def| def.working_dir);
         let task = RunTask {
-            id: id.clone(),
+            id,
             spec,
             writer,
             control: live.control,
-            readers: live.readers,
-            provider,
+            readers: live.readers.clone(),
+            provider: means.provider,
             sandbox: live.sandbox,
             working_dir,
             store: Arc::clone(&inner.store),
             tasks: inner.tasks.clone(),
             clock: inner.clock.clone(),
             redactor: inner.redactor.clone(),
-            started,
+            started: at,
             deadline,
-            place: Some(place),
+            place: Some(means.place),
         };
-        // A stop that began meanwhile has not seen this run.
-        if inner.draining.load(Ordering::Acquire) {
-            task.control.stop(Stop::ServerStopping);
+        (task, live.readers)
+    }
+
+    fn live_run(&self, run: &RunId) -> Option<LiveRun> {
+        self.0.live.lock().get(run).cloned()
+    }
+
+    /// How far the log of a live run has come, where readers have not been told of its end. The store may have
+    /// committed more, which is not known to survive a power cut yet, so that nobody should see it.
+    fn open_head(&self, run: &RunId) -> Option<Seq> {
+        let head = self.0.live.lock().get(run)?.log.head();
+        (!head.ended && !head.abandoned).then_some(head.committed)
+    }
+
+    /// One run.
+    ///
+    /// # Errors
+    /// `RUN_NOT_FOUND`, `STORE_UNAVAILABLE`.
+    pub async fn get(&self, run: &RunId) -> Result<RunRecord, Problem> {
+        let found = self.0.store.get(run).await;
+        let record = found.map_err(|error| store_problem(&error))?;
+        let record = record.ok_or_else(|| run_not_found(run))?;
+        Ok(self.as_told(record))
+    }
+
+    /// The newest runs, at most `limit`, with the beginnings of their prompts.
+    ///
+    /// # Errors
+    /// `STORE_UNAVAILABLE`.
+    pub async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, Problem> {
+        let found = self.0.store.list(limit).await;
+        let records = found.map_err(|error| store_problem(&error))?;
+        Ok(records
+            .into_iter()
+            .map(|record| self.as_told(record))
+            .collect())
+    }
+
+    fn as_told(&self, mut record: RunRecord) -> RunRecord {
+        if let Some(last) = self.open_head(&record.facts.id) {
+            record.end = None;
+            record.last_seq = record.last_seq.min(last);
         }
-        let runs = self.clone();
-        let ended = id.clone();
-        // Runs to its terminal event by itself; nobody waits for it but the process's end.
-        let _detached = inner.tasks.spawn(TaskKind::Run, async move {
-            let after_panic = task.after_panic();
-            if runs.0.tasks.spawn(TaskKind::Run, task.run()).await.is_err() {
-                Box::pin(after_panic.finish()).await;
+        record
+    }
+
+    /// How far a run's log has come.
+    ///
+    /// # Errors
+    /// `RUN_NOT_FOUND`, `EVENTS_EXPIRED`, `STORE_UNAVAILABLE`.
+    pub async fn head(&self, run: &RunId) -> Result<RunHead, Problem> {
+        let found = self.0.store.head(run).await;
+        let mut head = found.map_err(|error| cursor_problem(run, error.into()))?;
+        if let Some(last) = self.open_head(run) {
+            head.ended = false;
+            head.last_seq = head.last_seq.min(last);
+        }
+        Ok(head)
+    }
+
+    /// Deletes a run that has ended, with all that belongs to it.
+    ///
+    /// # Errors
+    /// `RUN_ACTIVE` while it goes on; `RUN_NOT_FOUND`, `STORE_UNAVAILABLE`.
+    pub async fn delete(&self, run: &RunId) -> Result<(), Problem> {
+        let deletion = if self.open_head(run).is_some() {
+            Deletion::Live
+        } else {
+            let deleted = self.0.store.delete(run).await;
+            deleted.map_err(|error| store_problem(&error))?
+        };
+        match deletion {
+            Deletion::Done => {
+                self.0.deleted.notify_one();
+                tracing::info!(run.id = %run, "run deleted");
+                Ok(())
             }
-            runs.0.live.lock().remove(&ended);
-        });
-        Ok(RunHandle {
-            id,
-            reader: RunReader { log, _lease: lease },
-        })
+            Deletion::Live => Err(Problem::new(
+                ErrorCode::RunActive,
+                "the run has not ended, so it can't be deleted",
+            )
+            .hint(format!("POST /runs/{run}/cancel ends it"))
+            .about(run)),
+            Deletion::Unknown => Err(run_not_found(run)),
+        }
     }
 
     /// A reader of the events after `after`, of a live run or one that has ended.
     ///
     /// # Errors
-    /// `RUN_NOT_FOUND`, `CURSOR_AHEAD`, `QUEUE_FULL` for too many readers, `STORE_UNAVAILABLE`.
+    /// `RUN_NOT_FOUND`, `EVENTS_EXPIRED`, `CURSOR_AHEAD`, `SERVER_BUSY` for too many readers,
+    /// `STORE_UNAVAILABLE`.
     pub async fn reader(&self, run: &RunId, after: Seq) -> Result<RunReader, Problem> {
-        let readers = self.0.live.lock().get(run).map(|live| live.readers.clone());
-        let lease = match readers {
-            Some(readers) => Some(readers.attach(READERS_PER_RUN).ok_or_else(|| {
+        let live = self.live_run(run);
+        let lease = match &live {
+            Some(live) => Some(live.readers.attach(READERS_PER_RUN).ok_or_else(|| {
                 Problem::new(
-                    ErrorCode::QueueFull,
+                    ErrorCode::ServerBusy,
                     format!("{READERS_PER_RUN} clients read this run already, which is the limit"),
                 )
-                .retry_after(FULL_RETRY)
+                .retry_after(RETRY)
                 .about(run)
             })?),
             None => None,
         };
-        let log = self
-            .0
-            .logs
-            .reader(run, after)
-            .await
-            .map_err(|error| cursor_problem(run, error))?;
+        let log = LogReader::open(
+            Arc::clone(&self.0.store),
+            run,
+            after,
+            live.map(|live| live.log),
+        );
+        let log = log.await.map_err(|error| cursor_problem(run, error))?;
         Ok(RunReader { log, _lease: lease })
     }
 
@@ -367,15 +523,9 @@ impl Runs {
     /// # Errors
     /// `RUN_NOT_FOUND`, `STORE_UNAVAILABLE`, `NOT_IMPLEMENTED` for a run of another process.
     pub async fn cancel(&self, run: &RunId) -> Result<CancelOutcome, Problem> {
-        let live = self.0.live.lock().get(run).cloned();
-        let record = self
-            .0
-            .store
-            .get(run)
-            .await
-            .map_err(|error| store_problem(&error))?
-            .ok_or_else(|| run_not_found(run))?;
-        let already_ended = record.state.terminal();
+        let live = self.live_run(run);
+        let record = self.get(run).await?;
+        let already_ended = record.state().terminal();
         match live {
             Some(live) if !already_ended => live.control.stop(Stop::Cancelled),
             None if !already_ended => {
@@ -397,9 +547,8 @@ impl Runs {
     /// Tells a run what its sandbox's backend said by itself. A run that is not live here, and a sandbox that
     /// isn't the run's, are not affected. Returns at once.
     pub(super) fn sandbox_event(&self, run: &RunId, signal: SandboxSignal) {
-        let sandbox = self.0.live.lock().get(run).map(|live| live.sandbox.clone());
-        if let Some(sandbox) = sandbox {
-            sandbox.heed(signal);
+        if let Some(live) = self.live_run(run) {
+            live.sandbox.heed(signal);
         }
     }
 
@@ -464,11 +613,7 @@ fn draining() -> Problem {
         "the server is stopping and takes no new runs",
     )
     .hint("send the request to another instance, or again in a moment")
-    .retry_after(FULL_RETRY)
-}
-
-fn run_not_found(run: &RunId) -> Problem {
-    Problem::new(ErrorCode::RunNotFound, format!("there is no run {run}")).about(run)
+    .retry_after(RETRY)
 }
 
 fn missing(what: &str, name: &str) -> Problem {
@@ -478,21 +623,19 @@ fn missing(what: &str, name: &str) -> Problem {
     )
 }
 
-fn store_problem(error: &StoreError) -> Problem {
-    Problem::new(ErrorCode::StoreUnavailable, error.to_string())
-        .hint("check the disk of the data directory; the server tries again with the next request")
-        .retry_after(FULL_RETRY)
-}
-
 fn cursor_problem(run: &RunId, error: CursorError) -> Problem {
     match error {
-        CursorError::NotFound(_) => run_not_found(run),
-        CursorError::Ahead { head } => Problem::new(
-            ErrorCode::CursorAhead,
-            format!("the cursor is past the end of the run's log, whose last event is {head}"),
-        )
-        .hint("resume from an id that this server has sent for this run")
-        .about(run),
+        CursorError::Ahead { head } => cursor_ahead(run, head),
+        CursorError::Store(StoreError::Expired(_)) => events_expired(run),
         CursorError::Store(error) => store_problem(&error),
+    }
+}
+
+/// Takes a run off the live ones when its task is over, however it ends.
+struct Gone<'r>(&'r Runs, RunId);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.0.live.lock().remove(&self.1);
     }
 }

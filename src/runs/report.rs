@@ -78,5 +78,9 @@ async fn owner(store: &dyn RunStore, report: &SandboxReport) -> Result<Option<Ru
     let Some(run) = report.run.as_ref().filter(|_| ours) else {
         return Ok(None);
     };
-    Ok(store.get(run).await?.map(|_| run.clone()))
+    match store.head(run).await {
+        Ok(_) => Ok(Some(run.clone())),
+        Err(StoreError::NotFound(_) | StoreError::Expired(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }

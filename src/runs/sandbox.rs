@@ -29,16 +29,13 @@ use crate::sandbox::{
     FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxNews, SandboxSpec,
 };
 use crate::secrets::Redactor;
-use crate::spec::RunSpec;
-use crate::store::{RunStore, SandboxRecord};
+use crate::spec::{InputFile, RunSpec};
+use crate::store::{RunLease, RunStore, SandboxRecord};
 
 /// One create call.
 const CREATE_LIMIT: Duration = Duration::from_mins(1);
 /// How long a run's end waits for its sandbox to be gone.
 const END_WAIT: Duration = Duration::from_secs(2);
-/// How long the end of a run that has its answer waits for a sandbox that is still being made: enough for a
-/// local one.
-const UNMADE_WAIT: Duration = Duration::from_millis(200);
 /// Further tries to destroy a sandbox, in the background.
 const KILL_TRIES: u32 = 3;
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -101,7 +98,10 @@ impl SandboxBackend for NoBackend {
 /// What a sandbox needs to know of its run.
 pub(super) struct Owner {
     pub(super) run: RunId,
+    pub(super) lease: RunLease,
     pub(super) spec: Arc<RunSpec>,
+    /// What is put into the sandbox: let go once it is there.
+    pub(super) inputs: Mutex<Vec<InputFile>>,
     pub(super) sink: Arc<dyn EventSink>,
     pub(super) control: RunControl,
     pub(super) deadline: Deadline,
@@ -134,7 +134,7 @@ struct Inner {
 
 struct Held {
     sandbox: Arc<dyn Sandbox>,
-    record: SandboxRecord,
+    attempt: u32,
     /// When the backend ends it by itself.
     end: Instant,
     _place: Option<OwnedSemaphorePermit>,
@@ -185,7 +185,13 @@ impl RunSandbox {
 
     /// Starts the creation, once.
     pub(super) fn start(&self) {
-        if self.0.started.swap(true, Ordering::AcqRel) {
+        if self.0.started.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        // After the swap: who ends it either sees that it was started, or is seen here.
+        if self.0.ended.is_cancelled() {
+            self.0.made.send_replace(Some(Err(gone_before())));
+            self.0.settled.cancel();
             return;
         }
         let this = Arc::clone(&self.0);
@@ -220,10 +226,10 @@ impl RunSandbox {
     }
 
     /// Destroys the sandbox; returns once it is gone, or after 2 s, when the rest goes on in the background.
-    /// When there is an answer, one that is still being made is hardly waited for: nobody needed it.
+    /// When there is an answer, one that is still being made is not waited for: nobody needed it.
     pub(super) async fn end(&self, answered: bool) {
         self.0.ended.cancel();
-        if !self.0.started.load(Ordering::Acquire) {
+        if !self.0.started.load(Ordering::SeqCst) {
             return;
         }
         let this = Arc::clone(&self.0);
@@ -231,13 +237,10 @@ impl RunSandbox {
             this.settled.cancelled().await;
             this.destroy().await;
         });
-        let unmade = self.0.made.borrow().is_none();
-        let wait = if answered && unmade {
-            UNMADE_WAIT
-        } else {
-            END_WAIT
-        };
-        if tokio::time::timeout(wait, ending).await.is_err() {
+        if answered && self.0.made.borrow().is_none() {
+            return;
+        }
+        if tokio::time::timeout(END_WAIT, ending).await.is_err() {
             tracing::warn!(run.id = %self.0.owner.run, backend = self.0.entry.name, "the sandbox is not gone yet; trying on in the background");
         }
     }
@@ -326,7 +329,7 @@ impl Inner {
         let (sandbox, record, end) = self.create().await?;
         *self.held.lock() = Some(Held {
             sandbox: Arc::clone(&sandbox),
-            record: record.clone(),
+            attempt: record.attempt,
             end,
             _place: place,
         });
@@ -336,7 +339,8 @@ impl Inner {
         event.facts.add("sandboxProvider", self.entry.name);
         // A log that fails ends the run by itself.
         let _told = self.owner.sink.emit(RunEvent::System(event)).await;
-        let preparing = Workspace::prepare(sandbox, &self.owner.spec.files, self.owner.deadline);
+        let inputs = std::mem::take(&mut *self.owner.inputs.lock());
+        let preparing = Workspace::prepare(sandbox, &inputs, self.owner.deadline);
         tokio::select! {
             biased;
             () = self.ended.cancelled() => Err(gone_before()),
@@ -384,7 +388,6 @@ impl Inner {
                 .as_second()
                 .saturating_add_unsigned(lifetime.as_secs());
             let record = SandboxRecord {
-                run: owner.run.clone(),
                 backend: self.entry.name.to_owned(),
                 attempt,
                 sandbox_id: None,
@@ -451,7 +454,8 @@ impl Inner {
     }
 
     async fn remember(&self, record: SandboxRecord) -> Result<(), Problem> {
-        self.owner.store.put_sandbox(record).await.map_err(|error| {
+        let put = self.owner.store.put_sandbox(&self.owner.lease, record);
+        put.await.map_err(|error| {
             Problem::new(
                 ErrorCode::StoreUnavailable,
                 format!("failed to record the sandbox: {error}"),
@@ -466,11 +470,8 @@ impl Inner {
         for attempt in 1..=KILL_TRIES {
             match tokio::time::timeout(KILL_LIMIT, held.sandbox.kill()).await {
                 Ok(Ok(())) => {
-                    let record = SandboxRecord {
-                        destroyed: true,
-                        ..held.record.clone()
-                    };
-                    if let Err(error) = self.owner.store.put_sandbox(record).await {
+                    let told = self.owner.store.sandbox_gone(&self.owner.run, held.attempt);
+                    if let Err(error) = told.await {
                         tracing::warn!(run.id = %self.owner.run, %error, "failed to record that the sandbox is gone");
                     }
                     return;
@@ -496,3 +497,7 @@ pub(super) fn problem_of(error: &SandboxError) -> Problem {
     }
     problem
 }
+
+#[cfg(test)]
+#[path = "sandbox_tests.rs"]
+mod tests;

@@ -24,15 +24,15 @@ pub(super) struct Head {
     settled: Seq,
     /// An event was not.
     failed: bool,
-    /// The terminal event is committed.
-    ended: bool,
+    /// The terminal event is committed and synced.
+    pub(super) ended: bool,
     /// The writer has gone without a terminal event.
     pub(super) abandoned: bool,
 }
 
-/// A run that is written by this process.
+/// A log that is written by this process, as its readers see it.
 #[derive(Debug)]
-pub(super) struct Live {
+pub struct Live {
     run: RunId,
     head: watch::Sender<Head>,
     latest: Mutex<Latest>,
@@ -117,12 +117,12 @@ impl Live {
         });
     }
 
-    /// The writer goes; true if it had not ended the run.
-    pub(super) fn abandon(&self) -> bool {
+    /// The writer goes, and may not have ended the run.
+    pub(super) fn abandon(&self) {
         self.head.send_if_modified(|head| {
             head.abandoned = !head.ended;
             head.abandoned
-        })
+        });
     }
 }
 

@@ -1,9 +1,11 @@
 //! One run's task: starts its agent and its sandbox, watches what may stop them, and ends the run, in one
 //! terminal event, whatever happened.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
@@ -11,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control::{RunControl, Stop};
 use super::lease::Readers;
-use super::log::{EndFacts, LogWriter};
+use super::log::LogWriter;
 use super::sandbox::RunSandbox;
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Answer, Halt, RunContext, Tally, WorkspaceSource as _, run_agent};
@@ -23,7 +25,7 @@ use crate::llm::{LlmError, LlmErrorKind, LlmProvider};
 use crate::sandbox::files;
 use crate::secrets::Redactor;
 use crate::spec::{NanoUsd, Presence, RunSpec, SandboxStart};
-use crate::store::{FileRecord, RunState, RunStore, StoredFile};
+use crate::store::{FileRecord, RunEnd, RunState, RunStore, RunUsage, StoredFile};
 
 /// How long a stopped agent may take to answer its open calls.
 const AGENT_GRACE: Duration = Duration::from_secs(3);
@@ -55,66 +57,26 @@ pub(super) struct RunTask {
     pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
-/// Ends a run whose task panicked, truthfully.
-pub(super) struct AfterPanic {
-    id: RunId,
-    writer: Arc<LogWriter>,
-    spec: Arc<RunSpec>,
-    clock: Clock,
-    started: Instant,
-}
-
 type AgentTask = JoinHandle<Option<Result<Answer, Halt>>>;
 
-impl AfterPanic {
-    /// Writes the terminal event. What the run used is unknown.
-    pub(super) async fn finish(self) {
-        let mut totals = Tally::new(&self.spec.model).totals(self.started.elapsed());
-        totals.cost_usd = None;
-        totals.usage_complete = false;
-        let problem = panicked();
-        let end = EndFacts {
-            state: RunState::Failed,
-            completed_at: self.clock.now(),
-            error_code: Some(problem.code),
-            error: Some(problem.message.clone()),
-            cost_nanos: None,
-            input_tokens: 0,
-            output_tokens: 0,
-            num_turns: 0,
-            duration_secs: totals.duration_secs,
-        };
-        tracing::error!(run.id = %self.id, "the run's task panicked");
-        if let Err(error) = self
-            .writer
-            .finish(
-                RunEvent::Error(ErrorEvent::new(&problem, totals)),
-                end,
-                &never(),
-            )
-            .await
-        {
-            tracing::error!(run.id = %self.id, %error, "failed to write the run's end");
-        }
-    }
-}
-
 impl RunTask {
-    /// What ends the run if its task should panic.
-    pub(super) fn after_panic(&self) -> AfterPanic {
-        AfterPanic {
-            id: self.id.clone(),
-            writer: Arc::clone(&self.writer),
-            spec: Arc::clone(&self.spec),
-            clock: self.clock.clone(),
-            started: self.started,
-        }
-    }
-
     /// Runs to the terminal event.
     pub(super) async fn run(mut self) {
-        let deadline = self.deadline;
         let tally = Arc::new(Tally::new(&self.spec.model));
+        // A fault of ours ends this run alone, and what it had goes as it would at any other end.
+        let work = AssertUnwindSafe(self.work(&tally)).catch_unwind();
+        let ended = work.await.unwrap_or_else(|_panic| {
+            tracing::error!(run.id = %self.id, "the run's task panicked");
+            Err(panicked())
+        });
+        Box::pin(self.sandbox.end(ended.is_ok())).await;
+        // Before the end is told: who has read it finds the place free.
+        drop(self.place.take());
+        Box::pin(self.finish(ended, &tally)).await;
+    }
+
+    async fn work(&self, tally: &Arc<Tally>) -> Result<Answer, Problem> {
+        let deadline = self.deadline;
         let sandbox = self.sandbox.clone();
         if self.spec.sandbox.start == SandboxStart::Eager && self.spec.needs_sandbox() {
             sandbox.start();
@@ -127,7 +89,7 @@ impl RunTask {
             workspace: Arc::new(sandbox.clone()),
             token: self.control.token().clone(),
             deadline,
-            tally: Arc::clone(&tally),
+            tally: Arc::clone(tally),
             redactor: self.redactor.clone(),
             working_dir: self.working_dir,
             today: self.clock.now().strftime("%Y-%m-%d").to_string(),
@@ -140,10 +102,7 @@ impl RunTask {
 
         // Boxed, so that a run under way holds no room for what comes at its end.
         Box::pin(self.collect(&sandbox, &ended)).await;
-        Box::pin(sandbox.end(ended.is_ok())).await;
-        // Before the end is told: who has read it finds the place free.
-        drop(self.place.take());
-        Box::pin(self.finish(ended, &tally)).await;
+        ended
     }
 
     /// Waits for the agent, or for a reason to stop it.
@@ -253,15 +212,19 @@ impl RunTask {
                 },
                 bytes: file.bytes,
             };
-            if let Err(error) = self.store.put_file(&self.id, stored).await {
+            if let Err(error) = self.store.put_file(self.writer.lease(), stored).await {
                 omitted.push(files::Omitted {
                     path: file.path,
                     reason: format!("the store failed: {error}"),
                 });
                 continue;
             }
-            // A log that fails shows at the terminal event.
-            let _shown = self.writer.emit(RunEvent::File(event)).await;
+            if let Err(error) = self.writer.emit(RunEvent::File(event)).await {
+                omitted.push(files::Omitted {
+                    path: file.path,
+                    reason: format!("{error}; GET /runs/{} lists it", self.id),
+                });
+            }
         }
         if !omitted.is_empty() {
             self.warn_omitted(&omitted).await;
@@ -293,14 +256,16 @@ impl RunTask {
     /// The one terminal event.
     async fn finish(&self, ended: Result<Answer, Problem>, tally: &Tally) {
         let totals = tally.totals(self.started.elapsed());
-        let facts = |state: RunState, problem: Option<&Problem>| EndFacts {
+        let facts = |state: RunState, problem: Option<&Problem>| RunEnd {
             state,
             completed_at: self.clock.now(),
-            error_code: problem.map(|problem| problem.code),
-            error: problem.map(|problem| problem.message.clone()),
+            error: problem.map(|problem| (problem.code, problem.message.clone())),
             cost_nanos: tally.cost().map(|NanoUsd(nanos)| nanos),
-            input_tokens: totals.input_tokens,
-            output_tokens: totals.output_tokens,
+            usage: Some(RunUsage {
+                input_tokens: totals.input_tokens,
+                output_tokens: totals.output_tokens,
+                complete: totals.usage_complete,
+            }),
             num_turns: totals.num_turns,
             duration_secs: totals.duration_secs,
         };
@@ -322,7 +287,7 @@ impl RunTask {
             }
         };
         let state = end.state;
-        let code = end.error_code;
+        let code = end.error.as_ref().map(|(code, _)| *code);
         match self.writer.finish(event, end, &never()).await {
             Ok(_seq) => tracing::info!(
                 run.id = %self.id,

@@ -26,18 +26,10 @@ pub enum TaskKind {
     Run,
     /// The agent inside a run's task; its panic is the run's failure.
     Agent,
-    /// Kills what dead runs left, again and again.
-    Reaper,
-    /// The grace period of runs that nobody reads.
-    Lease,
+    /// Looks after the store and after what dead runs left, again and again.
+    Housekeeping,
     /// Work that a run left for after its end, such as killing a sandbox that came too late.
     Cleanup,
-    /// The loop that accepts connections.
-    Listener,
-    /// One HTTP connection.
-    Connection,
-    /// Waits for signals of the operating system.
-    Signals,
 }
 
 /// What [`Tasks::close_and_wait`] does to a task.
@@ -60,44 +52,31 @@ pub enum OnPanic {
 
 impl TaskKind {
     /// Every kind.
-    pub const ALL: &'static [Self] = &[
-        Self::Run,
-        Self::Agent,
-        Self::Reaper,
-        Self::Lease,
-        Self::Cleanup,
-        Self::Listener,
-        Self::Connection,
-        Self::Signals,
-    ];
+    pub const ALL: &'static [Self] = &[Self::Run, Self::Agent, Self::Housekeeping, Self::Cleanup];
 
     /// The name in logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Run => "run",
             Self::Agent => "agent",
-            Self::Reaper => "reaper",
-            Self::Lease => "lease",
+            Self::Housekeeping => "housekeeping",
             Self::Cleanup => "cleanup",
-            Self::Listener => "listener",
-            Self::Connection => "connection",
-            Self::Signals => "signals",
         }
     }
 
     /// What stopping does to it.
     pub const fn on_stop(self) -> OnStop {
         match self {
-            Self::Run | Self::Agent | Self::Cleanup | Self::Connection => OnStop::Wait,
-            Self::Reaper | Self::Lease | Self::Listener | Self::Signals => OnStop::Drop,
+            Self::Run | Self::Agent | Self::Cleanup => OnStop::Wait,
+            Self::Housekeeping => OnStop::Drop,
         }
     }
 
     /// What its panic does.
     pub const fn on_panic(self) -> OnPanic {
         match self {
-            Self::Run | Self::Agent | Self::Cleanup | Self::Connection => OnPanic::Log,
-            Self::Reaper | Self::Lease | Self::Listener | Self::Signals => OnPanic::ShutDown,
+            Self::Run | Self::Agent | Self::Cleanup => OnPanic::Log,
+            Self::Housekeeping => OnPanic::ShutDown,
         }
     }
 }
@@ -250,13 +229,13 @@ mod tests {
     #[tokio::test]
     async fn stopping_drops_what_may_be_dropped_and_waits_for_the_rest() {
         let tasks = Tasks::new();
-        let reaper = tasks.spawn(TaskKind::Reaper, pending::<()>());
+        let reaper = tasks.spawn(TaskKind::Housekeeping, pending::<()>());
         let (go, wait) = oneshot::channel::<()>();
         let run = tasks.spawn(TaskKind::Run, async move { wait.await.is_ok() });
         assert_eq!(
             (
                 tasks.running(TaskKind::Run),
-                tasks.running(TaskKind::Reaper)
+                tasks.running(TaskKind::Housekeeping)
             ),
             (1, 1)
         );
@@ -289,7 +268,7 @@ mod tests {
         let agent = tasks.spawn(TaskKind::Agent, async { panic!("in an agent") });
         assert!(agent.await.unwrap_err().is_panic());
         assert!(!tasks.broken().is_cancelled());
-        let reaper = tasks.spawn(TaskKind::Reaper, async { panic!("in the reaper") });
+        let reaper = tasks.spawn(TaskKind::Housekeeping, async { panic!("in the reaper") });
         assert!(reaper.await.unwrap_err().is_panic());
         assert!(tasks.broken().is_cancelled());
     }

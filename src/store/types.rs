@@ -80,14 +80,12 @@ impl RunState {
     }
 }
 
-/// A run to create, in state `running`, with its first event.
-#[derive(Clone, Debug)]
-pub struct NewRun {
+/// What is known of a run from its creation on: the one form of a run, whoever makes or reads it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunFacts {
     /// Its id.
     pub id: RunId,
-    /// The process that owns it.
-    pub owner: String,
-    /// The prompt, whole.
+    /// The prompt: whole, but for a list, which has its first [`LISTED_PROMPT`] characters.
     pub prompt: String,
     /// The resolved model id.
     pub model: String,
@@ -99,14 +97,101 @@ pub struct NewRun {
     pub background: bool,
     /// When it was accepted, which is when it starts to run.
     pub started_at: Timestamp,
-    /// Event 1.
-    pub first_event: StoredEvent,
+}
+
+/// How much of a prompt a list shows, in characters (rule SE-6).
+pub const LISTED_PROMPT: usize = 100;
+
+/// What is known of a run from its end on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunEnd {
+    /// A terminal state.
+    pub state: RunState,
+    /// When.
+    pub completed_at: Timestamp,
+    /// The error that it ended in.
+    pub error: Option<(ErrorCode, String)>,
+    /// Cost in nano-dollars; `None` when unknown.
+    pub cost_nanos: Option<u64>,
+    /// What the model read and wrote; `None` when unknown.
+    pub usage: Option<RunUsage>,
+    /// Turns taken.
+    pub num_turns: u32,
+    /// From the start of running.
+    pub duration_secs: f64,
+}
+
+/// Tokens of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunUsage {
+    /// All input tokens.
+    pub input_tokens: u64,
+    /// All output tokens.
+    pub output_tokens: u64,
+    /// False when a stream was cut before its usage arrived: then the figures are a lower bound.
+    pub complete: bool,
+}
+
+/// A run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RunRecord {
+    /// What it is.
+    pub facts: RunFacts,
+    /// The last committed event.
+    pub last_seq: Seq,
+    /// Files returned by the run.
+    pub files_count: u64,
+    /// How it ended, if it has.
+    pub end: Option<RunEnd>,
+}
+
+impl RunRecord {
+    /// Its state.
+    pub fn state(&self) -> RunState {
+        self.end.as_ref().map_or(RunState::Running, |end| end.state)
+    }
+}
+
+/// How far a run's log has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunHead {
+    /// The last committed event.
+    pub last_seq: Seq,
+    /// That event is the terminal one.
+    pub ended: bool,
+}
+
+/// The right to write a run. Whoever creates a run has it; whoever ends the run of a dead process takes it
+/// over under the next epoch, so that a write of the earlier holder changes nothing any more (rule ST-1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunLease {
+    /// The run.
+    pub run: RunId,
+    /// The process that holds it.
+    pub owner: Arc<str>,
+    /// From 1; one more each time that it changes hands.
+    pub epoch: u64,
+}
+
+/// A run without an end whose process is gone; the lease is the caller's now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OpenRun {
+    /// To write its end with.
+    pub lease: RunLease,
+    /// The resolved model id.
+    pub model: String,
+    /// The last committed event.
+    pub last_seq: Seq,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When its last event was written.
+    pub last_event_at: Timestamp,
 }
 
 /// Events to append to a run.
 pub struct Append {
-    /// The run.
-    pub run: RunId,
+    /// The right to.
+    pub lease: RunLease,
     /// In order, continuing the run's sequence.
     pub events: Vec<Arc<StoredEvent>>,
     /// Called on the store's own thread, right after the commit or its failure; must not block.
@@ -121,58 +206,13 @@ pub trait CommitListener: Send + Sync {
     fn failed(&self, events: &[Arc<StoredEvent>], error: &StoreError);
 }
 
-/// A run's end: its terminal event and what its row says from then on, in one transaction.
-#[derive(Clone, Debug)]
-pub struct Finish {
-    /// The run.
-    pub run: RunId,
-    /// `result` or `error`; the last event.
-    pub event: Arc<StoredEvent>,
-    /// A terminal state.
-    pub state: RunState,
-    /// When.
-    pub completed_at: Timestamp,
-    /// The error's code, if it ended in one.
-    pub error_code: Option<ErrorCode>,
-    /// The error's message, if it ended in one.
-    pub error: Option<String>,
-    /// Cost in nano-dollars; `None` when unknown.
-    pub cost_nanos: Option<u64>,
-    /// All input tokens.
-    pub input_tokens: u64,
-    /// All output tokens.
-    pub output_tokens: u64,
-    /// Turns taken.
-    pub num_turns: u32,
-    /// From the start of running.
-    pub duration_secs: f64,
-}
-
-/// A run as `GET /runs` and `GET /runs/{id}` show it.
-#[derive(Clone, Debug, PartialEq)]
-#[expect(missing_docs, reason = "named as in NewRun and Finish")]
-pub struct RunRecord {
-    pub id: RunId,
-    pub owner: String,
-    pub prompt: String,
-    pub model: String,
-    pub provider: String,
-    pub sandbox_provider: String,
-    pub background: bool,
-    pub state: RunState,
-    pub started_at: Timestamp,
-    pub completed_at: Option<Timestamp>,
-    /// The last committed event.
-    pub last_seq: Seq,
-    pub error_code: Option<String>,
-    pub error: Option<String>,
-    pub cost_nanos: Option<u64>,
-    pub input_tokens: Option<u64>,
-    pub output_tokens: Option<u64>,
-    pub num_turns: Option<u32>,
-    pub duration_secs: Option<f64>,
-    /// Files returned by the run.
-    pub files_count: u64,
+/// What a flush waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// The death of the process changes nothing of it.
+    Committed,
+    /// A power cut neither.
+    Synced,
 }
 
 /// A file that a run returned.
@@ -185,7 +225,7 @@ pub struct FileRecord {
     pub sha256: String,
 }
 
-/// A file with its bytes.
+/// A file with its bytes, as it is put into the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredFile {
     /// What it is.
@@ -198,7 +238,6 @@ pub struct StoredFile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in sandbox::Labels")]
 pub struct SandboxRecord {
-    pub run: RunId,
     pub backend: String,
     pub attempt: u32,
     /// The backend's id, once the create call has answered.
@@ -207,6 +246,54 @@ pub struct SandboxRecord {
     pub expires: i64,
     /// It is known to be gone.
     pub destroyed: bool,
+}
+
+/// A sandbox of a run that has ended, of which it is not known that it is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftSandbox {
+    /// The run.
+    pub run: RunId,
+    /// Which of its attempts.
+    pub attempt: u32,
+    /// The backend's id, if the create call had answered.
+    pub sandbox_id: Option<String>,
+    /// When the run ended.
+    pub ended_at: Timestamp,
+}
+
+/// What is kept, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Runs that ended before are deleted; `None` for none.
+    pub ended_before: Option<Timestamp>,
+    /// Runs that have ended are deleted, oldest first, while more than these are stored.
+    pub most_runs: u64,
+    /// Webhook deliveries that arrived before are deleted.
+    pub webhooks_before: Timestamp,
+    /// Of a run that was deleted before, it is no longer known that there ever was one.
+    pub forget_before: Timestamp,
+}
+
+/// What became of a wish to delete a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// It is gone.
+    Done,
+    /// It has not ended, so it stays.
+    Live,
+    /// There is none.
+    Unknown,
+}
+
+/// What a look for damage found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// There was no reason to look.
+    NotNeeded,
+    /// Nothing.
+    Whole,
+    /// This.
+    Damaged(String),
 }
 
 /// A delivery of `POST /webhooks/e2b`.
@@ -234,7 +321,11 @@ pub enum StoreError {
     /// No such run.
     #[error("there is no run {0}")]
     NotFound(RunId),
-    /// The run has ended, or the sequence would have a gap: a fault of ours. Trying again is no use.
+    /// The run was deleted, by request or by age.
+    #[error("the run {0} is no longer kept")]
+    Expired(RunId),
+    /// The run has ended, its lease is somebody else's, or the sequence would have a gap. Trying again is no
+    /// use.
     #[error("the run's log refused the write: {0}")]
     Refused(String),
     /// Another process has the data directory.
@@ -256,21 +347,27 @@ pub enum StoreError {
 /// Futures may be dropped: a write that was queued still happens.
 #[async_trait]
 pub trait RunStore: Send + Sync {
-    /// The store's own id, made once: labels of sandboxes carry it.
+    /// The store's own id, made once: labels of sandboxes carry it. A copy of the store has another one.
     fn id(&self) -> &str;
 
-    /// Creates a run with its first event. Committed when it returns; synced soon after.
-    async fn create(&self, run: NewRun) -> Result<(), StoreError>;
+    /// Creates a run with its first event, and leases it to this process. Committed when it returns; synced
+    /// soon after.
+    async fn create(&self, facts: RunFacts, first: StoredEvent) -> Result<RunLease, StoreError>;
 
     /// Queues events; waits only for a place in the bounded queue. The listener hears of the commit.
     async fn append(&self, append: Append) -> Result<(), StoreError>;
 
-    /// Waits until everything queued before is committed and survives a power cut.
-    async fn sync(&self) -> Result<(), StoreError>;
+    /// Waits until everything queued before is committed, or also survives a power cut.
+    async fn flush(&self, until: Flush) -> Result<(), StoreError>;
 
     /// Ends a run: the terminal event and the row, in one transaction, synced when it returns. Refused when
     /// the run has ended already, unless in exactly this event: a retry after a lost answer succeeds.
-    async fn finish(&self, finish: Finish) -> Result<(), StoreError>;
+    async fn finish(
+        &self,
+        lease: &RunLease,
+        event: Arc<StoredEvent>,
+        end: RunEnd,
+    ) -> Result<(), StoreError>;
 
     /// Events after `after`, in order: at most `limit`, and fewer where they are large, but at least one.
     /// Empty at the head, whose end a terminal event marks.
@@ -281,27 +378,43 @@ pub trait RunStore: Send + Sync {
         limit: u32,
     ) -> Result<Vec<StoredEvent>, StoreError>;
 
+    /// Waits until the run has an event after `after`, whichever process writes it. May return early.
+    async fn watch(&self, run: &RunId, after: Seq) -> Result<(), StoreError>;
+
+    /// How far a run's log has come.
+    async fn head(&self, run: &RunId) -> Result<RunHead, StoreError>;
+
     /// One run.
     async fn get(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError>;
 
-    /// The newest runs by start, at most `limit`.
+    /// The newest runs by start, at most `limit`, with the beginnings of their prompts.
     async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, StoreError>;
 
-    /// The runs that have not ended. Their `duration_secs` is from the start to the last event.
-    async fn unfinished(&self) -> Result<Vec<RunRecord>, StoreError>;
+    /// Takes over every run without an end whose process is gone, and those that this process took over
+    /// before without ending them. What can't be told counts as alive.
+    async fn expired_runs(&self) -> Result<Vec<OpenRun>, StoreError>;
 
     /// Keeps a file of a run, replacing one with the same path.
-    async fn put_file(&self, run: &RunId, file: StoredFile) -> Result<(), StoreError>;
+    async fn put_file(&self, lease: &RunLease, file: StoredFile) -> Result<(), StoreError>;
 
     /// A file of a run.
-    async fn get_file(&self, run: &RunId, path: &str) -> Result<Option<StoredFile>, StoreError>;
+    async fn file(&self, run: &RunId, path: &str) -> Result<Option<FileRecord>, StoreError>;
+
+    /// The bytes of a file from `offset` on, at most 64 KiB of them; none at its end.
+    async fn read_file(
+        &self,
+        run: &RunId,
+        file: &FileRecord,
+        offset: u64,
+    ) -> Result<Bytes, StoreError>;
 
     /// The files of a run, by path.
     async fn list_files(&self, run: &RunId) -> Result<Vec<FileRecord>, StoreError>;
 
-    /// Records a sandbox that is about to be asked for, or what has become of it (same run and attempt).
-    /// Committed when it returns.
-    async fn put_sandbox(&self, sandbox: SandboxRecord) -> Result<(), StoreError>;
+    /// Records a sandbox that is about to be asked for, or what has become of it (same attempt). Committed
+    /// when it returns.
+    async fn put_sandbox(&self, lease: &RunLease, sandbox: SandboxRecord)
+    -> Result<(), StoreError>;
 
     /// The sandboxes of a run.
     async fn sandboxes(&self, run: &RunId) -> Result<Vec<SandboxRecord>, StoreError>;
@@ -309,11 +422,28 @@ pub trait RunStore: Send + Sync {
     /// The run that a sandbox belongs to.
     async fn sandbox_owner(&self, sandbox_id: &str) -> Result<Option<RunId>, StoreError>;
 
+    /// The sandboxes at `backend` of runs that have ended which are not recorded as destroyed.
+    async fn left_sandboxes(&self, backend: &str) -> Result<Vec<LeftSandbox>, StoreError>;
+
+    /// Records that a sandbox is gone. Needs no lease: it is true whoever found it out.
+    async fn sandbox_gone(&self, run: &RunId, attempt: u32) -> Result<(), StoreError>;
+
     /// Keeps a delivery. `false` if its event id is known already.
     async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError>;
 
     /// The deliveries about a run, oldest first.
     async fn webhooks(&self, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError>;
+
+    /// Deletes a run that has ended, with all that belongs to it. It can't be found any more when this
+    /// returns; its room is given back by [`RunStore::maintain`]. Synced.
+    async fn delete(&self, run: &RunId) -> Result<Deletion, StoreError>;
+
+    /// Takes one small step towards `retention`, and gives room back to the file system. True while there is
+    /// more to do.
+    async fn maintain(&self, retention: &Retention) -> Result<bool, StoreError>;
+
+    /// Looks for damage, once after an unclean end (rule DB-3). Dropping the future ends the look.
+    async fn check(&self) -> Result<Check, StoreError>;
 
     /// Whether the last write succeeded. No I/O.
     fn healthy(&self) -> bool;

@@ -8,8 +8,11 @@ use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 
 #[tokio::test]
 async fn the_references_example_request_gives_the_references_example_stream() {
+    // A sandbox that comes after the answer is told to nobody.
+    let gate = Gate::new();
     let llm = FakeLlm::start([Reply::new()
         .text("Let me research these tools...")
+        .wait(&gate)
         .text(" starting with Notion.")
         .usage(1204, 876)])
     .await;
@@ -19,7 +22,14 @@ async fn the_references_example_request_gives_the_references_example_stream() {
         "model": "sonnet",
         "maxTurns": 30
     });
-    let events = app.run(body).await;
+    let mut stream = app.query(body).await;
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await {
+        if event["message"] == "Sandbox created" {
+            gate.open();
+        }
+        events.push(event);
+    }
     check_log(&events);
 
     let created = events

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sandcaster::clock::Clock;
-use sandcaster::runs::{Runs, RunsConfig, Tasks};
+use sandcaster::runs::{Keep, Runs, RunsConfig, Tasks};
 use sandcaster::sandbox::{
     FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
 };
@@ -94,7 +94,7 @@ async fn the_reaper_looks_at_once_and_then_every_minute() {
     let backend: Arc<dyn SandboxBackend> = listed.clone();
     let runs = Runs::new(RunsConfig {
         store: MemoryStore::new(),
-        owner: "this".to_owned(),
+        keep: Keep { age: None, runs: 1 },
         providers: BTreeMap::new(),
         backends: BTreeMap::from([("e2b", (backend, None))]),
         max_concurrent_runs: 1,
@@ -103,7 +103,7 @@ async fn the_reaper_looks_at_once_and_then_every_minute() {
         tasks: Tasks::new(),
     });
     let begun = Instant::now();
-    runs.start_reaper(|_| true);
+    runs.start_housekeeping();
     tokio::time::sleep(Duration::from_mins(10)).await;
     runs.shutdown(Duration::from_secs(1)).await;
     let times = listed.0.lock().clone();

@@ -210,7 +210,7 @@ async fn a_page_of_an_allowed_origin_may_use_the_api() {
         assert_eq!(reply.header("vary"), Some("Origin"));
         assert_eq!(
             reply.header("access-control-allow-methods"),
-            Some("GET, POST")
+            Some("GET, POST, DELETE")
         );
         let headers = reply.header("access-control-allow-headers").unwrap();
         for needed in [

@@ -4,12 +4,12 @@ use bytes::Bytes;
 use sandcaster::ids::RunId;
 use sandcaster::store::{FileRecord, RunStore as _, StoredFile};
 
-use super::runs::{begin, id};
+use super::runs::{begin_leased, id};
 use crate::support::http::{TestServer, keyless};
 
 async fn with_file(path: &str, mime_type: &str, bytes: &'static [u8]) -> (TestServer, RunId) {
     let server = TestServer::start(keyless()).await;
-    let run = begin(&server.store, 1, "hello", 0).await;
+    let lease = begin_leased(&server.store, 1, "hello", 0).await;
     let record = FileRecord {
         path: path.to_owned(),
         mime_type: mime_type.to_owned(),
@@ -19,10 +19,10 @@ async fn with_file(path: &str, mime_type: &str, bytes: &'static [u8]) -> (TestSe
     let bytes = Bytes::from_static(bytes);
     server
         .store
-        .put_file(&run, StoredFile { record, bytes })
+        .put_file(&lease, StoredFile { record, bytes })
         .await
         .unwrap();
-    (server, run)
+    (server, lease.run)
 }
 
 #[tokio::test]

@@ -167,14 +167,21 @@ async fn other_methods_are_answered_in_json_with_those_that_work() {
     let server = TestServer::start(keyless()).await;
     for route in ROUTES {
         let path = route.path.replace("{id}", RUN).replace("{*path}", "f");
+        let answered = |method: &str| {
+            let mut routes = ROUTES.iter().filter(|other| other.path == route.path);
+            routes.any(|other| other.method == method)
+        };
         for method in ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+            if answered(method) {
+                continue;
+            }
             let reply = server.request(method, &path).send().await;
             assert_eq!(reply.status, 405, "{method} {path}");
             assert_eq!(reply.code(), "METHOD_NOT_ALLOWED");
             assert!(reply.header("allow").unwrap().contains(route.method));
             has_security_headers(&reply);
         }
-        let other = if route.method == "GET" { "POST" } else { "GET" };
+        let other = if answered("GET") { "POST" } else { "GET" };
         assert_eq!(server.request(other, &path).send().await.status, 405);
     }
 }

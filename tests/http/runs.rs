@@ -9,12 +9,12 @@ use sandcaster::events::{
 };
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
-    Append, CommitListener, FileRecord, Finish, NewRun, RunState, RunStore as _, SandboxRecord,
-    StoreError, StoredFile, WebhookDelivery,
+    Append, CommitListener, FileRecord, RunEnd, RunFacts, RunLease, RunState, RunStore as _,
+    RunUsage, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
 };
 use serde_json::json;
 
-use crate::support::http::{TestServer, keyless};
+use crate::support::http::{TestServer, keyed, keyless};
 use crate::support::memory_store::MemoryStore;
 
 pub fn id(n: u32) -> RunId {
@@ -36,20 +36,22 @@ impl CommitListener for Quiet {
 
 /// A run with `deltas` events after its first.
 pub async fn begin(store: &MemoryStore, n: u32, prompt: &str, deltas: u64) -> RunId {
-    let run = id(n);
+    begin_leased(store, n, prompt, deltas).await.run
+}
+
+pub async fn begin_leased(store: &MemoryStore, n: u32, prompt: &str, deltas: u64) -> RunLease {
     let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
-    let new = NewRun {
-        id: run.clone(),
-        owner: "this".to_owned(),
+    let facts = RunFacts {
+        id: id(n),
         prompt: prompt.to_owned(),
         model: "claude-sonnet-4-6".to_owned(),
         provider: "anthropic".to_owned(),
         sandbox_provider: "local".to_owned(),
         background: false,
         started_at: at(i64::from(n)),
-        first_event: StoredEvent::new(Seq(1), &first).unwrap(),
     };
-    store.create(new).await.unwrap();
+    let first = StoredEvent::new(Seq(1), &first).unwrap();
+    let lease = store.create(facts, first).await.unwrap();
     let events = (0..deltas)
         .map(|k| {
             let delta = RunEvent::Assistant(Delta::new(format!("{k} "), 1));
@@ -57,15 +59,15 @@ pub async fn begin(store: &MemoryStore, n: u32, prompt: &str, deltas: u64) -> Ru
         })
         .collect();
     let append = Append {
-        run: run.clone(),
+        lease: lease.clone(),
         events,
         listener: Arc::new(Quiet),
     };
     store.append(append).await.unwrap();
-    run
+    lease
 }
 
-pub async fn end(store: &MemoryStore, run: &RunId, last: u64) {
+pub async fn end(store: &MemoryStore, run: &RunLease, last: u64) {
     let event = RunEvent::Result(ResultEvent {
         subtype: "success",
         content: "done".to_owned(),
@@ -73,29 +75,29 @@ pub async fn end(store: &MemoryStore, run: &RunId, last: u64) {
         truncated: false,
         totals: Totals::default(),
     });
-    store
-        .finish(Finish {
-            run: run.clone(),
-            event: Arc::new(StoredEvent::new(Seq(last), &event).unwrap()),
-            state: RunState::Completed,
-            completed_at: at(28),
-            error_code: None,
-            error: None,
-            cost_nanos: Some(4_200_000),
+    let end = RunEnd {
+        state: RunState::Completed,
+        completed_at: at(28),
+        error: None,
+        cost_nanos: Some(4_200_000),
+        usage: Some(RunUsage {
             input_tokens: 1204,
             output_tokens: 876,
-            num_turns: 3,
-            duration_secs: 27.5,
-        })
-        .await
-        .unwrap();
+            complete: true,
+        }),
+        num_turns: 3,
+        duration_secs: 27.5,
+    };
+    let event = Arc::new(StoredEvent::new(Seq(last), &event).unwrap());
+    store.finish(run, event, end).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_run_that_ended_has_every_documented_field() {
     let server = TestServer::start(keyless()).await;
-    let run = begin(&server.store, 1, "Compare Notion, Coda, and Slite", 2).await;
-    end(&server.store, &run, 4).await;
+    let lease = begin_leased(&server.store, 1, "Compare Notion, Coda, and Slite", 2).await;
+    end(&server.store, &lease, 4).await;
+    let run = lease.run;
     let reply = server.get("/runs").send().await;
     assert_eq!(reply.status, 200);
     assert_eq!(
@@ -129,41 +131,57 @@ async fn what_is_unknown_is_absent() {
 }
 
 #[tokio::test]
-async fn a_failed_run_says_why() {
+async fn a_failed_run_says_why_and_what_is_unknown_of_its_end_is_absent() {
     let server = TestServer::start(keyless()).await;
-    let run = begin(&server.store, 1, "hello", 0).await;
-    let problem = sandcaster::error::Problem::new(ErrorCode::LlmAuth, "the key was refused");
-    let event = RunEvent::Error(sandcaster::events::ErrorEvent::new(
-        &problem,
-        Totals::default(),
-    ));
-    let finish = Finish {
-        run: run.clone(),
-        event: Arc::new(StoredEvent::new(Seq(2), &event).unwrap()),
-        state: RunState::Failed,
-        completed_at: at(2),
-        error_code: Some(ErrorCode::LlmAuth),
-        error: Some(problem.message),
-        cost_nanos: None,
-        input_tokens: 0,
-        output_tokens: 0,
-        num_turns: 0,
-        duration_secs: 0.5,
-    };
-    server.store.finish(finish).await.unwrap();
-    let body = server.get(&format!("/runs/{run}")).send().await.json();
-    assert_eq!(body["status"], "error");
-    assert_eq!(body["statusDetail"], "failed");
-    assert_eq!(body["error"], "the key was refused");
-    assert_eq!(body["errorCode"], "LLM_AUTH");
-    assert_eq!(body["inputTokens"], 0);
-    assert!(body.get("costUsd").is_none());
+    for (n, usage) in [
+        (1, None),
+        (
+            2,
+            Some(RunUsage {
+                input_tokens: 7,
+                output_tokens: 0,
+                complete: false,
+            }),
+        ),
+    ] {
+        let lease = begin_leased(&server.store, n, "hello", 0).await;
+        let problem = sandcaster::error::Problem::new(ErrorCode::LlmAuth, "the key was refused");
+        let event = RunEvent::Error(sandcaster::events::ErrorEvent::new(
+            &problem,
+            Totals::default(),
+        ));
+        let end = RunEnd {
+            state: RunState::Failed,
+            completed_at: at(2),
+            error: Some((ErrorCode::LlmAuth, problem.message)),
+            cost_nanos: None,
+            usage,
+            num_turns: 0,
+            duration_secs: 0.5,
+        };
+        let event = Arc::new(StoredEvent::new(Seq(2), &event).unwrap());
+        server.store.finish(&lease, event, end).await.unwrap();
+        let path = format!("/runs/{}", lease.run);
+        let body = server.get(&path).send().await.json();
+        assert_eq!(body["status"], "error");
+        assert_eq!(body["statusDetail"], "failed");
+        assert_eq!(body["error"], "the key was refused");
+        assert_eq!(body["errorCode"], "LLM_AUTH");
+        assert!(body.get("costUsd").is_none());
+        let told = ["inputTokens", "outputTokens", "usageComplete"].map(|name| body.get(name));
+        let expected = [json!(7), json!(0), json!(false)];
+        match usage {
+            Some(_) => assert_eq!(told, expected.each_ref().map(Some)),
+            None => assert_eq!(told, [None; 3]),
+        }
+    }
 }
 
 #[tokio::test]
 async fn a_run_shows_what_belongs_to_it() {
     let server = TestServer::start(keyless()).await;
-    let run = begin(&server.store, 1, "hello", 0).await;
+    let lease = begin_leased(&server.store, 1, "hello", 0).await;
+    let run = &lease.run;
     let record = FileRecord {
         path: "out/a b.txt".to_owned(),
         mime_type: "text/plain".to_owned(),
@@ -173,30 +191,36 @@ async fn a_run_shows_what_belongs_to_it() {
     let bytes = bytes::Bytes::from_static(b"hi");
     server
         .store
-        .put_file(&run, StoredFile { record, bytes })
+        .put_file(&lease, StoredFile { record, bytes })
         .await
         .unwrap();
     for (attempt, sandbox_id, destroyed) in [(1, None, true), (2, Some("sb1".to_owned()), false)] {
         let sandbox = SandboxRecord {
-            run: run.clone(),
             backend: "e2b".to_owned(),
             attempt,
             sandbox_id,
             expires: 0,
             destroyed,
         };
-        server.store.put_sandbox(sandbox).await.unwrap();
+        server.store.put_sandbox(&lease, sandbox).await.unwrap();
     }
-    let delivery = WebhookDelivery {
-        event_id: "e1".to_owned(),
-        event_type: "sandbox.lifecycle.killed".to_owned(),
-        sandbox_id: Some("sb1".to_owned()),
-        run: Some(run.clone()),
-        signed: true,
-        received_at: at(5),
-        body: json!({"event_data": {"kill_reason": "timeout"}}),
-    };
-    server.store.put_webhook(delivery).await.unwrap();
+    let bodies = [
+        json!({"event_data": {"kill_reason": "timeout"}}),
+        json!({"eventData": {"killReason": "request"}}),
+        json!({"event_data": {"killReason": "odd"}}),
+    ];
+    for (n, body) in (1..).zip(bodies) {
+        let delivery = WebhookDelivery {
+            event_id: format!("e{n}"),
+            event_type: "sandbox.lifecycle.killed".to_owned(),
+            sandbox_id: Some("sb1".to_owned()),
+            run: Some(run.clone()),
+            signed: true,
+            received_at: at(5),
+            body,
+        };
+        server.store.put_webhook(delivery).await.unwrap();
+    }
     let body = server.get(&format!("/runs/{run}")).send().await.json();
     assert_eq!(body["filesCount"], 1);
     assert_eq!(
@@ -209,10 +233,13 @@ async fn a_run_shows_what_belongs_to_it() {
         json!([{"backend": "e2b", "attempt": 1, "destroyed": true},
                {"backend": "e2b", "attempt": 2, "destroyed": false, "id": "sb1"}])
     );
+    let reasons = body["webhooks"].as_array().unwrap().iter();
+    let reasons: Vec<_> = reasons.map(|webhook| &webhook["killReason"]).collect();
+    assert_eq!(reasons, ["timeout", "request", "odd"]);
     assert_eq!(
-        body["webhooks"],
-        json!([{"id": "e1", "type": "sandbox.lifecycle.killed", "signed": true,
-                "receivedAt": "2026-03-20T14:22:15Z", "sandboxId": "sb1", "killReason": "timeout"}])
+        body["webhooks"][0],
+        json!({"id": "e1", "type": "sandbox.lifecycle.killed", "signed": true,
+                "receivedAt": "2026-03-20T14:22:15Z", "sandboxId": "sb1", "killReason": "timeout"})
     );
 }
 
@@ -278,7 +305,8 @@ async fn an_unknown_run_is_not_found_whatever_its_id_looks_like() {
 #[tokio::test]
 async fn events_come_in_pages_of_json() {
     let server = TestServer::start(keyless()).await;
-    let run = begin(&server.store, 1, "hello", 100).await;
+    let lease = begin_leased(&server.store, 1, "hello", 100).await;
+    let run = lease.run.clone();
     let page = async |query: &str| {
         let request = server.get(&format!("/runs/{run}/events{query}"));
         let reply = request.header("Accept", "application/json").send().await;
@@ -299,7 +327,7 @@ async fn events_come_in_pages_of_json() {
         head,
         json!({"events": [], "nextAfter": 101, "terminal": false})
     );
-    end(&server.store, &run, 102).await;
+    end(&server.store, &lease, 102).await;
     let last = page("?after=100").await;
     assert_eq!(last["terminal"], true);
     assert_eq!(last["events"][1]["type"], "result");
@@ -360,10 +388,61 @@ async fn wrong_cursors_are_loud() {
 #[tokio::test]
 async fn a_stream_at_the_end_of_an_ended_run_tells_the_client_to_stop() {
     let server = TestServer::start(keyless()).await;
-    let run = begin(&server.store, 1, "hello", 2).await;
-    end(&server.store, &run, 4).await;
+    let lease = begin_leased(&server.store, 1, "hello", 2).await;
+    end(&server.store, &lease, 4).await;
+    let run = lease.run;
     let request = server.get(&format!("/runs/{run}/events"));
     let reply = request.header("Last-Event-ID", "4").send().await;
     assert_eq!(reply.status, 204);
     assert!(reply.body.is_empty());
+}
+
+#[tokio::test]
+async fn a_run_is_deleted_when_it_has_ended_and_then_it_is_known_to_be_gone() {
+    let server = TestServer::start(keyless()).await;
+    let lease = begin_leased(&server.store, 1, "hello", 2).await;
+    let run = lease.run.clone();
+    let delete = || server.request("DELETE", &format!("/runs/{run}"));
+    let live = delete().send().await;
+    assert_eq!((live.status, live.code().as_str()), (409, "RUN_ACTIVE"));
+    assert_eq!(live.json()["runId"], run.as_str());
+    end(&server.store, &lease, 4).await;
+    let odd = server.request("DELETE", &format!("/runs/{run}?force=1"));
+    assert_eq!(odd.send().await.status, 400);
+    let deleted = delete().send().await;
+    assert_eq!((deleted.status, deleted.body.len()), (204, 0));
+    for (method, tail) in [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/cancel"),
+        ("GET", "/files/a.txt"),
+    ] {
+        let path = format!("/runs/{run}{tail}");
+        let reply = server.request(method, &path).send().await;
+        assert_eq!(reply.status, 404, "{method} {path}");
+        assert_eq!(reply.code(), "RUN_NOT_FOUND");
+    }
+    for accept in ["application/json", "text/event-stream"] {
+        let request = server.get(&format!("/runs/{run}/events"));
+        let reply = request.header("Accept", accept).send().await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (410, "EVENTS_EXPIRED")
+        );
+    }
+    assert_eq!(server.get("/runs").send().await.json(), json!([]));
+    let never = server.request("DELETE", &format!("/runs/{}", id(9)));
+    assert_eq!(never.send().await.status, 404);
+}
+
+#[tokio::test]
+async fn deleting_needs_the_key() {
+    let key = "k".repeat(40);
+    let server = TestServer::start(keyed(&[&key])).await;
+    let lease = begin_leased(&server.store, 1, "hello", 2).await;
+    end(&server.store, &lease, 4).await;
+    let delete = || server.request("DELETE", &format!("/runs/{}", lease.run));
+    assert_eq!(delete().send().await.status, 401);
+    let keyed = delete().header("Authorization", &format!("Bearer {key}"));
+    assert_eq!(keyed.send().await.status, 204);
 }

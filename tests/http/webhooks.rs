@@ -9,7 +9,7 @@ use sandcaster::secrets::Secret;
 use sandcaster::store::{RunStore as _, SandboxRecord};
 use sha2::{Digest as _, Sha256};
 
-use super::runs::{begin, id};
+use super::runs::{begin, begin_leased, id};
 use crate::support::http::{Request, TestServer, keyed, keyless};
 
 const SECRET: &str = "whsec_sandcaster_1";
@@ -190,17 +190,17 @@ async fn what_has_no_effect_is_still_answered_and_kept() {
 #[tokio::test]
 async fn deliveries_are_joined_to_the_run_in_both_spellings() {
     let server = signed_server().await;
-    let run = begin(&server.store, 1, "hello", 0).await;
+    let lease = begin_leased(&server.store, 1, "hello", 0).await;
+    let run = lease.run.clone();
     let other = begin(&server.store, 2, "other", 0).await;
     let sandbox = SandboxRecord {
-        run: run.clone(),
         backend: "e2b".to_owned(),
         attempt: 1,
         sandbox_id: Some("sb1".to_owned()),
         expires: 0,
         destroyed: false,
     };
-    server.store.put_sandbox(sandbox).await.unwrap();
+    server.store.put_sandbox(&lease, sandbox).await.unwrap();
     let unknown = id(99);
     let rows = [
         (r#""sandbox_id":"sb1""#.to_owned(), Some(run.clone())),

@@ -139,10 +139,10 @@ async fn sixty_four_clients_may_read_a_run_and_no_more() {
     }
     let path = format!("/runs/{}/events", first.run_id);
     let refused = app.get(&path).await;
-    assert_eq!(refused.status(), 429);
+    assert_eq!(refused.status(), 503);
     assert!(refused.headers().contains_key("retry-after"));
     let refused: Value = refused.json().await.unwrap();
-    assert_eq!(refused["code"], "QUEUE_FULL");
+    assert_eq!(refused["code"], "SERVER_BUSY");
     assert_eq!(refused["runId"], first.run_id);
 
     gate.open();

@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use sandcaster::error::ErrorCode;
 use sandcaster::events::{EventType, RunEvent, StoredEvent, SystemEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::llm::{LlmError, LlmProvider, LlmRequest, LlmStream, ModelFacts};
 use sandcaster::runs::{LogLimits, RunReader};
 use sandcaster::sandbox::{FoundSandbox, SandboxError};
-use sandcaster::store::{NewRun, Role, RunState, RunStore as _, SqliteStore, StoreOptions};
+use sandcaster::store::{
+    Role, RunFacts, RunLease, RunState, RunStore as _, SandboxRecord, SqliteStore, StoreOptions,
+};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -206,36 +209,46 @@ async fn a_store_that_fails_in_mid_run_ends_it_once_the_store_is_back() {
         (&json!("error"), &json!("STORE_UNAVAILABLE"))
     );
     assert_eq!(
-        store.get(&id).await.unwrap().unwrap().state,
+        store.get(&id).await.unwrap().unwrap().state(),
         RunState::Failed
     );
 }
 
-/// A run of the process named `owner` that has not ended.
-async fn unfinished(store: &MemoryStore, owner: &str) -> RunId {
-    let id = RunId::new();
+/// A run that has not ended.
+async fn unfinished(store: &MemoryStore) -> RunLease {
     let first = RunEvent::System(SystemEvent::new("init", "Run started"));
-    let run = NewRun {
-        id: id.clone(),
-        owner: owner.to_owned(),
+    let facts = RunFacts {
+        id: RunId::new(),
         prompt: "hi".to_owned(),
         model: "demo".to_owned(),
         provider: "demo".to_owned(),
         sandbox_provider: "local".to_owned(),
         background: false,
         started_at: Timestamp::UNIX_EPOCH,
-        first_event: StoredEvent::new(Seq(1), &first).unwrap(),
     };
-    store.create(run).await.unwrap();
-    id
+    let first = StoredEvent::new(Seq(1), &first).unwrap();
+    store.create(facts, first).await.unwrap()
 }
 
 #[tokio::test]
 async fn a_sweep_ends_the_runs_of_dead_processes_and_destroys_what_no_run_needs() {
     let llm = FakeLlm::start([]).await;
     let store = MemoryStore::new();
-    let dead = unfinished(&store, "dead").await;
-    let alive = unfinished(&store, "alive").await;
+    let (dead, alive) = (unfinished(&store).await, unfinished(&store).await);
+    for (attempt, id) in [(1, Some("vanished")), (2, None), (3, Some("of a dead run"))] {
+        for run in [&dead, &alive] {
+            let record = SandboxRecord {
+                backend: "local".to_owned(),
+                attempt,
+                sandbox_id: id.map(str::to_owned),
+                expires: 0,
+                destroyed: false,
+            };
+            store.put_sandbox(run, record).await.unwrap();
+        }
+    }
+    store.orphan(&dead.run);
+    let (dead, alive) = (dead.run, alive.run);
     let sandbox = |id: &str, run: Option<&RunId>| FoundSandbox {
         id: id.to_owned(),
         run: run.cloned(),
@@ -251,18 +264,23 @@ async fn a_sweep_ends_the_runs_of_dead_processes_and_destroys_what_no_run_needs(
         ..Script::default()
     });
     let runs = runs(&llm, store.clone(), &script, LogLimits::default());
-    runs.start_reaper(|owner| owner == "alive");
+    runs.start_housekeeping();
     until(|| script.killed.lock().len() == 3, "the sweep").await;
     assert_eq!(
         *script.killed.lock(),
         ["of a dead run", "of an unknown run", "of nothing"]
     );
-    let ended = store.get(&dead).await.unwrap().unwrap();
-    assert_eq!(ended.error_code.as_deref(), Some("SERVER_CRASHED"));
-    assert_eq!(
-        store.get(&alive).await.unwrap().unwrap().state,
-        RunState::Running
-    );
+    let ended = store.get(&dead).await.unwrap().unwrap().end.unwrap();
+    assert_eq!(ended.error.unwrap().0, ErrorCode::ServerCrashed);
+    let alive_still = store.get(&alive).await.unwrap().unwrap();
+    assert_eq!(alive_still.state(), RunState::Running);
+    // What it had is recorded as gone; what a live run has is its own affair.
+    until(|| store.left("local").is_empty(), "the record of the sweep").await;
+    let destroyed = async |run: &RunId| {
+        let sandboxes = store.sandboxes(run).await.unwrap();
+        sandboxes.iter().filter(|sandbox| sandbox.destroyed).count()
+    };
+    assert_eq!((destroyed(&dead).await, destroyed(&alive).await), (3, 0));
     runs.shutdown(Duration::from_secs(1)).await;
 }
 

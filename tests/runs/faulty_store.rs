@@ -4,17 +4,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
 use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
-    Append, FileRecord, Finish, NewRun, RunRecord, RunStore, SandboxRecord, SqliteStore,
-    StoreError, StoredFile, WebhookDelivery,
+    Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, RunEnd, RunFacts,
+    RunHead, RunLease, RunRecord, RunStore, SandboxRecord, SqliteStore, StoreError, StoredFile,
+    WebhookDelivery,
 };
+use tokio_util::sync::CancellationToken;
 
 /// The real store, behind a switch that makes every write fail.
 pub struct FaultyStore {
     pub inner: Arc<SqliteStore>,
     down: AtomicBool,
+    held: Mutex<Option<CancellationToken>>,
 }
 
 impl FaultyStore {
@@ -22,6 +27,7 @@ impl FaultyStore {
         Self {
             inner,
             down: AtomicBool::new(false),
+            held: Mutex::default(),
         }
     }
 
@@ -29,7 +35,12 @@ impl FaultyStore {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    fn check(&self) -> Result<(), StoreError> {
+    /// Ends are committed at once, and synced when `until` fires.
+    pub fn hold_ends(&self, until: &CancellationToken) {
+        *self.held.lock() = Some(until.clone());
+    }
+
+    fn up(&self) -> Result<(), StoreError> {
         if self.down.load(Ordering::SeqCst) {
             return Err(StoreError::Failed("the disk is full".to_owned()));
         }
@@ -42,12 +53,12 @@ impl RunStore for FaultyStore {
     fn id(&self) -> &str {
         self.inner.id()
     }
-    async fn create(&self, run: NewRun) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.create(run).await
+    async fn create(&self, facts: RunFacts, first: StoredEvent) -> Result<RunLease, StoreError> {
+        self.up()?;
+        self.inner.create(facts, first).await
     }
     async fn append(&self, append: Append) -> Result<(), StoreError> {
-        match self.check() {
+        match self.up() {
             Ok(()) => self.inner.append(append).await,
             Err(error) => {
                 append.listener.failed(&append.events, &error);
@@ -55,13 +66,23 @@ impl RunStore for FaultyStore {
             }
         }
     }
-    async fn sync(&self) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.sync().await
+    async fn flush(&self, until: Flush) -> Result<(), StoreError> {
+        self.up()?;
+        self.inner.flush(until).await
     }
-    async fn finish(&self, finish: Finish) -> Result<(), StoreError> {
-        self.check()?;
-        self.inner.finish(finish).await
+    async fn finish(
+        &self,
+        lease: &RunLease,
+        event: Arc<StoredEvent>,
+        end: RunEnd,
+    ) -> Result<(), StoreError> {
+        self.up()?;
+        let finished = self.inner.finish(lease, event, end).await;
+        let held = self.held.lock().clone();
+        if let Some(until) = held {
+            until.cancelled().await;
+        }
+        finished
     }
     async fn read(
         &self,
@@ -71,26 +92,59 @@ impl RunStore for FaultyStore {
     ) -> Result<Vec<StoredEvent>, StoreError> {
         self.inner.read(run, after, limit).await
     }
+    async fn watch(&self, run: &RunId, after: Seq) -> Result<(), StoreError> {
+        self.inner.watch(run, after).await
+    }
+    async fn head(&self, run: &RunId) -> Result<RunHead, StoreError> {
+        self.inner.head(run).await
+    }
     async fn get(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
         self.inner.get(run).await
     }
     async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
         self.inner.list(limit).await
     }
-    async fn unfinished(&self) -> Result<Vec<RunRecord>, StoreError> {
-        self.inner.unfinished().await
+    async fn expired_runs(&self) -> Result<Vec<OpenRun>, StoreError> {
+        self.inner.expired_runs().await
     }
-    async fn put_file(&self, run: &RunId, file: StoredFile) -> Result<(), StoreError> {
-        self.inner.put_file(run, file).await
+    async fn put_file(&self, lease: &RunLease, file: StoredFile) -> Result<(), StoreError> {
+        self.inner.put_file(lease, file).await
     }
-    async fn get_file(&self, run: &RunId, path: &str) -> Result<Option<StoredFile>, StoreError> {
-        self.inner.get_file(run, path).await
+    async fn file(&self, run: &RunId, path: &str) -> Result<Option<FileRecord>, StoreError> {
+        self.inner.file(run, path).await
+    }
+    async fn read_file(
+        &self,
+        run: &RunId,
+        file: &FileRecord,
+        offset: u64,
+    ) -> Result<Bytes, StoreError> {
+        self.inner.read_file(run, file, offset).await
     }
     async fn list_files(&self, run: &RunId) -> Result<Vec<FileRecord>, StoreError> {
         self.inner.list_files(run).await
     }
-    async fn put_sandbox(&self, sandbox: SandboxRecord) -> Result<(), StoreError> {
-        self.inner.put_sandbox(sandbox).await
+    async fn put_sandbox(
+        &self,
+        lease: &RunLease,
+        sandbox: SandboxRecord,
+    ) -> Result<(), StoreError> {
+        self.inner.put_sandbox(lease, sandbox).await
+    }
+    async fn left_sandboxes(&self, backend: &str) -> Result<Vec<LeftSandbox>, StoreError> {
+        self.inner.left_sandboxes(backend).await
+    }
+    async fn sandbox_gone(&self, run: &RunId, attempt: u32) -> Result<(), StoreError> {
+        self.inner.sandbox_gone(run, attempt).await
+    }
+    async fn delete(&self, run: &RunId) -> Result<Deletion, StoreError> {
+        self.inner.delete(run).await
+    }
+    async fn maintain(&self, retention: &Retention) -> Result<bool, StoreError> {
+        self.inner.maintain(retention).await
+    }
+    async fn check(&self) -> Result<Check, StoreError> {
+        self.inner.check().await
     }
     async fn sandboxes(&self, run: &RunId) -> Result<Vec<SandboxRecord>, StoreError> {
         self.inner.sandboxes(run).await

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use sandcaster::clock::Clock;
 use sandcaster::llm::{self, LlmProvider, anthropic};
 use sandcaster::paths::SandboxPath;
-use sandcaster::runs::{LogLimits, Runs, RunsConfig, Tasks};
+use sandcaster::runs::{Keep, LogLimits, Runs, RunsConfig, Tasks};
 use sandcaster::sandbox::{
     ExecSpec, ExecStream, FoundSandbox, Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
 };
@@ -37,6 +37,8 @@ pub struct Script {
     pub reads: Vec<(&'static str, CancellationToken)>,
     /// Fired once a read of a path that ends so is done.
     pub done: Vec<(&'static str, CancellationToken)>,
+    /// A read of `out.txt` panics.
+    pub rotten: bool,
     /// `create` panics.
     pub panics: bool,
     /// `create` never returns.
@@ -110,6 +112,8 @@ impl Sandbox for ScriptedSandbox {
     }
 
     async fn read(&self, path: &str, max_bytes: u64) -> Result<Bytes, SandboxError> {
+        let rotten = self.script.rotten && path.ends_with("out.txt");
+        assert!(!rotten, "the sandbox has a fault");
         for (_, gate) in self
             .script
             .reads
@@ -179,7 +183,10 @@ pub fn runs_with(
     let backend: Arc<dyn SandboxBackend> = Arc::new(Scripted(Arc::clone(script)));
     let config = RunsConfig {
         store,
-        owner: "test".to_owned(),
+        keep: Keep {
+            age: None,
+            runs: u64::MAX,
+        },
         providers: BTreeMap::from([("anthropic", provider)]),
         backends: BTreeMap::from([("local", (backend, None))]),
         max_concurrent_runs: 1000,

@@ -10,10 +10,10 @@ use sandcaster::events::{
     Delta, ErrorEvent, EventSink, LogFailed, RunEvent, StoredEvent, SystemEvent, Totals,
 };
 use sandcaster::ids::{RunId, Seq};
-use sandcaster::runs::{
-    CursorError, EndFacts, LogLimits, LogReader, LogWriter, Logs, RunFacts, TaskKind, Tasks,
+use sandcaster::runs::{CursorError, Live, LogLimits, LogReader, LogWriter, Logs, TaskKind, Tasks};
+use sandcaster::store::{
+    Role, RunEnd, RunFacts, RunState, RunStore, SqliteStore, StoreError, StoreOptions,
 };
-use sandcaster::store::{Role, RunState, RunStore, SqliteStore, StoreError, StoreOptions};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -45,7 +45,6 @@ impl Fixture {
     async fn run(&self) -> LogWriter {
         let facts = RunFacts {
             id: RunId::new(),
-            owner: self.store.inner.owner().to_owned(),
             prompt: "Say hi".to_owned(),
             model: "demo".to_owned(),
             provider: "demo".to_owned(),
@@ -57,8 +56,21 @@ impl Fixture {
         self.logs.create(facts, first).await.unwrap()
     }
 
-    async fn reader(&self, run: &RunId, after: u64) -> LogReader {
-        self.logs.reader(run, Seq(after)).await.unwrap()
+    async fn open(
+        &self,
+        run: &RunId,
+        after: Seq,
+        live: Option<&Arc<Live>>,
+    ) -> Result<LogReader, CursorError> {
+        let store = Arc::clone(&self.store) as Arc<dyn RunStore>;
+        LogReader::open(store, run, after, live.cloned()).await
+    }
+
+    /// As a reader in the writer's process has it.
+    async fn reader(&self, writer: &LogWriter, after: u64) -> LogReader {
+        self.open(writer.run_id(), Seq(after), Some(writer.live()))
+            .await
+            .unwrap()
     }
 
     /// The log as the store has it.
@@ -79,17 +91,15 @@ fn delta(text: &str) -> RunEvent {
     RunEvent::Assistant(Delta::new(text, 1))
 }
 
-fn end() -> (RunEvent, EndFacts) {
+fn end() -> (RunEvent, RunEnd) {
     let problem = Problem::new(ErrorCode::MaxTurns, "all turns were used");
     let event = RunEvent::Error(ErrorEvent::new(&problem, Totals::default()));
-    let facts = EndFacts {
+    let facts = RunEnd {
         state: RunState::Failed,
         completed_at: jiff::Timestamp::UNIX_EPOCH,
-        error_code: Some(problem.code),
-        error: Some(problem.message),
+        error: Some((problem.code, problem.message)),
         cost_nanos: None,
-        input_tokens: 0,
-        output_tokens: 0,
+        usage: None,
         num_turns: 1,
         duration_secs: 1.0,
     };
@@ -124,11 +134,9 @@ async fn every_reader_of_200_live_runs_gets_its_log_byte_for_byte() {
     for _ in 0..200 {
         let writer = fixture.run().await;
         for after in [0, 1] {
-            let reader = fixture.reader(writer.run_id(), after as u64).await;
+            let reader = fixture.reader(&writer, after as u64).await;
             let run = writer.run_id().clone();
-            let read = fixture
-                .tasks
-                .spawn(TaskKind::Connection, read_to_end(reader));
+            let read = fixture.tasks.spawn(TaskKind::Cleanup, read_to_end(reader));
             readers.push((run, after, read));
         }
         writers.push(fixture.tasks.spawn(TaskKind::Run, async move {
@@ -151,14 +159,13 @@ async fn every_reader_of_200_live_runs_gets_its_log_byte_for_byte() {
         assert_eq!(stored.iter().filter(|e| e.kind.terminal()).count(), 1);
         assert_eq!(read, stored[after..]);
     }
-    assert_eq!(fixture.logs.live_count(), 0);
 }
 
 #[tokio::test]
 async fn an_event_is_read_only_after_it_is_stored() {
     let fixture = fixture();
     let writer = fixture.run().await;
-    let mut reader = fixture.reader(writer.run_id(), 1).await;
+    let mut reader = fixture.reader(&writer, 1).await;
     for i in 0..200 {
         let seq = writer.emit(delta("x")).await.unwrap();
         let event = bounded(reader.next()).await.unwrap().unwrap();
@@ -172,7 +179,7 @@ async fn an_event_is_read_only_after_it_is_stored() {
 async fn a_waiting_read_can_be_dropped_at_any_time_without_losing_an_event() {
     let fixture = fixture();
     let writer = fixture.run().await;
-    let mut reader = fixture.reader(writer.run_id(), 0).await;
+    let mut reader = fixture.reader(&writer, 0).await;
     let mut read = Vec::new();
     let write = async {
         for _ in 0..300 {
@@ -201,11 +208,11 @@ async fn a_waiting_read_can_be_dropped_at_any_time_without_losing_an_event() {
 async fn a_reader_that_falls_far_behind_gets_everything_and_holds_back_nobody() {
     let fixture = fixture();
     let writer = fixture.run().await;
-    let mut slow = fixture.reader(writer.run_id(), 0).await;
+    let mut slow = fixture.reader(&writer, 0).await;
     let first = bounded(slow.next()).await.unwrap().unwrap();
     assert_eq!(first.seq, Seq(1));
     writer.emit(delta("unread")).await.unwrap();
-    let mut fast = fixture.reader(writer.run_id(), 1).await;
+    let mut fast = fixture.reader(&writer, 1).await;
     let unread = Arc::downgrade(&bounded(fast.next()).await.unwrap().unwrap());
     assert!(unread.upgrade().is_some(), "near the head it is at hand");
     for i in 0..3000 {
@@ -229,12 +236,15 @@ async fn a_run_that_has_ended_reads_the_same_and_its_end_is_known_at_once() {
     writer.emit(delta("x")).await.unwrap();
     assert_eq!(finish(&writer).await.unwrap(), Seq(3));
     let run = writer.run_id();
-    assert_eq!(fixture.logs.live_count(), 0);
-    assert_eq!(read_to_end(fixture.reader(run, 0).await).await.len(), 3);
-    let mut at_end = fixture.reader(run, 3).await;
-    assert!(at_end.at_end());
-    assert_eq!(at_end.next().await.unwrap(), None);
-    assert!(!fixture.reader(run, 2).await.at_end());
+    // Also between the end and the moment when the run is no longer among the live ones.
+    for live in [None, Some(writer.live())] {
+        let reader = async |after| fixture.open(run, Seq(after), live).await.unwrap();
+        assert_eq!(read_to_end(reader(0).await).await.len(), 3);
+        let mut at_end = reader(3).await;
+        assert!(at_end.at_end());
+        assert_eq!(bounded(at_end.next()).await.unwrap(), None);
+        assert!(!reader(2).await.at_end());
+    }
 }
 
 #[tokio::test]
@@ -248,16 +258,18 @@ async fn cursors_past_the_head_and_unknown_runs_are_refused() {
             Seq(1)
         };
         for after in [head.next(), Seq::MAX] {
-            match fixture.logs.reader(writer.run_id(), after).await {
-                Err(CursorError::Ahead { head: told }) => assert_eq!(told, head),
-                other => panic!("{:?}", other.err()),
+            for live in [None, Some(writer.live())] {
+                match fixture.open(writer.run_id(), after, live).await {
+                    Err(CursorError::Ahead { head: told }) => assert_eq!(told, head),
+                    other => panic!("{:?}", other.err()),
+                }
             }
         }
     }
     let unknown = RunId::new();
     assert!(matches!(
-        fixture.logs.reader(&unknown, Seq::ZERO).await,
-        Err(CursorError::NotFound(id)) if id == unknown
+        fixture.open(&unknown, Seq::ZERO, None).await,
+        Err(CursorError::Store(StoreError::NotFound(id))) if id == unknown
     ));
 }
 
@@ -326,7 +338,7 @@ async fn a_log_that_is_full_says_so_and_still_takes_its_end() {
 async fn a_failed_store_fails_the_log_for_good_and_its_end_follows_the_last_event_stored() {
     let fixture = fixture();
     let writer = fixture.run().await;
-    let mut reader = fixture.reader(writer.run_id(), 0).await;
+    let mut reader = fixture.reader(&writer, 0).await;
     writer.emit(delta("stored")).await.unwrap();
     writer.sync().await.unwrap();
     fixture.store.set_down(true);
@@ -363,7 +375,7 @@ async fn an_end_is_tried_until_it_is_stored_or_given_up() {
         Err(StoreError::Failed(_))
     ));
     // Nobody was told of an end that is not stored.
-    let mut reader = fixture.reader(writer.run_id(), 1).await;
+    let mut reader = fixture.reader(&writer, 1).await;
     assert!(!reader.at_end());
     assert!(matches!(
         writer.emit(delta("late")).await,
@@ -409,8 +421,7 @@ async fn only_finish_ends_a_log_and_only_once() {
 async fn a_writer_that_goes_without_an_end_breaks_off_its_readers() {
     let fixture = fixture();
     let writer = fixture.run().await;
-    let run = writer.run_id().clone();
-    let mut reader = fixture.reader(&run, 0).await;
+    let mut reader = fixture.reader(&writer, 0).await;
     writer.emit(delta("x")).await.unwrap();
     writer.sync().await.unwrap();
     drop(writer);
@@ -421,16 +432,15 @@ async fn a_writer_that_goes_without_an_end_breaks_off_its_readers() {
         bounded(reader.next()).await,
         Err(StoreError::Failed(_))
     ));
-    assert_eq!(fixture.logs.live_count(), 0);
 }
 
 #[tokio::test]
 async fn a_run_of_another_process_is_followed_to_its_end() {
     let fixture = fixture();
     let writer = fixture.run().await;
-    // Other logs over the same store know no writer: as if it were in another process.
-    let elsewhere = Logs::new(Arc::clone(&fixture.store) as _);
-    let reader = elsewhere.reader(writer.run_id(), Seq::ZERO).await.unwrap();
+    // Without what the writer shares with its readers: as if it were in another process.
+    let reader = fixture.open(writer.run_id(), Seq::ZERO, None).await;
+    let reader = reader.unwrap();
     let write = async {
         for i in 0..100 {
             writer.emit(delta(&format!("{i}"))).await.unwrap();
@@ -485,7 +495,7 @@ async fn story(fixture: &Fixture, steps: Vec<Step>) {
     let mut pieces: Vec<Vec<StoredEvent>> = vec![Vec::new(); 3];
     let mut readers = Vec::new();
     for _ in 0..3 {
-        readers.push(fixture.reader(run, 0).await);
+        readers.push(fixture.reader(&writer, 0).await);
     }
     let cursor = |piece: &[StoredEvent]| piece.last().map_or(0, |event| event.seq.0);
     for step in steps {
@@ -507,7 +517,7 @@ async fn story(fixture: &Fixture, steps: Vec<Step>) {
                 }
             }
             Step::Resume(reader) => {
-                readers[reader] = fixture.reader(run, cursor(&pieces[reader])).await;
+                readers[reader] = fixture.reader(&writer, cursor(&pieces[reader])).await;
             }
         }
     }

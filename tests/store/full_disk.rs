@@ -11,7 +11,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sandcaster::events::StoredEvent;
 use sandcaster::store::{
-    Append, CommitListener, Role, RunStore, SqliteStore, StoreError, StoreOptions,
+    Append, CommitListener, Flush, Role, RunStore, SqliteStore, StoreError, StoreOptions,
 };
 
 use super::{Heard, PATIENCE, append, created, delta, end_event, finish, log};
@@ -92,7 +92,7 @@ async fn fill(dir: &str) {
         for (run, heard) in &runs {
             store
                 .append(Append {
-                    run: run.clone(),
+                    lease: run.clone(),
                     events: vec![delta(seq, &text)],
                     listener: Arc::clone(heard) as _,
                 })
@@ -101,7 +101,7 @@ async fn fill(dir: &str) {
         }
     }
     assert!(matches!(
-        store.sync().await,
+        store.flush(Flush::Synced).await,
         Ok(()) | Err(StoreError::Failed(_))
     ));
     let failed: usize = runs
@@ -114,7 +114,7 @@ async fn fill(dir: &str) {
             .any(|(_, watching)| watching.unhealthy.load(Ordering::Relaxed))
     );
     assert!(matches!(
-        store.finish(finish(&runs[0].0, end_event(2, &text))).await,
+        finish(&*store, &runs[0].0, end_event(2, &text)).await,
         Err(StoreError::Failed(_) | StoreError::Refused(_))
     ));
 
@@ -125,7 +125,7 @@ async fn fill(dir: &str) {
     }
     for (run, watching) in &runs {
         let told = watching.heard.committed.lock().clone();
-        let read: Vec<u64> = log(&*store, run)
+        let read: Vec<u64> = log(&*store, &run.run)
             .await
             .iter()
             .skip(1)
@@ -134,11 +134,14 @@ async fn fill(dir: &str) {
         assert_eq!(read, told, "what was told is what is there");
         let next = read.len() as u64 + 2;
         append(&*store, run, vec![delta(next, "on")]).await.unwrap();
-        store
-            .finish(finish(run, end_event(next + 1, "e")))
+        finish(&*store, run, end_event(next + 1, "e"))
             .await
             .unwrap();
     }
-    assert_eq!(store.check().await.unwrap(), None);
     store.close().await;
+    let db = rusqlite::Connection::open(std::path::Path::new(dir).join("sandcaster.db")).unwrap();
+    let check: String = db
+        .query_row("PRAGMA integrity_check", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(check, "ok");
 }

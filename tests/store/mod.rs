@@ -2,9 +2,11 @@
 
 mod contract;
 mod crash;
+mod durability;
 #[cfg(target_os = "linux")]
 mod full_disk;
 mod model;
+mod retention;
 mod sqlite;
 
 use std::sync::Arc;
@@ -16,8 +18,8 @@ use sandcaster::error::ErrorCode;
 use sandcaster::events::{Delta, RunEvent, StoredEvent, SystemEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
-    Append, CommitListener, Finish, NewRun, Role, RunState, RunStore, SqliteStore, StoreError,
-    StoreOptions,
+    Append, CommitListener, Flush, Role, RunEnd, RunFacts, RunLease, RunState, RunStore, RunUsage,
+    SqliteStore, StoreError, StoreOptions,
 };
 use tempfile::TempDir;
 
@@ -53,44 +55,64 @@ pub fn end_event(seq: u64, text: &str) -> Arc<StoredEvent> {
     Arc::new(event)
 }
 
+/// A run to create.
+#[derive(Clone, Debug)]
+pub struct NewRun {
+    pub facts: RunFacts,
+    pub first: StoredEvent,
+}
+
+impl NewRun {
+    pub async fn create(self, store: &dyn RunStore) -> Result<RunLease, StoreError> {
+        store.create(self.facts, self.first).await
+    }
+}
+
 pub fn new_run(started_at: Timestamp) -> NewRun {
     NewRun {
-        id: RunId::new(),
-        owner: "ab12".to_owned(),
-        prompt: "Say \"hi\"\n\u{1f44b}".to_owned(),
-        model: "demo".to_owned(),
-        provider: "demo".to_owned(),
-        sandbox_provider: "local".to_owned(),
-        background: true,
-        started_at,
-        first_event: event(
+        facts: RunFacts {
+            id: RunId::new(),
+            prompt: "Say \"hi\"\n\u{1f44b}".to_owned(),
+            model: "demo".to_owned(),
+            provider: "demo".to_owned(),
+            sandbox_provider: "local".to_owned(),
+            background: true,
+            started_at,
+        },
+        first: event(
             1,
             &RunEvent::System(SystemEvent::new("init", "Agent started")),
         ),
     }
 }
 
-pub async fn created(store: &dyn RunStore) -> RunId {
-    let run = new_run(at(0));
-    let id = run.id.clone();
-    store.create(run).await.unwrap();
-    id
+pub async fn created(store: &dyn RunStore) -> RunLease {
+    new_run(at(0)).create(store).await.unwrap()
 }
 
-pub fn finish(run: &RunId, event: Arc<StoredEvent>) -> Finish {
-    Finish {
-        run: run.clone(),
-        event,
+pub fn end() -> RunEnd {
+    RunEnd {
         state: RunState::Failed,
         completed_at: at(9),
-        error_code: Some(ErrorCode::MaxTurns),
-        error: Some("all turns were used".to_owned()),
+        error: Some((ErrorCode::MaxTurns, "all turns were used".to_owned())),
         cost_nanos: Some(1_234_567_890_123),
-        input_tokens: 10,
-        output_tokens: 20,
+        usage: Some(RunUsage {
+            input_tokens: 10,
+            output_tokens: 20,
+            complete: true,
+        }),
         num_turns: 3,
         duration_secs: 8.5,
     }
+}
+
+/// Ends the run with `event`.
+pub async fn finish(
+    store: &dyn RunStore,
+    run: &RunLease,
+    event: Arc<StoredEvent>,
+) -> Result<(), StoreError> {
+    store.finish(run, event, end()).await
 }
 
 /// Keeps what it hears.
@@ -114,19 +136,19 @@ impl CommitListener for Heard {
 /// Appends and waits until its fate is known.
 pub async fn append(
     store: &dyn RunStore,
-    run: &RunId,
+    run: &RunLease,
     events: Vec<Arc<StoredEvent>>,
 ) -> Result<(), StoreError> {
     let heard = Arc::new(Heard::default());
     let count = events.len();
     store
         .append(Append {
-            run: run.clone(),
+            lease: run.clone(),
             events,
             listener: Arc::clone(&heard) as _,
         })
         .await?;
-    drop(store.sync().await);
+    drop(store.flush(Flush::Committed).await);
     let failed = heard.failed.lock();
     assert_eq!(heard.committed.lock().len() + failed.len(), count);
     failed

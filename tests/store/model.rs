@@ -5,10 +5,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sandcaster::events::StoredEvent;
-use sandcaster::ids::RunId;
-use sandcaster::store::{Append, NewRun, RunStore, StoreError};
+use sandcaster::store::{Append, Flush, RunLease, RunStore, StoreError};
 
-use super::{Heard, PATIENCE, at, delta, end_event, finish, log, new_run, sqlite};
+use super::{Heard, NewRun, PATIENCE, at, created, delta, end_event, finish, log, new_run, sqlite};
 
 const RUNS: usize = 3;
 
@@ -44,6 +43,7 @@ fn writes() -> impl Strategy<Value = Vec<Write>> {
 /// A run as it should be: its events, or none if it was not created.
 struct Model {
     new: NewRun,
+    lease: RunLease,
     events: Vec<StoredEvent>,
     ended: bool,
 }
@@ -76,11 +76,20 @@ fn random_writes_leave_what_a_model_says() {
 }
 
 async fn check(store: &dyn RunStore, writes: Vec<Write>, waits: u64) {
+    // The lease that a run will have.
+    let any = created(store).await;
     let mut models: Vec<Model> = (0..RUNS)
-        .map(|_| Model {
-            new: new_run(at(0)),
-            events: Vec::new(),
-            ended: false,
+        .map(|_| {
+            let new = new_run(at(0));
+            Model {
+                lease: RunLease {
+                    run: new.facts.id.clone(),
+                    ..any.clone()
+                },
+                new,
+                events: Vec::new(),
+                ended: false,
+            }
         })
         .collect();
     let mut expected: Vec<(Arc<Heard>, usize, bool)> = Vec::new();
@@ -88,10 +97,10 @@ async fn check(store: &dyn RunStore, writes: Vec<Write>, waits: u64) {
         match write {
             Write::Create(run) => {
                 let model = &mut models[run];
-                let result = store.create(model.new.clone()).await;
+                let result = model.new.clone().create(store).await;
                 if model.events.is_empty() {
-                    result.unwrap();
-                    model.events.push(model.new.first_event.clone());
+                    assert_eq!(result.unwrap(), model.lease);
+                    model.events.push(model.new.first.clone());
                 } else {
                     assert!(matches!(result, Err(StoreError::Refused(_))));
                 }
@@ -109,7 +118,7 @@ async fn check(store: &dyn RunStore, writes: Vec<Write>, waits: u64) {
                 let heard = Arc::new(Heard::default());
                 expected.push((Arc::clone(&heard), events.len(), good));
                 let append = Append {
-                    run: model.new.id.clone(),
+                    lease: model.lease.clone(),
                     events,
                     listener: heard,
                 };
@@ -119,9 +128,7 @@ async fn check(store: &dyn RunStore, writes: Vec<Write>, waits: u64) {
                 let model = &mut models[run];
                 let seq = (model.events.len() as u64 + ahead).max(1);
                 let event = end_event(seq, &format!("end {i}"));
-                let result = store
-                    .finish(finish(&model.new.id, Arc::clone(&event)))
-                    .await;
+                let result = finish(store, &model.lease, Arc::clone(&event)).await;
                 assert_eq!(result.is_ok(), model.accepts(seq), "{result:?}");
                 if result.is_ok() {
                     model.events.push((*event).clone());
@@ -131,28 +138,28 @@ async fn check(store: &dyn RunStore, writes: Vec<Write>, waits: u64) {
             Write::FinishAgain(run) => {
                 let model = &models[run];
                 if let (true, Some(last)) = (model.ended, model.events.last()) {
-                    let again = finish(&model.new.id, Arc::new(last.clone()));
-                    store.finish(again).await.unwrap();
+                    let again = Arc::new(last.clone());
+                    finish(store, &model.lease, again).await.unwrap();
                 }
             }
         }
         if waits >> (i % 64) & 1 == 1 {
-            store.sync().await.unwrap();
+            store.flush(Flush::Synced).await.unwrap();
         }
     }
-    store.sync().await.unwrap();
+    store.flush(Flush::Synced).await.unwrap();
     for (heard, count, good) in expected {
         let told = (heard.committed.lock().len(), heard.failed.lock().len());
         assert_eq!(told, if good { (count, 0) } else { (0, count) });
     }
     for model in &models {
-        let id: &RunId = &model.new.id;
+        let id = &model.lease.run;
         let Some(record) = store.get(id).await.unwrap() else {
             assert!(model.events.is_empty());
             continue;
         };
         assert_eq!(record.last_seq.0, model.events.len() as u64);
-        assert_eq!(record.state.terminal(), model.ended);
+        assert_eq!(record.state().terminal(), model.ended);
         assert_eq!(log(store, id).await, model.events);
     }
     assert!(store.healthy());

@@ -6,8 +6,10 @@ use std::time::Duration;
 use rusqlite::Connection;
 use sandcaster::ids::Seq;
 use sandcaster::store::{
-    Append, Role, RunState, RunStore, SqliteStore, StoreDurability, StoreError, StoreOptions,
+    Append, Check, Flush, Role, RunStore, SqliteStore, StoreDurability, StoreError, StoreOptions,
 };
+
+use tempfile::TempDir;
 
 use super::{
     Heard, PATIENCE, append, at, created, delta, end_event, finish, log, new_run, open, sqlite,
@@ -24,15 +26,17 @@ async fn a_second_server_is_refused_by_name_and_a_one_shot_command_is_not() {
 
     let other = open(&dir, Role::OneShot).unwrap();
     assert_eq!(other.id(), store.id());
-    assert_ne!(other.owner(), store.owner());
     let (ours, theirs) = (created(&*store).await, created(&*other).await);
-    assert_eq!(log(&*store, &theirs).await.len(), 1);
-    assert_eq!(log(&*other, &ours).await.len(), 1);
+    assert_eq!(log(&*store, &theirs.run).await.len(), 1);
+    assert_eq!(log(&*other, &ours.run).await.len(), 1);
 
-    assert!(store.owner_alive(other.owner()) && other.owner_alive(store.owner()));
-    let gone = other.owner().to_owned();
+    assert_ne!(ours.owner, theirs.owner);
+    assert_eq!(store.expired_runs().await.unwrap(), []);
+    assert_eq!(other.expired_runs().await.unwrap(), []);
     other.close().await;
-    assert!(!store.owner_alive(&gone));
+    let expired = store.expired_runs().await.unwrap();
+    assert_eq!(expired.len(), 1);
+    assert_eq!(expired[0].lease.run, theirs.run);
 
     store.close().await;
     open(&dir, Role::Serve).unwrap().close().await;
@@ -40,25 +44,95 @@ async fn a_second_server_is_refused_by_name_and_a_one_shot_command_is_not() {
 
 #[tokio::test]
 async fn owners_that_are_no_instance_are_dead_and_lead_to_no_file() {
-    let (_dir, store) = sqlite();
-    for owner in ["", "../serve", "a/b", "ab12", "."] {
-        assert!(!store.owner_alive(owner), "{owner}");
+    let (dir, store) = sqlite();
+    let run = created(&*store).await;
+    for owner in ["", "../serve", "a/b", "."] {
+        raw(&dir)
+            .execute("UPDATE runs SET owner = ?1", [owner])
+            .unwrap();
+        let expired = store.expired_runs().await.unwrap();
+        assert_eq!(expired.len(), 1, "{owner:?}");
+        assert_eq!(expired[0].lease.run, run.run);
     }
-    assert!(store.owner_alive(store.owner()));
-    store.forget_dead_owners();
-    assert!(store.owner_alive(store.owner()));
+}
+
+fn locks(dir: &TempDir) -> Vec<std::path::PathBuf> {
+    let files = std::fs::read_dir(dir.path().join("data/instances")).unwrap();
+    files.map(|file| file.unwrap().path()).collect()
 }
 
 #[tokio::test]
-async fn dead_owners_lock_files_are_removed_and_live_ones_kept() {
+async fn dead_owners_lock_files_go_with_the_look_that_they_asked_for() {
     let (dir, store) = sqlite();
-    let instances = dir.path().join("data/instances");
-    std::fs::write(instances.join("feed.lock"), "").unwrap();
+    store.close().await;
+    std::fs::write(dir.path().join("data/instances/feed.lock"), "").unwrap();
+    // A command does not look, and leaves the mark to the server.
     let other = open(&dir, Role::OneShot).unwrap();
-    store.forget_dead_owners();
-    assert!(store.owner_alive(other.owner()));
-    assert!(!instances.join("feed.lock").exists());
-    assert_eq!(std::fs::read_dir(&instances).unwrap().count(), 2);
+    assert_eq!(other.check().await.unwrap(), Check::NotNeeded);
+    let store = open(&dir, Role::Serve).unwrap();
+    assert_eq!(locks(&dir).len(), 3);
+    assert_eq!(store.check().await.unwrap(), Check::Whole);
+    assert_eq!(locks(&dir).len(), 2);
+    let run = created(&*other).await;
+    assert_eq!(store.expired_runs().await.unwrap(), []);
+    finish(&*other, &run, end_event(2, "e")).await.unwrap();
+    other.close().await;
+    assert_eq!(locks(&dir).len(), 1);
+}
+
+#[tokio::test]
+async fn a_removed_lock_file_kills_no_run_and_is_made_anew() {
+    let (dir, store) = sqlite();
+    let run = created(&*store).await;
+    let [lock] = &locks(&dir)[..] else {
+        panic!("one lock");
+    };
+    std::fs::remove_dir_all(dir.path().join("data/instances")).unwrap();
+    std::fs::remove_file(dir.path().join("data/serve.lock")).unwrap();
+    let command = open(&dir, Role::OneShot).unwrap();
+    assert_eq!(command.expired_runs().await.unwrap(), []);
+    tokio::time::timeout(PATIENCE, async {
+        while !lock.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(command.expired_runs().await.unwrap(), []);
+    append(&*store, &run, vec![delta(2, "on")]).await.unwrap();
+    assert!(matches!(open(&dir, Role::Serve), Err(StoreError::InUse(_))));
+}
+
+#[tokio::test]
+async fn a_copy_of_the_directory_is_another_store() {
+    let (dir, store) = sqlite();
+    let run = created(&*store).await;
+    finish(&*store, &run, end_event(2, "e")).await.unwrap();
+    let id = store.id().to_owned();
+    store.close().await;
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::create_dir(copy.path().join("data")).unwrap();
+    std::fs::copy(
+        dir.path().join("data/sandcaster.db"),
+        copy.path().join("data/sandcaster.db"),
+    )
+    .unwrap();
+    let copied = open(&copy, Role::Serve).unwrap();
+    let new = copied.id().to_owned();
+    assert_ne!(new, id);
+    assert_eq!(log(&*copied, &run.run).await.len(), 2);
+    copied.close().await;
+    let id_of = async |dir: &TempDir| {
+        let store = open(dir, Role::Serve).unwrap();
+        store.close().await;
+        store.id().to_owned()
+    };
+    assert_eq!(id_of(&copy).await, new);
+    assert_eq!(id_of(&dir).await, id);
+    // Moved as a whole it stays the same.
+    let moved = tempfile::tempdir().unwrap();
+    std::fs::rename(dir.path().join("data"), moved.path().join("data")).unwrap();
+    assert_eq!(id_of(&moved).await, id);
 }
 
 #[cfg(unix)]
@@ -89,13 +163,15 @@ async fn a_store_keeps_its_id_and_its_runs_over_a_restart() {
     let (dir, store) = sqlite();
     let run = created(&*store).await;
     append(&*store, &run, vec![delta(2, "kept")]).await.unwrap();
-    let (id, owner) = (store.id().to_owned(), store.owner().to_owned());
+    let id = store.id().to_owned();
     store.close().await;
     let store = open(&dir, Role::Serve).unwrap();
     assert_eq!(store.id(), id);
-    assert_ne!(store.owner(), owner, "a process is not its predecessor");
-    assert_eq!(log(&*store, &run).await.len(), 2);
-    assert_eq!(store.check().await.unwrap(), None);
+    let next = created(&*store).await;
+    assert_ne!(next.owner, run.owner, "a process is not its predecessor");
+    assert_eq!(log(&*store, &run.run).await.len(), 2);
+    // It left a run without an end.
+    assert_eq!(store.check().await.unwrap(), Check::Whole);
 }
 
 #[tokio::test]
@@ -128,7 +204,7 @@ fn a_file_that_is_no_database_and_a_path_that_is_no_directory_are_refused() {
     assert!(message.contains("sandcaster.db"), "{message}");
 }
 
-fn raw(dir: &tempfile::TempDir) -> Connection {
+fn raw(dir: &TempDir) -> Connection {
     Connection::open(dir.path().join("data/sandcaster.db")).unwrap()
 }
 
@@ -136,10 +212,7 @@ fn raw(dir: &tempfile::TempDir) -> Connection {
 async fn the_database_itself_guards_a_log_against_any_statement() {
     let (dir, store) = sqlite();
     let (open, ended) = (created(&*store).await, created(&*store).await);
-    store
-        .finish(finish(&ended, end_event(2, "e")))
-        .await
-        .unwrap();
+    finish(&*store, &ended, end_event(2, "e")).await.unwrap();
     let db = raw(&dir);
     for (what, sql) in [
         (
@@ -194,8 +267,8 @@ async fn the_database_itself_guards_a_log_against_any_statement() {
             "{what}: {refused}"
         );
     }
-    assert_eq!(log(&*store, &open).await.len(), 1);
-    assert_eq!(log(&*store, &ended).await.len(), 2);
+    assert_eq!(log(&*store, &open.run).await.len(), 1);
+    assert_eq!(log(&*store, &ended.run).await.len(), 2);
 }
 
 #[tokio::test]
@@ -222,7 +295,7 @@ async fn a_full_disk_fails_loudly_keeps_what_was_committed_and_heals() {
     // What does not grow the database still goes in, and says that the store works.
     append(&*store, &small, vec![delta(2, "s")]).await.unwrap();
     assert!(store.healthy());
-    assert_eq!(log(&*store, &run).await.len() as u64, stored);
+    assert_eq!(log(&*store, &run.run).await.len() as u64, stored);
     assert!(matches!(
         append(&*store, &run, vec![delta(stored + 1, &text)]).await,
         Err(StoreError::Failed(_))
@@ -243,8 +316,9 @@ async fn a_full_disk_fails_loudly_keeps_what_was_committed_and_heals() {
     append(&*store, &run, vec![delta(stored + 1, &text)])
         .await
         .unwrap();
-    assert_eq!(log(&*store, &run).await.len() as u64, stored + 1);
-    assert_eq!(store.check().await.unwrap(), None);
+    assert_eq!(log(&*store, &run.run).await.len() as u64, stored + 1);
+    // It left a run without an end.
+    assert_eq!(store.check().await.unwrap(), Check::Whole);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -262,7 +336,7 @@ async fn in_a_transaction_that_runs_full_each_write_gets_its_own_answer() {
         for (run, heard) in &runs {
             store
                 .append(Append {
-                    run: run.clone(),
+                    lease: run.clone(),
                     events: vec![delta(seq, &text)],
                     listener: Arc::clone(heard) as _,
                 })
@@ -270,13 +344,13 @@ async fn in_a_transaction_that_runs_full_each_write_gets_its_own_answer() {
                 .unwrap();
         }
     }
-    drop(store.sync().await);
+    drop(store.flush(Flush::Synced).await);
     let mut failures = 0;
     for (run, heard) in &runs {
         let committed = heard.committed.lock().clone();
         failures += heard.failed.lock().len();
         assert_eq!(committed.len() + heard.failed.lock().len(), 38);
-        let read: Vec<u64> = log(&*store, run)
+        let read: Vec<u64> = log(&*store, &run.run)
             .await
             .iter()
             .skip(1)
@@ -296,9 +370,9 @@ async fn full_durability_stores_and_reads_the_same() {
     let store = SqliteStore::open(options).unwrap();
     let run = created(&*store).await;
     append(&*store, &run, vec![delta(2, "a")]).await.unwrap();
-    store.sync().await.unwrap();
-    store.finish(finish(&run, end_event(3, "e"))).await.unwrap();
-    assert_eq!(log(&*store, &run).await.len(), 3);
+    store.flush(Flush::Synced).await.unwrap();
+    finish(&*store, &run, end_event(3, "e")).await.unwrap();
+    assert_eq!(log(&*store, &run.run).await.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,7 +386,7 @@ async fn the_write_ahead_log_stays_bounded_under_unbroken_load() {
         for i in 0..16 {
             store
                 .append(Append {
-                    run: run.clone(),
+                    lease: run.clone(),
                     events: vec![delta(batch * 16 + i + 2, &text)],
                     listener: Arc::new(Heard::default()),
                 })
@@ -321,13 +395,16 @@ async fn the_write_ahead_log_stays_bounded_under_unbroken_load() {
         }
         largest = largest.max(std::fs::metadata(&wal).unwrap().len());
     }
-    store.sync().await.unwrap();
+    store.flush(Flush::Synced).await.unwrap();
     largest = largest.max(std::fs::metadata(&wal).unwrap().len());
     assert!(
         largest < 48 * 1024 * 1024,
         "61 MB were written, and the log grew to {largest}"
     );
-    assert_eq!(store.get(&run).await.unwrap().unwrap().last_seq, Seq(1025));
+    assert_eq!(
+        store.get(&run.run).await.unwrap().unwrap().last_seq,
+        Seq(1025)
+    );
 }
 
 #[tokio::test]
@@ -337,17 +414,15 @@ async fn the_clock_of_the_store_dates_events_so_that_an_unfinished_run_has_a_dur
     let mut options = StoreOptions::new(dir.path(), Role::Serve);
     options.clock = clock.clone();
     let store = SqliteStore::open(options).unwrap();
-    let run = new_run(at(0));
-    let id = run.id.clone();
-    store.create(run).await.unwrap();
+    let run = new_run(at(0)).create(&*store).await.unwrap();
     clock.advance(Duration::from_millis(2500));
-    append(&*store, &id, vec![delta(2, "x")]).await.unwrap();
+    append(&*store, &run, vec![delta(2, "x")]).await.unwrap();
     clock.advance(Duration::from_hours(1));
-    let record = store.unfinished().await.unwrap().remove(0);
-    assert_eq!(
-        (record.state, record.duration_secs),
-        (RunState::Running, Some(2.5))
-    );
+    store.close().await;
+    let store = SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap();
+    let open = store.expired_runs().await.unwrap().remove(0);
+    let age = open.last_event_at.duration_since(open.started_at);
+    assert_eq!(age, jiff::SignedDuration::from_millis(2500));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -360,20 +435,17 @@ async fn two_processes_may_write_at_once() {
         for seq in 2..400 {
             store
                 .append(Append {
-                    run: run.clone(),
+                    lease: run.clone(),
                     events: vec![delta(seq, "x")],
                     listener: Arc::clone(&heard) as _,
                 })
                 .await
                 .unwrap();
             if seq % 20 == 0 {
-                store.sync().await.unwrap();
+                store.flush(Flush::Synced).await.unwrap();
             }
         }
-        store
-            .finish(finish(&run, end_event(400, "e")))
-            .await
-            .unwrap();
+        finish(&*store, &run, end_event(400, "e")).await.unwrap();
         run
     };
     let (a, b) = tokio::time::timeout(PATIENCE, async {
@@ -381,6 +453,6 @@ async fn two_processes_may_write_at_once() {
     })
     .await
     .unwrap();
-    assert_eq!(log(&*store, &b).await.len(), 400);
-    assert_eq!(log(&*other, &a).await.len(), 400);
+    assert_eq!(log(&*store, &b.run).await.len(), 400);
+    assert_eq!(log(&*other, &a.run).await.len(), 400);
 }

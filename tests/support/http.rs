@@ -10,7 +10,7 @@ use sandcaster::api::{self, ApiLimits, ApiState, Limits, Shutdown};
 use sandcaster::app::App;
 use sandcaster::clock::Clock;
 use sandcaster::config::{Config, ServerSettings, Usable};
-use sandcaster::runs::{Runs, RunsConfig, Tasks};
+use sandcaster::runs::{Keep, Runs, RunsConfig, Tasks};
 use sandcaster::secrets::Secret;
 use sandcaster::store::RunStore;
 use serde_json::Value;
@@ -51,7 +51,10 @@ pub fn app(server: ServerSettings, store: Arc<dyn RunStore>, clock: Clock) -> Ap
     let (tasks, redactor) = (Tasks::new(), config.redactor());
     let runs = Runs::new(RunsConfig {
         store,
-        owner: "test".to_owned(),
+        keep: Keep {
+            age: None,
+            runs: u64::MAX,
+        },
         providers: BTreeMap::new(),
         backends: BTreeMap::new(),
         max_concurrent_runs,

@@ -88,6 +88,25 @@ impl Served {
         self.send(request).await
     }
 
+    pub async fn get_range(&self, path: &str, range: &str) -> reqwest::Response {
+        let request = super::http().get(format!("{}{path}", self.url));
+        self.send(request.header("Range", range)).await
+    }
+
+    /// Its host and port.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
+    }
+
+    /// Its memory.
+    pub fn rss_kib(&self) -> u64 {
+        let status = format!("/proc/{}/status", self.child.id().unwrap());
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let value = line.unwrap().split_whitespace().next().unwrap();
+        value.parse().unwrap()
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> reqwest::Response {
         let request = super::http().post(format!("{}{path}", self.url));
         self.send(request.json(body)).await

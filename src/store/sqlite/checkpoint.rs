@@ -132,7 +132,14 @@ impl Shared {
     }
 }
 
+/// Moves the whole log into the database, syncs that, and starts the log over. True if it was all of it:
+/// readers may hold some of it back.
+pub(super) fn complete(db: &Connection) -> Result<bool, rusqlite::Error> {
+    checkpoint(db, "TRUNCATE").map(|log| !log.busy)
+}
+
 struct Log {
+    busy: bool,
     frames: i64,
     moved: i64,
 }
@@ -141,6 +148,7 @@ fn checkpoint(db: &Connection, mode: &'static str) -> Result<Log, rusqlite::Erro
     db.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?
         .query_row([], |row| {
             Ok(Log {
+                busy: row.get(0)?,
                 frames: row.get(1)?,
                 moved: row.get(2)?,
             })

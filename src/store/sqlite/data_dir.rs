@@ -2,12 +2,19 @@
 //!
 //! Two kinds of lock, both advisory locks that the kernel drops when their process dies, however it dies:
 //! `serve.lock` is held by the one server of the directory, and `instances/<owner>.lock` by every process
-//! that writes runs here, a one-shot `query` too. A run's row names its owner, so a run is dead exactly
-//! when its owner's lock is free.
+//! that writes runs here, a one-shot `query` too. A run's row names its owner: its lease lasts for as long as
+//! the owner's lock is held. A file that was removed says nothing, for its process may be alive: that makes
+//! the file anew within a second or so, and only an owner whose file stays away counts as dead.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::super::types::StoreError;
 use super::inode::{is_same_file, sync_dir};
@@ -19,19 +26,33 @@ const SERVE_LOCK: &str = "serve.lock";
 const SETUP_LOCK: &str = "setup.lock";
 const INSTANCES: &str = "instances";
 
+/// How long a lock file may be away before its process counts as dead. Much longer than a live process takes to
+/// make it anew, however busy it is.
+const MISSING: Duration = Duration::from_secs(30);
+
 /// A data directory and this process's name in it.
 #[derive(Debug)]
 pub(super) struct DataDir {
     path: PathBuf,
-    owner: String,
+    owner: Arc<str>,
     unclean: bool,
+    /// Owners whose lock files are not there, since when.
+    missing: Mutex<HashMap<String, Instant>>,
 }
 
 /// The right to use a data directory, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Locks {
-    instance: (PathBuf, File),
-    _serve: Option<File>,
+    instance: Lock,
+    serve: Option<Lock>,
+}
+
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    file: File,
+    /// The file stays when the lock goes.
+    kept: bool,
 }
 
 impl DataDir {
@@ -43,11 +64,8 @@ impl DataDir {
                 path.display()
             ))
         };
-        let fresh = !path.exists();
         private_dir(path).map_err(|error| unusable("create", &error))?;
-        if fresh {
-            keep_private(path).map_err(|error| unusable("write to", &error))?;
-        }
+        keep_private(path).map_err(|error| unusable("write to", &error))?;
         private_dir(&path.join(INSTANCES)).map_err(|error| unusable("write to", &error))?;
         let serve = match role {
             Role::OneShot => None,
@@ -57,27 +75,33 @@ impl DataDir {
         let file = instance_path(path, &owner);
         let instance = claim(&file).map_err(|error| unusable("take a lock in", &error))?;
         let locks = Locks {
-            instance: (file, instance),
-            _serve: serve,
+            instance: Lock {
+                path: file,
+                file: instance,
+                kept: false,
+            },
+            serve,
         };
         // Shared, so that another process that asks for an owner at this moment is not misled.
-        let unclean = instance_files(path).any(|(_, file)| file.try_lock_shared().is_ok());
+        let unclean = role == Role::Serve
+            && instance_files(path).any(|(_, file)| file.try_lock_shared().is_ok());
         let path = path.to_owned();
         let this = Self {
             path,
-            owner,
+            owner: owner.into(),
             unclean,
+            missing: Mutex::default(),
         };
         Ok((this, locks))
     }
 
-    /// Whether a process had died here without closing the store, when this one came.
+    /// Whether a process had died here without closing the store, when this server came.
     pub(super) fn unclean(&self) -> bool {
         self.unclean
     }
 
     /// This process in the rows of its runs.
-    pub(super) fn owner(&self) -> &str {
+    pub(super) const fn owner(&self) -> &Arc<str> {
         &self.owner
     }
 
@@ -115,25 +139,33 @@ impl DataDir {
         }
     }
 
-    /// Whether the process named `owner` still holds its lock. What can't be told counts as alive, so that
-    /// no live run is ever declared dead.
-    pub(super) fn owner_alive(&self, owner: &str) -> bool {
-        if owner == self.owner {
-            return true;
-        }
-        if !is_instance(owner) {
+    /// Whether the process named `owner` is gone. What can't be told is not, so that no live run is ever
+    /// declared dead.
+    pub(super) fn gone(&self, owner: &str) -> bool {
+        if owner == &*self.owner {
             return false;
         }
-        match OpenOptions::new()
+        if !is_instance(owner) {
+            return true;
+        }
+        let opened = OpenOptions::new()
             .read(true)
-            .open(instance_path(&self.path, owner))
-        {
-            Ok(file) => file.try_lock_shared().is_err(),
-            Err(error) => error.kind() != io::ErrorKind::NotFound,
+            .open(instance_path(&self.path, owner));
+        let mut missing = self.missing.lock();
+        match opened {
+            Ok(file) => {
+                missing.remove(owner);
+                file.try_lock_shared().is_ok()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let since = missing.entry(owner.to_owned()).or_insert_with(Instant::now);
+                since.elapsed() >= MISSING
+            }
+            Err(_unknown) => false,
         }
     }
 
-    /// Removes the lock files of processes that are gone.
+    /// Removes the lock files of processes that are gone: their runs were ended, and the database is whole.
     pub(super) fn sweep(&self) {
         for (path, file) in instance_files(&self.path) {
             // Removed under its lock: a process that is just claiming it sees that and claims anew.
@@ -158,11 +190,36 @@ fn instance_files(dir: &Path) -> impl Iterator<Item = (PathBuf, File)> + use<> {
         })
 }
 
-impl Drop for Locks {
+impl Locks {
+    /// Makes lock files anew that somebody has removed. To be called every second.
+    pub(super) fn renew(&mut self) {
+        for lock in self.serve.iter_mut().chain([&mut self.instance]) {
+            if is_same_file(&lock.file, &lock.path) {
+                continue;
+            }
+            tracing::warn!(path = %lock.path.display(), "a lock file of a running process was removed; it is made anew");
+            let dir = lock.path.parent().map_or(Ok(()), private_dir);
+            match dir.and_then(|()| claim(&lock.path)) {
+                Ok(file) => lock.file = file,
+                Err(error) => {
+                    tracing::error!(%error, "a lock file can't be made; do not start another server on this data directory");
+                }
+            }
+        }
+    }
+
+    /// Leaves this process's lock file behind when the lock goes, as a death would: there are runs to be ended.
+    pub(super) fn leave_mark(&mut self) {
+        self.instance.kept = true;
+    }
+}
+
+impl Drop for Lock {
     fn drop(&mut self) {
-        let (path, _held_meanwhile) = &self.instance;
-        if let Err(error) = fs::remove_file(path) {
-            tracing::debug!(%error, "the lock file of this process stays until the next start");
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!(%error, "a lock file of this process stays until the next start");
         }
     }
 }
@@ -179,29 +236,32 @@ fn is_instance(owner: &str) -> bool {
 fn serve_lock(
     dir: &Path,
     unusable: impl Fn(&str, &io::Error) -> StoreError,
-) -> Result<File, StoreError> {
+) -> Result<Lock, StoreError> {
     let path = dir.join(SERVE_LOCK);
-    let file = private_options()
-        .create(true)
-        .truncate(false)
-        .open(&path)
-        .map_err(|error| unusable("take a lock in", &error))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(format!(
+    match claim(&path) {
+        Ok(file) => Ok(Lock {
+            path,
+            file,
+            kept: true,
+        }),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(StoreError::InUse(format!(
             "another sandcaster server is using the data directory {}: stop it, or choose another one with --data-dir",
             dir.display()
         ))),
-        Err(TryLockError::Error(error)) => Err(unusable("take a lock in", &error)),
+        Err(error) => Err(unusable("take a lock in", &error)),
     }
 }
 
-/// Makes and locks a lock file, so that the name leads to the locked file when this returns.
+/// Makes and locks a lock file, so that the name leads to the locked file when this returns. Fails with
+/// `WouldBlock` when another holds it.
 fn claim(path: &Path) -> io::Result<File> {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {
         let file = private_options().create(true).truncate(false).open(path)?;
-        file.lock()?;
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+            TryLockError::Error(error) => error,
+        })?;
         if is_same_file(&file, path) {
             return Ok(file);
         }
@@ -225,26 +285,31 @@ fn private_file(path: &Path) -> io::Result<File> {
 /// Prompts and outputs lie here: a project's repository should not pick them up by accident.
 fn keep_private(dir: &Path) -> io::Result<()> {
     match private_file(&dir.join(".gitignore")) {
-        Ok(mut file) => file.write_all(b"*\n")?,
-        // Two processes may find the directory new.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+        Ok(mut file) => file.write_all(b"*\n"),
+        // What is there is its user's own.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
     }
-    dir.parent().map_or(Ok(()), sync_parent)
 }
 
-/// Makes a new directory's own name survive a power cut; `""` is the parent of a relative one.
-fn sync_parent(parent: &Path) -> io::Result<()> {
+/// Makes a directory and those above it, only for their user, so that their names survive a power cut.
+fn private_dir(path: &Path) -> io::Result<()> {
+    if path.is_dir() || path.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let parent = path.parent().unwrap_or(Path::new(""));
+    private_dir(parent)?;
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(path) {
+        Ok(()) => {}
+        // Two processes may find it missing.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        Err(error) => return Err(error),
+    }
     if parent.as_os_str().is_empty() {
         return sync_dir(Path::new("."));
     }
     sync_dir(parent)
-}
-
-fn private_dir(path: &Path) -> io::Result<()> {
-    let mut builder = DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(path)
 }

@@ -9,6 +9,8 @@ use super::super::types::StoreError;
 pub(super) struct Healthy {
     commit: AtomicBool,
     sync: AtomicBool,
+    /// The writer is there.
+    writer: AtomicBool,
 }
 
 impl Healthy {
@@ -16,11 +18,18 @@ impl Healthy {
         Self {
             commit: AtomicBool::new(true),
             sync: AtomicBool::new(true),
+            writer: AtomicBool::new(true),
         }
     }
 
     pub(super) fn get(&self) -> bool {
-        self.commit.load(Ordering::Relaxed) && self.sync.load(Ordering::Relaxed)
+        self.commit.load(Ordering::Relaxed) && self.synced() && self.writer.load(Ordering::Relaxed)
+    }
+
+    /// Whether what is synced is on the disk. False from a failed sync until all of the log was moved into
+    /// the database.
+    pub(super) fn synced(&self) -> bool {
+        self.sync.load(Ordering::Acquire)
     }
 
     /// Notes how a commit went; logs a change once.
@@ -28,14 +37,19 @@ impl Healthy {
         note(&self.commit, result, "commit");
     }
 
-    /// Notes how a sync went; logs a change once.
+    /// Notes that a sync failed, or that it no longer matters; logs a change once.
     pub(super) fn sync(&self, result: Result<(), &StoreError>) {
         note(&self.sync, result, "sync");
+    }
+
+    /// Notes that nothing will ever be written again.
+    pub(super) fn writer_gone(&self) {
+        self.writer.store(false, Ordering::Relaxed);
     }
 }
 
 fn note(flag: &AtomicBool, result: Result<(), &StoreError>, what: &str) {
-    let was = flag.swap(result.is_ok(), Ordering::Relaxed);
+    let was = flag.swap(result.is_ok(), Ordering::AcqRel);
     match result {
         Err(error) if was => tracing::error!(%error, what, "the run store can't be written"),
         Ok(()) if !was => tracing::info!(what, "the run store can be written again"),

@@ -19,6 +19,21 @@ pub(super) fn is_same_file(_file: &File, path: &Path) -> bool {
     path.exists()
 }
 
+/// What the file at `path` is called by the disk itself: a copy of it is called otherwise.
+#[cfg(unix)]
+pub(super) fn name_on_disk(path: &Path) -> String {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map_or_else(
+        |_unknown| String::new(),
+        |file| format!("{}:{}", file.dev(), file.ino()),
+    )
+}
+
+#[cfg(not(unix))]
+pub(super) fn name_on_disk(path: &Path) -> String {
+    path.display().to_string()
+}
+
 /// Makes the names in a directory survive a power cut.
 #[cfg(unix)]
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {

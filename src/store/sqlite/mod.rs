@@ -7,9 +7,11 @@
 //! | `schema` | tables, and the triggers that hold a log together; migrations; connections |
 //! | `queue` | the bounded queue in front of the writer |
 //! | `writer`, `ops` | the thread that writes, in grouped transactions, and each write as SQL |
+//! | `retention` | deleting runs, a little at a time |
 //! | `sync`, `checkpoint` | durability and the log's size, each beside the writer |
+//! | `fault` | what its errors mean |
 //! | `health` | whether writing works |
-//! | `reads` | every query |
+//! | `reads`, `watch` | every query, and following the runs of other processes |
 //! | `inode` | what a file's name leads to, and that a name lasts |
 //!
 //! Several processes may write to one directory (a server, and one-shot commands); each has its own writer,
@@ -17,15 +19,18 @@
 
 mod checkpoint;
 mod data_dir;
+mod fault;
 mod health;
 mod inode;
 mod ops;
 mod options;
 mod queue;
 mod reads;
+mod retention;
 mod schema;
 mod store;
 mod sync;
+mod watch;
 mod writer;
 
 pub use options::{Role, StoreDurability, StoreOptions};

@@ -1,92 +1,98 @@
 //! Each write as SQL. A write that fails leaves nothing behind in the transaction it shares with others.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode as Sqlite, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::super::types::{
-    Append, Finish, NewRun, RunState, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
+    LISTED_PROMPT, RunEnd, RunFacts, RunLease, RunState, SandboxRecord, StoreError, StoredFile,
+    WebhookDelivery,
 };
+use super::fault::{Fault, failure, int};
 use super::queue::{Outcome, Work};
+use super::retention;
+use super::schema::PART;
+use crate::error::ErrorCode;
 use crate::events::StoredEvent;
 use crate::ids::RunId;
 
 /// Runs whose row number is remembered between writes.
 const KNOWN_RUNS: usize = 4096;
 
-/// The row numbers of runs that were written lately. A row number never changes once committed.
+/// The runs that were written lately, and who holds them: true for as long as no other connection writes.
 #[derive(Default)]
-pub(super) struct Numbers(HashMap<RunId, i64>);
+pub(super) struct Known {
+    runs: HashMap<RunId, Row>,
+    version: i64,
+}
 
-impl Numbers {
+struct Row {
+    no: i64,
+    owner: Arc<str>,
+    epoch: u64,
+}
+
+impl Known {
     /// To be called when a transaction or a part of one was rolled back.
     pub(super) fn forget(&mut self) {
-        self.0.clear();
+        self.runs.clear();
     }
 
-    fn note(&mut self, run: &RunId, no: i64) {
-        if self.0.len() >= KNOWN_RUNS {
-            self.0.clear();
+    /// To be called at a transaction's begin: whether another process has written since the last one.
+    pub(super) fn check(&mut self, db: &Connection) -> Result<(), rusqlite::Error> {
+        let version = db
+            .prepare_cached("PRAGMA data_version")?
+            .query_row([], |row| row.get(0))?;
+        if self.version != version {
+            self.version = version;
+            self.forget();
         }
-        self.0.insert(run.clone(), no);
+        Ok(())
     }
 
-    fn of(&mut self, db: &Connection, run: &RunId) -> Result<i64, Fault> {
-        if let Some(no) = self.0.get(run) {
-            return Ok(*no);
+    fn note(&mut self, lease: &RunLease, no: i64) {
+        if self.runs.len() >= KNOWN_RUNS {
+            self.forget();
         }
-        let no = number(db, run)?.ok_or_else(|| StoreError::NotFound(run.clone()))?;
-        self.note(run, no);
+        let row = Row {
+            no,
+            owner: Arc::clone(&lease.owner),
+            epoch: lease.epoch,
+        };
+        self.runs.insert(lease.run.clone(), row);
+    }
+
+    /// The row number of the run that `lease` is for; refused if it is another's.
+    fn of(&mut self, db: &Connection, lease: &RunLease) -> Result<i64, Fault> {
+        if let Some(row) = self.runs.get(&lease.run)
+            && row.owner == lease.owner
+            && row.epoch == lease.epoch
+        {
+            return Ok(row.no);
+        }
+        let found = db
+            .prepare_cached(
+                "SELECT no, owner, epoch FROM runs WHERE id = ?1 AND deleted_at IS NULL",
+            )?
+            .query_row([lease.run.as_str()], |row| {
+                Ok((row.get(0)?, row.get::<_, String>(1)?, row.get::<_, i64>(2)?))
+            })
+            .optional()?;
+        let (no, owner, epoch) = found.ok_or_else(|| StoreError::NotFound(lease.run.clone()))?;
+        if *owner != *lease.owner || epoch != int(lease.epoch) {
+            return Err(StoreError::Refused("another process holds the run".to_owned()).into());
+        }
+        self.note(lease, no);
         Ok(no)
-    }
-}
-
-/// Why a write failed.
-pub(super) enum Fault {
-    /// It asked for what can't be: the database and the other writes are well.
-    Ours(StoreError),
-    /// `SQLite` failed.
-    Theirs(rusqlite::Error),
-}
-
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Theirs(error)
-    }
-}
-
-impl From<StoreError> for Fault {
-    fn from(error: StoreError) -> Self {
-        Self::Ours(error)
-    }
-}
-
-impl From<Fault> for StoreError {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Ours(error) => error,
-            Fault::Theirs(error) => failure(&error),
-        }
-    }
-}
-
-/// What an error of `SQLite` means to a caller. Its message names tables and columns, never values.
-pub(super) fn failure(error: &rusqlite::Error) -> StoreError {
-    match error.sqlite_error_code() {
-        Some(Sqlite::ConstraintViolation) => StoreError::Refused(error.to_string()),
-        Some(Sqlite::DiskFull) => StoreError::Failed("the disk is full".to_owned()),
-        Some(Sqlite::DatabaseBusy) => {
-            StoreError::Failed("another process kept the database busy".to_owned())
-        }
-        _ => StoreError::Failed(error.to_string()),
     }
 }
 
 /// Does one write inside the transaction that is open on `db`.
 pub(super) fn apply(
     db: &Connection,
-    numbers: &mut Numbers,
+    known: &mut Known,
     work: &Work,
     now: Timestamp,
 ) -> Result<bool, Fault> {
@@ -95,28 +101,52 @@ pub(super) fn apply(
         Work::Append(append) if append.events.iter().any(|event| event.kind.terminal()) => {
             Err(StoreError::Refused("a run is ended by finishing it".to_owned()).into())
         }
-        Work::Append(append) => match append.events.as_slice() {
-            // One statement is undone as a whole by itself.
-            [event] => {
-                let no = numbers.of(db, &append.run)?;
-                insert_event(db, no, event, now)?;
-                Ok(true)
+        Work::Append(append) => {
+            let no = known.of(db, &append.lease)?;
+            match append.events.as_slice() {
+                // One statement is undone as a whole by itself.
+                [event] => insert_event(db, no, event, now),
+                events => whole(db, |db| {
+                    for event in events {
+                        insert_event(db, no, event, now)?;
+                    }
+                    Ok(true)
+                }),
             }
-            _ => whole(db, |db| append_events(db, numbers, append, now)),
-        },
-        Work::Create(run) => whole(db, |db| create(db, numbers, run, now)),
-        Work::Finish(finish) => whole(db, |db| finish_run(db, numbers, finish, now)),
-        Work::PutFile(run, file) => put_file(db, numbers, run, file),
-        Work::PutSandbox(sandbox) => put_sandbox(db, numbers, sandbox),
+        }
+        Work::Create(lease, run) => {
+            let no = whole(db, |db| create(db, lease, &run.0, &run.1, now))?;
+            known.note(lease, no);
+            Ok(true)
+        }
+        Work::Finish(lease, event, end) => {
+            let no = known.of(db, lease)?;
+            whole(db, |db| finish_run(db, no, event, end, now))?;
+            known.runs.remove(&lease.run);
+            Ok(true)
+        }
+        Work::PutFile(lease, file) => {
+            let no = known.of(db, lease)?;
+            whole(db, |db| put_file(db, no, file))
+        }
+        Work::PutSandbox(lease, sandbox) => put_sandbox(db, known.of(db, lease)?, sandbox),
+        Work::SandboxGone(run, attempt) => sandbox_gone(db, run, *attempt),
         Work::PutWebhook(delivery) => put_webhook(db, delivery),
+        Work::TakeOver { from, by } => {
+            known.forget();
+            take_over(db, from, by)
+        }
+        Work::Delete(run) => retention::delete(db, run, now),
+        Work::Expire(runs) => retention::expire(db, runs, now),
+        Work::Purge(rules) => whole(db, |db| retention::purge(db, rules)),
     }
 }
 
 /// Runs `work` so that it happens wholly or not at all.
-fn whole(
+fn whole<T>(
     db: &Connection,
-    work: impl FnOnce(&Connection) -> Result<bool, Fault>,
-) -> Result<bool, Fault> {
+    work: impl FnOnce(&Connection) -> Result<T, Fault>,
+) -> Result<T, Fault> {
     db.prepare_cached("SAVEPOINT work")?.execute([])?;
     let outcome = work(db);
     if outcome.is_err() {
@@ -138,44 +168,38 @@ fn whole(
 
 fn create(
     db: &Connection,
-    numbers: &mut Numbers,
-    run: &NewRun,
+    lease: &RunLease,
+    run: &RunFacts,
+    first: &StoredEvent,
     now: Timestamp,
-) -> Result<bool, Fault> {
+) -> Result<i64, Fault> {
+    if first.seq.0 != 1 || first.kind.terminal() {
+        return Err(StoreError::Refused("a log starts with event 1".to_owned()).into());
+    }
+    let beginning = match run.prompt.char_indices().nth(LISTED_PROMPT) {
+        Some((end, _)) => run.prompt.get(..end).unwrap_or_default(),
+        None => &run.prompt,
+    };
     db.prepare_cached(
-        "INSERT INTO runs (id, owner, model, provider, sandbox_provider, background, state, started_at, prompt)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, 'running', ?7, ?8)",
+        "INSERT INTO runs (id, owner, epoch, model, provider, sandbox_provider, background, state, started_at, beginning)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'running', ?8, ?9)",
     )?
     .execute(params![
         run.id.as_str(),
-        run.owner,
+        &*lease.owner,
+        int(lease.epoch),
         run.model,
         run.provider,
         run.sandbox_provider,
         run.background,
         run.started_at.as_microsecond(),
-        run.prompt,
+        beginning,
     ])?;
     let no = db.last_insert_rowid();
-    if run.first_event.seq.0 != 1 || run.first_event.kind.terminal() {
-        return Err(StoreError::Refused("a log starts with event 1".to_owned()).into());
-    }
-    insert_event(db, no, &run.first_event, now)?;
-    numbers.note(&run.id, no);
-    Ok(true)
-}
-
-fn append_events(
-    db: &Connection,
-    numbers: &mut Numbers,
-    append: &Append,
-    now: Timestamp,
-) -> Result<bool, Fault> {
-    let no = numbers.of(db, &append.run)?;
-    for event in &append.events {
-        insert_event(db, no, event, now)?;
-    }
-    Ok(true)
+    db.prepare_cached("INSERT INTO prompts (run, text) VALUES (?1, ?2)")?
+        .execute(params![no, run.prompt])?;
+    insert_event(db, no, first, now)?;
+    Ok(no)
 }
 
 fn insert_event(
@@ -183,7 +207,7 @@ fn insert_event(
     no: i64,
     event: &StoredEvent,
     now: Timestamp,
-) -> Result<(), Fault> {
+) -> Result<bool, Fault> {
     db.prepare_cached("INSERT INTO events (run, seq, kind, at, json) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute(params![
             no,
@@ -192,50 +216,62 @@ fn insert_event(
             now.as_microsecond(),
             event.json,
         ])?;
-    Ok(())
+    Ok(true)
 }
 
 fn finish_run(
     db: &Connection,
-    numbers: &mut Numbers,
-    finish: &Finish,
+    no: i64,
+    event: &StoredEvent,
+    end: &RunEnd,
     now: Timestamp,
-) -> Result<bool, Fault> {
-    if !finish.event.kind.terminal() || !finish.state.terminal() {
+) -> Result<(), Fault> {
+    if !event.kind.terminal() || !end.state.terminal() {
         return Err(
             StoreError::Refused("a run ends with a terminal event and state".to_owned()).into(),
         );
     }
-    let no = numbers.of(db, &finish.run)?;
+    let (code, message) = end.error.as_ref().map_or((None, None), |(code, message)| {
+        (Some(ErrorCode::as_str(*code)), Some(message))
+    });
     let ended = db
         .prepare_cached(
             "UPDATE runs SET state = ?2, completed_at = ?3, error_code = ?4, error = ?5, cost_nanos = ?6,
-                 input_tokens = ?7, output_tokens = ?8, num_turns = ?9, duration_secs = ?10
+                 input_tokens = ?7, output_tokens = ?8, usage_complete = ?9, num_turns = ?10, duration_secs = ?11
              WHERE no = ?1 AND state IN ('queued', 'running')",
         )?
         .execute(params![
             no,
-            finish.state.as_str(),
-            finish.completed_at.as_microsecond(),
-            finish.error_code.map(crate::error::ErrorCode::as_str),
-            finish.error,
-            finish.cost_nanos.map(int),
-            int(finish.input_tokens),
-            int(finish.output_tokens),
-            finish.num_turns,
-            finish.duration_secs,
+            end.state.as_str(),
+            end.completed_at.as_microsecond(),
+            code,
+            message,
+            end.cost_nanos.map(int),
+            end.usage.map(|usage| int(usage.input_tokens)),
+            end.usage.map(|usage| int(usage.output_tokens)),
+            end.usage.map(|usage| usage.complete),
+            end.num_turns,
+            end.duration_secs,
         ])?;
     if ended == 0 {
         // The same end once more is the retry of a write whose answer was lost.
-        return if same_event(db, no, &finish.event)? {
-            Ok(true)
+        return if same_event(db, no, event)? {
+            Ok(())
         } else {
             Err(StoreError::Refused("the run has ended".to_owned()).into())
         };
     }
-    insert_event(db, no, &finish.event, now)?;
-    numbers.0.remove(&finish.run);
-    Ok(true)
+    insert_event(db, no, event, now)?;
+    Ok(())
+}
+
+fn take_over(db: &Connection, from: &str, by: &str) -> Result<bool, Fault> {
+    let taken = db
+        .prepare_cached(
+            "UPDATE runs SET owner = ?2, epoch = epoch + 1 WHERE state IN ('queued', 'running') AND owner = ?1",
+        )?
+        .execute(params![from, by])?;
+    Ok(taken > 0)
 }
 
 fn same_event(db: &Connection, no: i64, event: &StoredEvent) -> Result<bool, Fault> {
@@ -246,35 +282,35 @@ fn same_event(db: &Connection, no: i64, event: &StoredEvent) -> Result<bool, Fau
     Ok(json.as_deref() == Some(event.json.as_str()))
 }
 
-fn put_file(
-    db: &Connection,
-    numbers: &mut Numbers,
-    run: &RunId,
-    file: &StoredFile,
-) -> Result<bool, Fault> {
-    let no = numbers.of(db, run)?;
-    db.prepare_cached(
-        "INSERT INTO files (run, path, mime_type, size, sha256, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         ON CONFLICT (run, path) DO UPDATE SET
-             mime_type = excluded.mime_type, size = excluded.size, sha256 = excluded.sha256, bytes = excluded.bytes",
-    )?
-    .execute(params![
-        no,
-        file.record.path,
-        file.record.mime_type,
-        int(file.record.size),
-        file.record.sha256,
-        &file.bytes[..],
-    ])?;
+fn put_file(db: &Connection, no: i64, file: &StoredFile) -> Result<bool, Fault> {
+    let id: i64 = db
+        .prepare_cached(
+            "INSERT INTO files (run, path, mime_type, size, sha256) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (run, path) DO UPDATE SET
+                 mime_type = excluded.mime_type, size = excluded.size, sha256 = excluded.sha256
+             RETURNING no",
+        )?
+        .query_row(
+            params![
+                no,
+                file.record.path,
+                file.record.mime_type,
+                int(file.record.size),
+                file.record.sha256,
+            ],
+            |row| row.get(0),
+        )?;
+    db.prepare_cached("DELETE FROM file_parts WHERE file = ?1")?
+        .execute([id])?;
+    let mut insert =
+        db.prepare_cached("INSERT INTO file_parts (file, part, bytes) VALUES (?1, ?2, ?3)")?;
+    for (part, bytes) in (0_i64..).zip(file.bytes.chunks(PART)) {
+        insert.execute(params![id, part, bytes])?;
+    }
     Ok(true)
 }
 
-fn put_sandbox(
-    db: &Connection,
-    numbers: &mut Numbers,
-    sandbox: &SandboxRecord,
-) -> Result<bool, Fault> {
-    let no = numbers.of(db, &sandbox.run)?;
+fn put_sandbox(db: &Connection, no: i64, sandbox: &SandboxRecord) -> Result<bool, Fault> {
     db.prepare_cached(
         "INSERT INTO sandboxes (run, attempt, backend, sandbox_id, expires, destroyed) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
          ON CONFLICT (run, attempt) DO UPDATE SET
@@ -292,9 +328,23 @@ fn put_sandbox(
     Ok(true)
 }
 
+fn sandbox_gone(db: &Connection, run: &RunId, attempt: u32) -> Result<bool, Fault> {
+    let told = db
+        .prepare_cached(
+            "UPDATE sandboxes SET destroyed = 1
+             WHERE run = (SELECT no FROM runs WHERE id = ?1) AND attempt = ?2",
+        )?
+        .execute(params![run.as_str(), attempt])?;
+    Ok(told > 0)
+}
+
 fn put_webhook(db: &Connection, delivery: &WebhookDelivery) -> Result<bool, Fault> {
     let no = match &delivery.run {
-        Some(run) => number(db, run)?,
+        Some(run) => match number(db, run) {
+            Ok(no) => Some(no),
+            Err(Fault::Ours(_)) => None,
+            Err(error) => return Err(error),
+        },
         None => None,
     };
     let fresh = db
@@ -315,15 +365,16 @@ fn put_webhook(db: &Connection, delivery: &WebhookDelivery) -> Result<bool, Faul
 }
 
 /// The row number of a run.
-pub(super) fn number(db: &Connection, run: &RunId) -> Result<Option<i64>, rusqlite::Error> {
-    db.prepare_cached("SELECT no FROM runs WHERE id = ?1")?
-        .query_row([run.as_str()], |row| row.get(0))
-        .optional()
-}
-
-/// A count as `SQLite` keeps it. Counts stay far below 2⁶³.
-pub(super) fn int(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
+pub(super) fn number(db: &Connection, run: &RunId) -> Result<i64, Fault> {
+    let found = db
+        .prepare_cached("SELECT no, deleted_at IS NOT NULL FROM runs WHERE id = ?1")?
+        .query_row([run.as_str()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    match found {
+        Some((no, false)) => Ok(no),
+        Some((_, true)) => Err(StoreError::Expired(run.clone()).into()),
+        None => Err(StoreError::NotFound(run.clone()).into()),
+    }
 }
 
 /// Writes one row that means nothing, to find out whether writing works again.

@@ -1,6 +1,7 @@
 //! How a store is opened.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::clock::Clock;
 
@@ -36,6 +37,8 @@ pub struct StoreOptions {
     pub clock: Clock,
     /// The largest size of the database in pages of 4 KiB; `None` leaves it to the disk.
     pub max_pages: Option<u32>,
+    /// How long another process's transaction is waited for at a time.
+    pub busy_timeout: Duration,
 }
 
 impl StoreOptions {
@@ -47,6 +50,7 @@ impl StoreOptions {
             durability: StoreDurability::default(),
             clock: Clock::system(),
             max_pages: None,
+            busy_timeout: Duration::from_secs(5),
         }
     }
 }

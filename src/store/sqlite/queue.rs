@@ -8,8 +8,10 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::super::types::{
-    Append, Finish, NewRun, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
+    Append, Retention, RunEnd, RunFacts, RunLease, SandboxRecord, StoreError, StoredFile,
+    WebhookDelivery,
 };
+use crate::events::StoredEvent;
 use crate::ids::RunId;
 
 /// What may wait to be written, in units of [`UNIT`] bytes: 32 MiB.
@@ -18,24 +20,41 @@ const UNIT: usize = 1024;
 
 /// A write.
 pub(super) enum Work {
-    Create(Box<NewRun>),
+    Create(RunLease, Box<(RunFacts, StoredEvent)>),
     Append(Append),
-    Finish(Box<Finish>),
+    Finish(RunLease, Arc<StoredEvent>, Box<RunEnd>),
     /// Nothing: it is told when all before it is done.
     Flush,
-    PutFile(RunId, StoredFile),
-    PutSandbox(SandboxRecord),
+    PutFile(RunLease, StoredFile),
+    PutSandbox(RunLease, SandboxRecord),
+    SandboxGone(RunId, u32),
     PutWebhook(Box<WebhookDelivery>),
+    /// The runs without an end of this owner are another's from now on.
+    TakeOver {
+        from: String,
+        by: Arc<str>,
+    },
+    Delete(RunId),
+    /// Deletes runs by their row numbers.
+    Expire(Vec<i64>),
+    Purge(Retention),
 }
 
 impl Work {
     fn bytes(&self) -> usize {
         match self {
-            Self::Create(run) => run.prompt.len() + run.first_event.json.len(),
+            Self::Create(_, run) => run.0.prompt.len() + run.1.json.len(),
             Self::Append(append) => append.events.iter().map(|event| event.json.len()).sum(),
-            Self::Finish(finish) => finish.event.json.len(),
+            Self::Finish(_, event, _) => event.json.len(),
             Self::PutFile(_, file) => file.bytes.len(),
-            Self::Flush | Self::PutSandbox(_) | Self::PutWebhook(_) => 0,
+            Self::Flush
+            | Self::PutSandbox(..)
+            | Self::SandboxGone(..)
+            | Self::PutWebhook(_)
+            | Self::TakeOver { .. }
+            | Self::Delete(_)
+            | Self::Expire(_)
+            | Self::Purge(_) => 0,
         }
     }
 }
@@ -51,7 +70,7 @@ pub(super) enum SyncWish {
     Wait,
 }
 
-/// The answer to a write: for webhooks whether it was new, for all others `true`.
+/// The answer to a write: whether it changed anything, or leaves more to do.
 pub(super) type Outcome = Result<bool, StoreError>;
 
 /// A write and who wants to know of it. Whoever that is is told exactly once, also when it is dropped.
@@ -181,6 +200,11 @@ impl Queue {
         }
         let count = inner.jobs.len().min(limit);
         Next::Jobs(inner.jobs.drain(..count).collect())
+    }
+
+    /// Whether more may come.
+    pub(super) fn is_open(&self) -> bool {
+        self.inner.lock().open
     }
 
     /// Refuses further jobs; those queued are still written.

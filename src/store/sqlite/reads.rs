@@ -1,6 +1,6 @@
 //! Reads, on connections of their own: a few, shared by all readers, never the writer's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,11 +10,14 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::Semaphore;
 
 use super::super::types::{
-    FileRecord, RunRecord, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
+    FileRecord, LeftSandbox, OpenRun, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunUsage,
+    SandboxRecord, StoreError, WebhookDelivery,
 };
-use super::ops::{Fault, failure, int, number, state};
+use super::fault::{Fault, failure, int};
+use super::ops::{number, state};
 use super::options::StoreDurability;
-use super::schema::{self, Purpose};
+use super::schema::{self, PART, Purpose};
+use crate::error::ErrorCode;
 use crate::events::{EventType, StoredEvent};
 use crate::ids::{RunId, Seq};
 
@@ -38,6 +41,11 @@ impl Readers {
             places: Arc::new(Semaphore::new(CONNECTIONS as usize)),
             idle: Mutex::new(Vec::new()),
         }
+    }
+
+    /// The database's.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Runs `read` on a connection, off the runtime's threads.
@@ -83,9 +91,7 @@ impl Readers {
 }
 
 fn known(db: &Connection, run: &RunId) -> Result<i64, StoreError> {
-    number(db, run)
-        .map_err(|error| failure(&error))?
-        .ok_or_else(|| StoreError::NotFound(run.clone()))
+    number(db, run).map_err(StoreError::from)
 }
 
 fn all<T>(
@@ -142,88 +148,179 @@ fn event(row: &Row<'_>) -> Result<StoredEvent, Fault> {
     })
 }
 
+pub(super) fn head(db: &Connection, run: &RunId) -> Result<RunHead, StoreError> {
+    let no = known(db, run)?;
+    let found = all(
+        db,
+        "SELECT (SELECT max(seq) FROM events WHERE run = runs.no), state NOT IN ('queued', 'running')
+         FROM runs WHERE no = ?1 AND deleted_at IS NULL",
+        [no],
+        |row| {
+            Ok(RunHead {
+                last_seq: Seq(maybe_count(row, 0)?.unwrap_or(0)),
+                ended: row.get(1)?,
+            })
+        },
+    )?;
+    found
+        .into_iter()
+        .next()
+        .ok_or_else(|| StoreError::Expired(run.clone()))
+}
+
 macro_rules! records {
-    ($duration:literal, $rest:literal) => {
+    ($prompt:literal, $rest:literal) => {
         concat!(
-            "SELECT id, owner, prompt, model, provider, sandbox_provider, background, state, started_at,
-                completed_at, error_code, error, cost_nanos, input_tokens, output_tokens, num_turns, ",
-            $duration,
-            ", (SELECT max(seq) FROM events WHERE run = runs.no), (SELECT count(*) FROM files WHERE run = runs.no)
-             FROM runs ",
+            "SELECT id, ",
+            $prompt,
+            ", model, provider, sandbox_provider, background, started_at, state, completed_at,
+                error_code, error, cost_nanos, input_tokens, output_tokens, usage_complete, num_turns,
+                duration_secs, (SELECT max(seq) FROM events WHERE run = runs.no),
+                (SELECT count(*) FROM files WHERE run = runs.no)
+             FROM runs WHERE deleted_at IS NULL ",
             $rest
         )
     };
 }
 
 pub(super) fn get(db: &Connection, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
-    let found = all(
-        db,
-        records!("duration_secs", "WHERE id = ?1"),
-        [run.as_str()],
-        record,
-    )?;
+    let sql = records!(
+        "(SELECT text FROM prompts WHERE run = runs.no)",
+        "AND id = ?1"
+    );
+    let found = all(db, sql, [run.as_str()], record)?;
     Ok(found.into_iter().next())
 }
 
 pub(super) fn list(db: &Connection, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
-    let sql = records!(
-        "duration_secs",
-        "ORDER BY started_at DESC, no DESC LIMIT ?1"
-    );
+    let sql = records!("beginning", "ORDER BY started_at DESC, no DESC LIMIT ?1");
     all(db, sql, [limit], record)
 }
 
-pub(super) fn unfinished(db: &Connection) -> Result<Vec<RunRecord>, StoreError> {
-    let sql = records!(
-        "max(0.0, ((SELECT at FROM events WHERE run = runs.no ORDER BY seq DESC LIMIT 1) - started_at) / 1e6)",
-        "WHERE state IN ('queued', 'running') ORDER BY no"
-    );
-    all(db, sql, [], record)
-}
-
 fn record(row: &Row<'_>) -> Result<RunRecord, Fault> {
-    let name: String = row.get(7)?;
     Ok(RunRecord {
-        id: run_id(row, 0)?,
-        owner: row.get(1)?,
-        prompt: row.get(2)?,
-        model: row.get(3)?,
-        provider: row.get(4)?,
-        sandbox_provider: row.get(5)?,
-        background: row.get(6)?,
-        state: state(&name)?,
-        started_at: time(row.get(8)?)?,
-        completed_at: row.get::<_, Option<i64>>(9)?.map(time).transpose()?,
-        error_code: row.get(10)?,
-        error: row.get(11)?,
-        cost_nanos: maybe_count(row, 12)?,
-        input_tokens: maybe_count(row, 13)?,
-        output_tokens: maybe_count(row, 14)?,
-        num_turns: row.get(15)?,
-        duration_secs: row.get(16)?,
+        facts: RunFacts {
+            id: run_id(row, 0)?,
+            prompt: row.get(1)?,
+            model: row.get(2)?,
+            provider: row.get(3)?,
+            sandbox_provider: row.get(4)?,
+            background: row.get(5)?,
+            started_at: time(row.get(6)?)?,
+        },
         last_seq: Seq(maybe_count(row, 17)?.unwrap_or(0)),
         files_count: count(row, 18)?,
+        end: match row.get::<_, Option<i64>>(8)? {
+            Some(completed_at) => Some(end(row, time(completed_at)?)?),
+            None => None,
+        },
     })
+}
+
+fn end(row: &Row<'_>, completed_at: Timestamp) -> Result<RunEnd, Fault> {
+    let name: String = row.get(7)?;
+    let error = match row.get::<_, Option<String>>(9)? {
+        Some(code) => {
+            let known = ErrorCode::parse(&code);
+            let code =
+                known.ok_or_else(|| unreadable(&format!("an error of unknown code {code:?}")))?;
+            Some((code, row.get::<_, Option<String>>(10)?.unwrap_or_default()))
+        }
+        None => None,
+    };
+    let usage = match (maybe_count(row, 12)?, maybe_count(row, 13)?) {
+        (Some(input_tokens), Some(output_tokens)) => Some(RunUsage {
+            input_tokens,
+            output_tokens,
+            complete: row.get::<_, Option<bool>>(14)?.unwrap_or(true),
+        }),
+        _ => None,
+    };
+    Ok(RunEnd {
+        state: state(&name)?,
+        completed_at,
+        error,
+        cost_nanos: maybe_count(row, 11)?,
+        usage,
+        num_turns: row.get(15)?,
+        duration_secs: row.get(16)?,
+    })
+}
+
+/// Who holds runs without an end.
+pub(super) fn owners_of_open_runs(db: &Connection) -> Result<Vec<String>, StoreError> {
+    let sql = "SELECT DISTINCT owner FROM runs WHERE state IN ('queued', 'running')";
+    all(db, sql, [], |row| Ok(row.get(0)?))
+}
+
+/// The runs without an end that `owner` took over.
+pub(super) fn taken_over(db: &Connection, owner: &Arc<str>) -> Result<Vec<OpenRun>, StoreError> {
+    all(
+        db,
+        "SELECT id, epoch, model, started_at, seq, at FROM runs JOIN events ON events.run = runs.no
+         WHERE state IN ('queued', 'running') AND owner = ?1 AND epoch > 1
+             AND seq = (SELECT max(seq) FROM events WHERE run = runs.no)
+         ORDER BY runs.no",
+        [&**owner],
+        |row| {
+            let started_at = time(row.get(3)?)?;
+            Ok(OpenRun {
+                lease: RunLease {
+                    run: run_id(row, 0)?,
+                    owner: Arc::clone(owner),
+                    epoch: count(row, 1)?,
+                },
+                model: row.get(2)?,
+                last_seq: Seq(count(row, 4)?),
+                started_at,
+                // A clock may have been set back.
+                last_event_at: time(row.get(5)?)?.max(started_at),
+            })
+        },
+    )
 }
 
 pub(super) fn file(
     db: &Connection,
     run: &RunId,
     path: &str,
-) -> Result<Option<StoredFile>, StoreError> {
+) -> Result<Option<FileRecord>, StoreError> {
     let no = known(db, run)?;
     let found = all(
         db,
-        "SELECT path, mime_type, size, sha256, bytes FROM files WHERE run = ?1 AND path = ?2",
+        "SELECT path, mime_type, size, sha256 FROM files WHERE run = ?1 AND path = ?2",
         params![no, path],
-        |row| {
-            Ok(StoredFile {
-                record: file_record(row)?,
-                bytes: Bytes::from(row.get::<_, Vec<u8>>(4)?),
-            })
-        },
+        file_record,
     )?;
     Ok(found.into_iter().next())
+}
+
+/// The rest of the part of a file that `offset` lies in.
+pub(super) fn file_bytes(
+    db: &Connection,
+    run: &RunId,
+    file: &FileRecord,
+    offset: u64,
+) -> Result<Bytes, StoreError> {
+    if offset >= file.size {
+        return Ok(Bytes::new());
+    }
+    let no = known(db, run)?;
+    let part = PART as u64;
+    let found = all(
+        db,
+        "SELECT bytes FROM files JOIN file_parts ON file_parts.file = files.no
+         WHERE run = ?1 AND path = ?2 AND sha256 = ?3 AND part = ?4",
+        params![no, file.path, file.sha256, int(offset / part)],
+        |row| Ok(Bytes::from(row.get::<_, Vec<u8>>(0)?)),
+    )?;
+    let skipped = usize::try_from(offset % part).unwrap_or(PART);
+    match found.into_iter().next() {
+        Some(bytes) if skipped < bytes.len() => Ok(bytes.slice(skipped..)),
+        _ => Err(StoreError::Failed(
+            "the file has changed, or is cut short".to_owned(),
+        )),
+    }
 }
 
 pub(super) fn files(db: &Connection, run: &RunId) -> Result<Vec<FileRecord>, StoreError> {
@@ -253,7 +350,6 @@ pub(super) fn sandboxes(db: &Connection, run: &RunId) -> Result<Vec<SandboxRecor
         [no],
         |row| {
             Ok(SandboxRecord {
-                run: run.clone(),
                 attempt: row.get(0)?,
                 backend: row.get(1)?,
                 sandbox_id: row.get(2)?,
@@ -268,11 +364,31 @@ pub(super) fn sandbox_owner(db: &Connection, sandbox: &str) -> Result<Option<Run
     let found = all(
         db,
         "SELECT id FROM sandboxes JOIN runs ON runs.no = sandboxes.run
-         WHERE sandbox_id = ?1 ORDER BY runs.no DESC LIMIT 1",
+         WHERE sandbox_id = ?1 AND deleted_at IS NULL ORDER BY runs.no DESC LIMIT 1",
         [sandbox],
         |row| run_id(row, 0),
     )?;
     Ok(found.into_iter().next())
+}
+
+pub(super) fn left_sandboxes(
+    db: &Connection,
+    backend: &str,
+) -> Result<Vec<LeftSandbox>, StoreError> {
+    all(
+        db,
+        "SELECT id, attempt, sandbox_id, completed_at FROM sandboxes JOIN runs ON runs.no = sandboxes.run
+         WHERE destroyed = 0 AND backend = ?1 AND completed_at IS NOT NULL AND deleted_at IS NULL",
+        [backend],
+        |row| {
+            Ok(LeftSandbox {
+                run: run_id(row, 0)?,
+                attempt: row.get(1)?,
+                sandbox_id: row.get(2)?,
+                ended_at: time(row.get(3)?)?,
+            })
+        },
+    )
 }
 
 pub(super) fn webhooks(db: &Connection, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError> {

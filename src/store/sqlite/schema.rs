@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::super::types::StoreError;
+use super::inode::name_on_disk;
 use super::options::StoreDurability;
 use crate::ids::nonce;
 
@@ -24,8 +25,15 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Cached statements per connection; all that a connection uses.
 const STATEMENTS: usize = 48;
 
+/// A larger database of version 1 keeps its free pages for itself: rewriting it would hold up the start.
+const REWRITABLE_PAGES: i64 = 256 * 1024;
+
+/// The bytes of a file are kept in parts of this size, so that any of them is found at once.
+pub(super) const PART: usize = 64 * 1024;
+
 /// Forward only: a database at version `n` has had the first `n` of them.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE meta (
     name TEXT PRIMARY KEY,
     value TEXT NOT NULL
@@ -124,7 +132,65 @@ CREATE TABLE webhooks (
 ) STRICT;
 
 CREATE INDEX webhooks_by_run ON webhooks (run) WHERE run IS NOT NULL;
-"];
+",
+    "
+-- Prompts may be large: who reads rows of runs should not have to read past them.
+CREATE TABLE prompts (
+    run INTEGER PRIMARY KEY REFERENCES runs (no),
+    text TEXT NOT NULL
+) STRICT;
+INSERT INTO prompts SELECT no, prompt FROM runs;
+ALTER TABLE runs RENAME COLUMN prompt TO beginning;
+UPDATE runs SET beginning = substr(beginning, 1, 100);
+
+ALTER TABLE runs ADD COLUMN epoch INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE runs ADD COLUMN usage_complete INTEGER CHECK (usage_complete IN (0, 1));
+UPDATE runs SET usage_complete = 1 WHERE input_tokens IS NOT NULL;
+-- These were never known.
+UPDATE runs SET input_tokens = NULL, output_tokens = NULL, usage_complete = NULL
+WHERE error_code = 'SERVER_CRASHED';
+
+-- A deleted run's row stays for a while, empty, to tell it from one that never was.
+ALTER TABLE runs ADD COLUMN deleted_at INTEGER;
+ALTER TABLE runs ADD COLUMN purged INTEGER NOT NULL DEFAULT 0 CHECK (purged IN (0, 1));
+DROP INDEX runs_by_start;
+CREATE INDEX runs_by_start ON runs (started_at DESC, no DESC) WHERE deleted_at IS NULL;
+CREATE INDEX runs_to_purge ON runs (no) WHERE deleted_at IS NOT NULL AND purged = 0;
+CREATE INDEX runs_to_forget ON runs (deleted_at) WHERE purged = 1;
+
+ALTER TABLE files RENAME TO whole_files;
+CREATE TABLE files (
+    no INTEGER PRIMARY KEY,
+    run INTEGER NOT NULL REFERENCES runs (no),
+    path TEXT NOT NULL,
+    mime_type TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    sha256 TEXT NOT NULL,
+    UNIQUE (run, path)
+) STRICT;
+CREATE TABLE file_parts (
+    no INTEGER PRIMARY KEY,
+    file INTEGER NOT NULL REFERENCES files (no),
+    part INTEGER NOT NULL CHECK (part >= 0),
+    bytes BLOB NOT NULL,
+    UNIQUE (file, part)
+) STRICT;
+INSERT INTO files SELECT rowid, run, path, mime_type, size, sha256 FROM whole_files;
+INSERT INTO file_parts (file, part, bytes)
+WITH RECURSIVE parts (file, part, size) AS (
+    SELECT rowid, 0, length(bytes) FROM whole_files WHERE length(bytes) > 0
+    UNION ALL
+    SELECT file, part + 1, size FROM parts WHERE (part + 1) * 65536 < size
+)
+SELECT file, part,
+    substr((SELECT bytes FROM whole_files WHERE rowid = file), part * 65536 + 1, 65536)
+FROM parts;
+DROP TABLE whole_files;
+
+CREATE INDEX sandboxes_left ON sandboxes (backend) WHERE destroyed = 0;
+CREATE INDEX webhooks_by_age ON webhooks (received_at);
+",
+];
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +224,7 @@ pub(super) fn connect(
          PRAGMA mmap_size = 0;
          PRAGMA journal_size_limit = 67108864;
          PRAGMA wal_autocheckpoint = 0;
+         PRAGMA checkpoint_fullfsync = ON;
          PRAGMA cache_size = -{};
          PRAGMA query_only = {};",
         match purpose {
@@ -178,6 +245,7 @@ pub(super) fn prepare(db: &mut Connection, path: &Path) -> Result<String, StoreE
             rusqlite::version()
         )));
     }
+    give_pages_back(db, path)?;
     let mode: String = db
         .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
         .map_err(|error| unusable(path, &error))?;
@@ -188,7 +256,33 @@ pub(super) fn prepare(db: &mut Connection, path: &Path) -> Result<String, StoreE
         )));
     }
     migrate(db, path)?;
-    store_id(db).map_err(|error| unusable(path, &error))
+    store_id(db, &name_on_disk(path)).map_err(|error| unusable(path, &error))
+}
+
+/// Has free pages kept so that they can be given back to the file system a few at a time. To be chosen before
+/// there is a table; later it takes a rewrite, which a database gets once.
+fn give_pages_back(db: &Connection, path: &Path) -> Result<(), StoreError> {
+    let number = |pragma: &str| {
+        db.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0))
+            .map_err(|error| unusable(path, &error))
+    };
+    if number("auto_vacuum")? != 0 {
+        return Ok(());
+    }
+    db.execute_batch("PRAGMA auto_vacuum = INCREMENTAL")
+        .map_err(|error| unusable(path, &error))?;
+    let pages = number("page_count")?;
+    if pages == 0 || number("user_version")? > 1 {
+        return Ok(());
+    }
+    if pages > REWRITABLE_PAGES {
+        tracing::info!(
+            "the database is large: the room of deleted runs is used again, but not given back"
+        );
+    } else if let Err(error) = db.execute_batch("VACUUM") {
+        tracing::warn!(%error, "the database could not be rewritten: the room of deleted runs is used again, but not given back");
+    }
+    Ok(())
 }
 
 fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
@@ -219,23 +313,40 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
     tx.commit().map_err(unusable)
 }
 
-fn store_id(db: &mut Connection) -> Result<String, rusqlite::Error> {
+/// The store's id. It is bound to the file: a copy gets an id of its own, so that two servers never destroy
+/// each other's sandboxes.
+fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let known = tx
-        .query_row("SELECT value FROM meta WHERE name = 'id'", [], |row| {
+    let meta = |name: &str| {
+        tx.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
             row.get::<_, String>(0)
         })
-        .optional()?;
-    let id = if let Some(id) = known {
-        id
-    } else {
-        let id = nonce();
-        tx.execute(
-            "INSERT INTO meta (name, value) VALUES ('id', ?1)",
-            params![id],
-        )?;
-        id
+        .optional()
     };
+    let (known, bound) = (meta("id")?, meta("file")?);
+    let put = |name: &str, value: &str| {
+        tx.execute(
+            "INSERT INTO meta (name, value) VALUES (?1, ?2)
+             ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            params![name, value],
+        )
+    };
+    let id = match known {
+        Some(id) if bound.as_deref().is_none_or(|bound| bound == name) => id,
+        moved => {
+            if moved.is_some() {
+                tracing::warn!(
+                    "the database was copied or restored: it gets a new id, and the sandboxes of the old one are left alone"
+                );
+            }
+            let id = nonce();
+            put("id", &id)?;
+            id
+        }
+    };
+    if bound.as_deref() != Some(name) {
+        put("file", name)?;
+    }
     tx.commit()?;
     Ok(id)
 }

@@ -4,20 +4,26 @@ use std::sync::Arc;
 use std::thread;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rusqlite::InterruptHandle;
 use tokio::sync::{oneshot, watch};
 
 use super::super::types::{
-    Append, FileRecord, Finish, NewRun, RunRecord, RunStore, SandboxRecord, StoreError, StoredFile,
-    WebhookDelivery,
+    Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, RunEnd, RunFacts,
+    RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
 };
 use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
+use super::fault::failure;
 use super::health::Healthy;
-use super::options::StoreOptions;
+use super::options::{StoreDurability, StoreOptions};
 use super::queue::{Queue, SyncWish, Work};
 use super::reads::{self, Readers};
+use super::retention;
 use super::schema::{self, Purpose};
 use super::sync::Syncer;
+use super::watch::Followed;
 use super::writer::Writer;
 use crate::events::StoredEvent;
 use crate::ids::{RunId, Seq};
@@ -25,11 +31,38 @@ use crate::ids::{RunId, Seq};
 /// The store. [`RunStore::close`] lets go of the directory; dropping it does so soon after.
 pub struct SqliteStore {
     id: String,
-    data_dir: DataDir,
+    data_dir: Arc<DataDir>,
     queue: Arc<Queue>,
     readers: Arc<Readers>,
     healthy: Arc<Healthy>,
+    followed: Followed,
+    checking: Arc<Mutex<Checking>>,
     closed: watch::Receiver<bool>,
+}
+
+/// The look for damage.
+#[derive(Default)]
+struct Checking {
+    wanted: bool,
+    interrupt: Option<InterruptHandle>,
+}
+
+impl Checking {
+    fn stop(&mut self) {
+        self.wanted = false;
+        if let Some(look) = self.interrupt.take() {
+            look.interrupt();
+        }
+    }
+}
+
+/// Ends the look when it is dropped.
+struct Look(Arc<Mutex<Checking>>);
+
+impl Drop for Look {
+    fn drop(&mut self) {
+        self.0.lock().stop();
+    }
 }
 
 impl SqliteStore {
@@ -45,6 +78,7 @@ impl SqliteStore {
             durability,
             clock,
             max_pages,
+            busy_timeout,
         } = options;
         let (data_dir, locks) = DataDir::open(&data_dir, role)?;
         let turn = data_dir.take_turn()?;
@@ -56,6 +90,7 @@ impl SqliteStore {
             db.pragma_update(None, "max_page_count", pages)
                 .map_err(fault)?;
         }
+        db.busy_timeout(busy_timeout).map_err(fault)?;
         let checkpoints = schema::connect(&path, Purpose::Checkpoint, durability).map_err(fault)?;
         drop(turn);
 
@@ -76,6 +111,8 @@ impl SqliteStore {
             syncer: Syncer::start(&path, Arc::clone(&healthy)).map_err(no_thread)?,
             checkpointer: Checkpointer::start(checkpoints).map_err(no_thread)?,
             locks,
+            owner: Arc::clone(data_dir.owner()),
+            busy_timeout,
             closed: tell_closed,
         };
         writer.sync_soon();
@@ -85,41 +122,14 @@ impl SqliteStore {
             .map_err(no_thread)?;
         Ok(Arc::new(Self {
             id,
-            data_dir,
+            data_dir: Arc::new(data_dir),
             queue,
             readers: Arc::new(Readers::new(path)),
             healthy,
+            followed: Followed::default(),
+            checking: Arc::default(),
             closed,
         }))
-    }
-
-    /// The name of this process in the rows of its runs ([`NewRun::owner`]).
-    pub fn owner(&self) -> &str {
-        self.data_dir.owner()
-    }
-
-    /// Whether the process named `owner` is alive. When in doubt it is.
-    pub fn owner_alive(&self, owner: &str) -> bool {
-        self.data_dir.owner_alive(owner)
-    }
-
-    /// Removes the lock files of processes that have died. For the server alone, after it has recovered their
-    /// runs: at the moment of removal an owner seems alive to others.
-    pub fn forget_dead_owners(&self) {
-        self.data_dir.sweep();
-    }
-
-    /// Whether a process had died without closing the store before it was opened: time to [`Self::check`].
-    pub fn unclean(&self) -> bool {
-        self.data_dir.unclean()
-    }
-
-    /// Looks for damage: `Some` says what was found. Reads the whole database (rule DB-3).
-    ///
-    /// # Errors
-    /// When it can't be read at all.
-    pub async fn check(&self) -> Result<Option<String>, StoreError> {
-        self.readers.run(reads::quick_check).await
     }
 
     async fn write(&self, work: Work, sync: SyncWish) -> Result<bool, StoreError> {
@@ -141,10 +151,15 @@ impl RunStore for SqliteStore {
         &self.id
     }
 
-    async fn create(&self, run: NewRun) -> Result<(), StoreError> {
-        self.write(Work::Create(Box::new(run)), SyncWish::Soon)
-            .await
-            .map(|_| ())
+    async fn create(&self, facts: RunFacts, first: StoredEvent) -> Result<RunLease, StoreError> {
+        let lease = RunLease {
+            run: facts.id.clone(),
+            owner: Arc::clone(self.data_dir.owner()),
+            epoch: 1,
+        };
+        let work = Work::Create(lease.clone(), Box::new((facts, first)));
+        self.write(work, SyncWish::Soon).await?;
+        Ok(lease)
     }
 
     async fn append(&self, append: Append) -> Result<(), StoreError> {
@@ -156,14 +171,22 @@ impl RunStore for SqliteStore {
             .await
     }
 
-    async fn sync(&self) -> Result<(), StoreError> {
-        self.write(Work::Flush, SyncWish::Wait).await.map(|_| ())
+    async fn flush(&self, until: Flush) -> Result<(), StoreError> {
+        let sync = match until {
+            Flush::Committed => SyncWish::Whenever,
+            Flush::Synced => SyncWish::Wait,
+        };
+        self.write(Work::Flush, sync).await.map(|_| ())
     }
 
-    async fn finish(&self, finish: Finish) -> Result<(), StoreError> {
-        self.write(Work::Finish(Box::new(finish)), SyncWish::Wait)
-            .await
-            .map(|_| ())
+    async fn finish(
+        &self,
+        lease: &RunLease,
+        event: Arc<StoredEvent>,
+        end: RunEnd,
+    ) -> Result<(), StoreError> {
+        let work = Work::Finish(lease.clone(), event, Box::new(end));
+        self.write(work, SyncWish::Wait).await.map(|_| ())
     }
 
     async fn read(
@@ -178,6 +201,16 @@ impl RunStore for SqliteStore {
             .await
     }
 
+    async fn watch(&self, run: &RunId, after: Seq) -> Result<(), StoreError> {
+        let head = || async { self.head(run).await.map(|head| head.last_seq) };
+        self.followed.past(run, after, head).await
+    }
+
+    async fn head(&self, run: &RunId) -> Result<RunHead, StoreError> {
+        let run = run.clone();
+        self.readers.run(move |db| reads::head(db, &run)).await
+    }
+
     async fn get(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
         let run = run.clone();
         self.readers.run(move |db| reads::get(db, &run)).await
@@ -187,20 +220,46 @@ impl RunStore for SqliteStore {
         self.readers.run(move |db| reads::list(db, limit)).await
     }
 
-    async fn unfinished(&self) -> Result<Vec<RunRecord>, StoreError> {
-        self.readers.run(reads::unfinished).await
+    async fn expired_runs(&self) -> Result<Vec<OpenRun>, StoreError> {
+        let data_dir = Arc::clone(&self.data_dir);
+        let gone = self.readers.run(move |db| {
+            let mut owners = reads::owners_of_open_runs(db)?;
+            owners.retain(|owner| data_dir.gone(owner));
+            Ok(owners)
+        });
+        for from in gone.await? {
+            let by = Arc::clone(self.data_dir.owner());
+            self.write(Work::TakeOver { from, by }, SyncWish::Whenever)
+                .await?;
+        }
+        let owner = Arc::clone(self.data_dir.owner());
+        self.readers
+            .run(move |db| reads::taken_over(db, &owner))
+            .await
     }
 
-    async fn put_file(&self, run: &RunId, file: StoredFile) -> Result<(), StoreError> {
-        self.write(Work::PutFile(run.clone(), file), SyncWish::Whenever)
+    async fn put_file(&self, lease: &RunLease, file: StoredFile) -> Result<(), StoreError> {
+        self.write(Work::PutFile(lease.clone(), file), SyncWish::Whenever)
             .await
             .map(|_| ())
     }
 
-    async fn get_file(&self, run: &RunId, path: &str) -> Result<Option<StoredFile>, StoreError> {
+    async fn file(&self, run: &RunId, path: &str) -> Result<Option<FileRecord>, StoreError> {
         let (run, path) = (run.clone(), path.to_owned());
         self.readers
             .run(move |db| reads::file(db, &run, &path))
+            .await
+    }
+
+    async fn read_file(
+        &self,
+        run: &RunId,
+        file: &FileRecord,
+        offset: u64,
+    ) -> Result<Bytes, StoreError> {
+        let (run, file) = (run.clone(), file.clone());
+        self.readers
+            .run(move |db| reads::file_bytes(db, &run, &file, offset))
             .await
     }
 
@@ -209,8 +268,12 @@ impl RunStore for SqliteStore {
         self.readers.run(move |db| reads::files(db, &run)).await
     }
 
-    async fn put_sandbox(&self, sandbox: SandboxRecord) -> Result<(), StoreError> {
-        self.write(Work::PutSandbox(sandbox), SyncWish::Soon)
+    async fn put_sandbox(
+        &self,
+        lease: &RunLease,
+        sandbox: SandboxRecord,
+    ) -> Result<(), StoreError> {
+        self.write(Work::PutSandbox(lease.clone(), sandbox), SyncWish::Soon)
             .await
             .map(|_| ())
     }
@@ -227,6 +290,18 @@ impl RunStore for SqliteStore {
             .await
     }
 
+    async fn left_sandboxes(&self, backend: &str) -> Result<Vec<LeftSandbox>, StoreError> {
+        let backend = backend.to_owned();
+        self.readers
+            .run(move |db| reads::left_sandboxes(db, &backend))
+            .await
+    }
+
+    async fn sandbox_gone(&self, run: &RunId, attempt: u32) -> Result<(), StoreError> {
+        let work = Work::SandboxGone(run.clone(), attempt);
+        self.write(work, SyncWish::Whenever).await.map(|_| ())
+    }
+
     async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
         self.write(Work::PutWebhook(Box::new(delivery)), SyncWish::Soon)
             .await
@@ -237,11 +312,73 @@ impl RunStore for SqliteStore {
         self.readers.run(move |db| reads::webhooks(db, &run)).await
     }
 
+    async fn delete(&self, run: &RunId) -> Result<Deletion, StoreError> {
+        match self.head(run).await {
+            Ok(RunHead { ended: true, .. }) => {}
+            Ok(_) => return Ok(Deletion::Live),
+            Err(StoreError::NotFound(_) | StoreError::Expired(_)) => return Ok(Deletion::Unknown),
+            Err(error) => return Err(error),
+        }
+        let deleted = self
+            .write(Work::Delete(run.clone()), SyncWish::Wait)
+            .await?;
+        Ok(if deleted {
+            Deletion::Done
+        } else {
+            Deletion::Unknown
+        })
+    }
+
+    async fn maintain(&self, retention: &Retention) -> Result<bool, StoreError> {
+        let rules = retention.clone();
+        let expired = self
+            .readers
+            .run(move |db| retention::expired(db, &rules))
+            .await?;
+        let work = if expired.is_empty() {
+            Work::Purge(retention.clone())
+        } else {
+            Work::Expire(expired)
+        };
+        self.write(work, SyncWish::Whenever).await
+    }
+
+    async fn check(&self) -> Result<Check, StoreError> {
+        if !self.data_dir.unclean() {
+            return Ok(Check::NotNeeded);
+        }
+        self.checking.lock().wanted = true;
+        let ends_with_this = Look(Arc::clone(&self.checking));
+        let (path, checking) = (self.readers.path().to_owned(), Arc::clone(&self.checking));
+        let look = tokio::task::spawn_blocking(move || {
+            let db = schema::connect(&path, Purpose::Read, StoreDurability::Normal)
+                .map_err(|error| failure(&error))?;
+            {
+                let mut checking = checking.lock();
+                if !checking.wanted {
+                    return Err(StoreError::Closed);
+                }
+                checking.interrupt = Some(db.get_interrupt_handle());
+            }
+            reads::quick_check(&db)
+        });
+        let found = look.await.map_err(|_panicked| StoreError::Closed)??;
+        drop(ends_with_this);
+        Ok(match found {
+            None => {
+                self.data_dir.sweep();
+                Check::Whole
+            }
+            Some(damage) => Check::Damaged(damage),
+        })
+    }
+
     fn healthy(&self) -> bool {
         self.healthy.get()
     }
 
     async fn close(&self) {
+        self.checking.lock().stop();
         self.readers.close().await;
         self.queue.close();
         let mut closed = self.closed.clone();

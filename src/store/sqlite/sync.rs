@@ -15,8 +15,10 @@
 //!   of the store writes and stays until the last one closes; still, every sync compares the inodes and
 //!   starts anew when the name leads elsewhere.
 //!
-//! What it can't do, as nobody can: after a failed `fdatasync` the kernel may have dropped the pages it
-//! could not write. The failure is reported to all waiters and the store is unhealthy until a sync succeeds.
+//! After a failed `fdatasync` the kernel may have dropped the pages that it could not write, and the next one
+//! succeeds without them. So from the first failure on no sync is tried, nor believed: all waiters hear of a
+//! failure until the writer has moved the whole log into the database and started it over, which writes the
+//! contents once more and syncs them there; or until a restart, which verifies the log's checksums.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -67,10 +69,17 @@ impl Syncer {
             .name("store-sync".to_owned())
             .spawn(move || {
                 while let Some(waiters) = theirs.next() {
-                    let result = wal.sync().map_err(|error| {
+                    let result = if healthy.synced() {
+                        wal.sync().map_err(|error| error.to_string())
+                    } else {
+                        Err("an earlier sync failed".to_owned())
+                    };
+                    let result = result.map_err(|error| {
                         StoreError::Failed(format!("the write-ahead log can't be synced: {error}"))
                     });
-                    healthy.sync(result.as_ref().copied());
+                    if let Err(error) = &result {
+                        healthy.sync(Err(error));
+                    }
                     for waiter in waiters {
                         answer(Some(waiter), result.clone().map(|()| true));
                     }
@@ -196,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sync_that_fails_is_told_and_makes_the_store_unhealthy_until_one_succeeds() {
+    fn a_sync_that_failed_is_not_believed_when_it_works_again_until_the_store_is_healed() {
         let dir = tempfile::tempdir().unwrap();
         let healthy = Arc::new(Healthy::new());
         let syncer = Syncer::start(&dir.path().join("x.db"), Arc::clone(&healthy)).unwrap();
@@ -208,6 +217,9 @@ mod tests {
         assert!(matches!(sync(), Err(StoreError::Failed(_))));
         assert!(!healthy.get());
         std::fs::write(dir.path().join("x.db-wal"), "frames").unwrap();
+        assert!(matches!(sync(), Err(StoreError::Failed(_))));
+        assert!(!healthy.get());
+        healthy.sync(Ok(()));
         assert!(sync().is_ok());
         assert!(healthy.get());
     }

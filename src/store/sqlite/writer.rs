@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, params};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::super::types::StoreError;
-use super::checkpoint::Checkpointer;
+use super::checkpoint::{self, Checkpointer};
 use super::data_dir::Locks;
+use super::fault::{Fault, failure};
 use super::health::Healthy;
-use super::ops::{self, Numbers};
+use super::ops::{self, Known};
 use super::options::StoreDurability;
 use super::queue::{Job, Next, Outcome, Queue, SyncWish, Work};
 use super::sync::Syncer;
@@ -20,8 +22,12 @@ use crate::clock::Clock;
 /// The most that goes into one transaction: under full load about 20 ms of work.
 const BATCH: usize = 4096;
 
-/// How long an idle writer sleeps; also how often it tries whether a store that failed is well again.
+/// How long an idle writer sleeps; also how often it tries whether a store that failed is well again, and
+/// looks after its locks.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long readers that hold a part of the log are waited for, while nothing can be written.
+const HEAL_WAIT: Duration = Duration::from_millis(100);
 
 /// The writer, to be moved to its thread.
 pub(super) struct Writer {
@@ -34,19 +40,24 @@ pub(super) struct Writer {
     pub(super) checkpointer: Checkpointer,
     /// Held until the last write is done, so that nobody takes the directory before.
     pub(super) locks: Locks,
+    /// The name of this process in the rows of its runs.
+    pub(super) owner: Arc<str>,
+    /// How long another process's transaction is waited for at a time.
+    pub(super) busy_timeout: Duration,
     /// Told when all is closed.
     pub(super) closed: watch::Sender<bool>,
 }
 
 impl Writer {
     /// Writes until the queue is closed and empty, then closes the database.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         // If this thread ever panics, those who wait must hear of it instead of waiting for ever.
-        let abandon = Abandon(Arc::clone(&self.queue));
-        let mut numbers = Numbers::default();
+        let abandon = Abandon(Arc::clone(&self.queue), Arc::clone(&self.healthy));
+        let mut known = Known::default();
+        let mut looked_after = Instant::now();
         loop {
             match self.queue.take(BATCH, PATIENCE) {
-                Next::Jobs(jobs) => self.write(&mut numbers, jobs),
+                Next::Jobs(jobs) => self.write(&mut known, jobs),
                 Next::Idle if !self.healthy.get() => self.probe(),
                 Next::Idle => {}
                 Next::Closed => break,
@@ -54,6 +65,13 @@ impl Writer {
             if self.checkpointer.wanted_inline() {
                 self.checkpointer.inline(&self.db);
             }
+            if looked_after.elapsed() >= PATIENCE {
+                looked_after = Instant::now();
+                self.look_after();
+            }
+        }
+        if self.leaves_runs() {
+            self.locks.leave_mark();
         }
         let Self {
             db,
@@ -73,13 +91,41 @@ impl Writer {
         closed.send_replace(true);
     }
 
+    fn look_after(&mut self) {
+        self.locks.renew();
+        if self.healthy.synced() {
+            return;
+        }
+        let heal = || {
+            self.db.busy_timeout(HEAL_WAIT)?;
+            let healed = checkpoint::complete(&self.db);
+            self.db.busy_timeout(self.busy_timeout)?;
+            healed
+        };
+        match heal() {
+            Ok(true) => self.healthy.sync(Ok(())),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "what a failed sync has lost can't be written again yet");
+            }
+        }
+    }
+
+    /// Whether runs of this process have no end. When in doubt there are.
+    fn leaves_runs(&self) -> bool {
+        let sql = "SELECT EXISTS (SELECT 1 FROM runs WHERE state IN ('queued', 'running') AND owner = ?1)";
+        self.db
+            .query_row(sql, params![&*self.owner], |row| row.get(0))
+            .unwrap_or(true)
+    }
+
     /// Has what was written before the writer runs (the schema, the store's id) synced.
     pub(super) fn sync_soon(&self) {
         self.syncer.soon();
     }
 
-    fn write(&self, numbers: &mut Numbers, jobs: Vec<Job>) {
-        let outcomes = self.transact(numbers, &jobs);
+    fn write(&mut self, known: &mut Known, jobs: Vec<Job>) {
+        let outcomes = self.transact(known, &jobs);
         let failed = outcomes.iter().find_map(|outcome| match outcome {
             Err(error @ StoreError::Failed(_)) => Some(error.clone()),
             _ => None,
@@ -88,7 +134,7 @@ impl Writer {
         let written = jobs
             .iter()
             .zip(&outcomes)
-            .any(|(job, outcome)| outcome.is_ok() && !matches!(job.work, Work::Flush));
+            .any(|(job, outcome)| matches!(outcome, Ok(true)) && !matches!(job.work, Work::Flush));
         match &failed {
             Some(error) => self.healthy.commit(Err(error)),
             None if written => self.healthy.commit(Ok(())),
@@ -118,19 +164,17 @@ impl Writer {
     }
 
     /// All of `jobs` in one transaction, or each in its own if that fails as a whole.
-    fn transact(&self, numbers: &mut Numbers, jobs: &[Job]) -> Vec<Outcome> {
+    fn transact(&mut self, known: &mut Known, jobs: &[Job]) -> Vec<Outcome> {
         if jobs.iter().all(|job| matches!(job.work, Work::Flush)) {
             return jobs.iter().map(|_| Ok(true)).collect();
         }
-        match self.together(numbers, jobs) {
+        match self.together(known, jobs) {
             Ok(outcomes) => outcomes,
-            Err(error) if jobs.len() == 1 || is_busy(&error) => {
-                jobs.iter().map(|_| ops::failed_outcome(&error)).collect()
-            }
+            Err(error) if jobs.len() == 1 => vec![ops::failed_outcome(&error)],
             Err(_) => jobs
                 .iter()
                 .map(
-                    |job| match self.together(numbers, std::slice::from_ref(job)) {
+                    |job| match self.together(known, std::slice::from_ref(job)) {
                         Ok(outcomes) => outcomes.into_iter().next().unwrap_or(Ok(true)),
                         Err(error) => ops::failed_outcome(&error),
                     },
@@ -139,39 +183,53 @@ impl Writer {
         }
     }
 
-    /// All of `jobs` in one transaction. `Err` means that none of them is in the store.
+    /// All of `jobs` in one transaction. `Err` means that none of them is in the store. While another process
+    /// keeps the database busy they wait, and behind them all that is queued: nothing is lost by that.
     fn together(
-        &self,
-        numbers: &mut Numbers,
+        &mut self,
+        known: &mut Known,
         jobs: &[Job],
     ) -> Result<Vec<Outcome>, rusqlite::Error> {
+        loop {
+            match self.once(known, jobs) {
+                Err(error) if is_busy(&error) && self.queue.is_open() => {
+                    self.healthy.commit(Err(&failure(&error)));
+                    self.locks.renew();
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn once(&self, known: &mut Known, jobs: &[Job]) -> Result<Vec<Outcome>, rusqlite::Error> {
         let db = &self.db;
         let now = self.clock.now();
-        let undo = |numbers: &mut Numbers, error| {
+        let undo = |known: &mut Known, error| {
             ops::roll_back(db);
-            numbers.forget();
+            known.forget();
             error
         };
         db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        known.check(db).map_err(|error| undo(known, error))?;
         let mut outcomes = Vec::with_capacity(jobs.len());
         for job in jobs {
-            match ops::apply(db, numbers, &job.work, now) {
+            match ops::apply(db, known, &job.work, now) {
                 Ok(fresh) => outcomes.push(Ok(fresh)),
                 // SQLite gave up the transaction, and with it what the other jobs had written.
-                Err(ops::Fault::Theirs(error)) if db.is_autocommit() => {
-                    return Err(undo(numbers, error));
+                Err(Fault::Theirs(error)) if db.is_autocommit() => {
+                    return Err(undo(known, error));
                 }
                 Err(fault) => outcomes.push(Err(fault.into())),
             }
         }
         db.prepare_cached("COMMIT")
             .and_then(|mut commit| commit.execute([]))
-            .map_err(|error| undo(numbers, error))?;
+            .map_err(|error| undo(known, error))?;
         Ok(outcomes)
     }
 
     fn probe(&self) {
-        let result = ops::probe(&self.db, self.clock.now()).map_err(|error| ops::failure(&error));
+        let result = ops::probe(&self.db, self.clock.now()).map_err(|error| failure(&error));
         ops::roll_back(&self.db);
         self.healthy.commit(result.as_ref().copied());
         self.syncer.soon();
@@ -182,10 +240,36 @@ fn is_busy(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy)
 }
 
-struct Abandon(Arc<Queue>);
+/// Told when the writer is gone, however it went.
+struct Abandon(Arc<Queue>, Arc<Healthy>);
 
 impl Drop for Abandon {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.1.writer_gone();
+        }
         self.0.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_panicked_makes_the_store_unhealthy_for_good_and_one_that_ended_does_not() {
+        let healthy = Arc::new(Healthy::new());
+        drop(Abandon(Arc::new(Queue::new()), Arc::clone(&healthy)));
+        assert!(healthy.get());
+        let queue = Arc::new(Queue::new());
+        let abandon = Abandon(Arc::clone(&queue), Arc::clone(&healthy));
+        let writer = std::thread::spawn(move || {
+            let _abandon = abandon;
+            panic!("the writer has a fault");
+        });
+        assert!(writer.join().is_err());
+        assert!(!queue.is_open());
+        healthy.commit(Ok(()));
+        assert!(!healthy.get());
     }
 }

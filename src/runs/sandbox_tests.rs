@@ -1,0 +1,77 @@
+use super::*;
+use crate::events::RunEvent;
+use crate::ids::Seq;
+use crate::runs::{LogLimits, Logs};
+use crate::spec::{
+    ModelChoice, Network, Presence, SandboxChoice, SandboxStart, SystemPrompt, ThinkingLevel,
+};
+use crate::store::{Role, RunFacts, SqliteStore, StoreOptions};
+
+fn spec() -> RunSpec {
+    RunSpec {
+        prompt: "hi".to_owned(),
+        model: ModelChoice {
+            provider: "demo",
+            id: "demo".to_owned(),
+        },
+        thinking: ThinkingLevel::Unset,
+        tools: vec!["bash"],
+        unavailable_tools: Vec::new(),
+        max_turns: 1,
+        timeout: Duration::from_mins(1),
+        max_budget: None,
+        files: Vec::new(),
+        sandbox: SandboxChoice {
+            backend: "local",
+            template: None,
+            network: Network::None,
+            start: SandboxStart::Lazy,
+        },
+        system_prompt: SystemPrompt::default(),
+        presence: Presence::Background,
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_asked_for_after_the_end_is_never_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap();
+    let logs = Logs::with_limits(store.clone(), LogLimits::default());
+    let facts = RunFacts {
+        id: RunId::new(),
+        prompt: "hi".to_owned(),
+        model: "demo".to_owned(),
+        provider: "demo".to_owned(),
+        sandbox_provider: "local".to_owned(),
+        background: true,
+        started_at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
+    let writer = Arc::new(logs.create(facts, first).await.unwrap());
+    let run = writer.run_id().clone();
+    let tasks = Tasks::new();
+    let owner = Owner {
+        run: run.clone(),
+        lease: writer.lease().clone(),
+        spec: Arc::new(spec()),
+        inputs: Mutex::default(),
+        sink: writer.clone(),
+        control: RunControl::default(),
+        deadline: Deadline::after(Duration::from_mins(1)),
+        store: store.clone(),
+        tasks: tasks.clone(),
+        clock: Clock::system(),
+        redactor: Redactor::default(),
+    };
+    let sandbox = RunSandbox::new(owner, BackendEntry::none("local"));
+    sandbox.end(false).await;
+    let asked = tokio::time::timeout(Duration::from_secs(30), sandbox.workspace()).await;
+    assert_eq!(asked.unwrap().err().unwrap().code, ErrorCode::SandboxError);
+    assert_eq!(tasks.running(TaskKind::Cleanup), 0);
+    assert_eq!(store.sandboxes(&run).await.unwrap(), []);
+    assert_eq!(store.head(&run).await.unwrap().last_seq, Seq(1));
+    // Ended again, it has nothing to wait for.
+    tokio::time::timeout(Duration::from_secs(30), sandbox.end(false))
+        .await
+        .unwrap();
+}

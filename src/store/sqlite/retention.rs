@@ -1,0 +1,158 @@
+//! Deleting runs, in steps that are small enough to stand between the writes of live ones.
+//!
+//! A run is deleted at once, by a mark that every read heeds. What belongs to it goes later, some rows at a
+//! time; its row stays, empty, to tell a deleted run from one that never was, and is forgotten at last.
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::super::types::{Retention, StoreError};
+use super::fault::{Fault, int};
+use crate::ids::RunId;
+
+/// Runs marked in one step.
+const RUNS: usize = 64;
+/// Rows deleted of one table in one step.
+const ROWS: usize = 512;
+/// Parts of files, of 64 KiB, deleted in one step.
+const PARTS: usize = 64;
+/// Free pages that are kept: they are used again soon.
+const SPARE_PAGES: i64 = 1024;
+/// Pages given back in one step.
+const GIVEN_BACK: u32 = 512;
+
+const MARK: &str = "UPDATE runs SET deleted_at = ?2, beginning = '', error = NULL
+    WHERE no = ?1 AND deleted_at IS NULL AND state NOT IN ('queued', 'running')";
+
+/// Marks a run that has ended as deleted. False if there is none.
+pub(super) fn delete(db: &Connection, run: &RunId, now: Timestamp) -> Result<bool, Fault> {
+    let no: Option<i64> = db
+        .prepare_cached("SELECT no FROM runs WHERE id = ?1")?
+        .query_row([run.as_str()], |row| row.get(0))
+        .optional()?;
+    no.map_or(Ok(false), |no| expire(db, &[no], now))
+}
+
+/// Marks runs as deleted, but for those that have not ended.
+pub(super) fn expire(db: &Connection, runs: &[i64], now: Timestamp) -> Result<bool, Fault> {
+    let mut marked = 0;
+    for no in runs {
+        marked += db
+            .prepare_cached(MARK)?
+            .execute(params![no, now.as_microsecond()])?;
+    }
+    Ok(marked > 0)
+}
+
+/// Some runs to delete by `rules`, oldest first, by their row numbers.
+pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, StoreError> {
+    let read = || -> Result<Vec<i64>, rusqlite::Error> {
+        let mut found = Vec::new();
+        if let Some(before) = rules.ended_before {
+            let mut old = db.prepare_cached(
+                "SELECT no FROM runs WHERE deleted_at IS NULL AND started_at < ?1 AND completed_at < ?1
+                 ORDER BY started_at, no LIMIT ?2",
+            )?;
+            let old = old.query_map(params![before.as_microsecond(), int(RUNS as u64)], |row| {
+                row.get(0)
+            })?;
+            for no in old {
+                found.push(no?);
+            }
+        }
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let newest_too_many = db
+            .prepare_cached(
+                "SELECT started_at, no FROM runs WHERE deleted_at IS NULL
+                 ORDER BY started_at DESC, no DESC LIMIT 1 OFFSET ?1",
+            )?
+            .query_row([int(rules.most_runs)], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            })
+            .optional()?;
+        if let Some((started_at, no)) = newest_too_many {
+            let mut many = db.prepare_cached(
+                "SELECT no FROM runs WHERE deleted_at IS NULL AND (started_at, no) <= (?1, ?2)
+                     AND state NOT IN ('queued', 'running')
+                 ORDER BY started_at, no LIMIT ?3",
+            )?;
+            let many =
+                many.query_map(params![started_at, no, int(RUNS as u64)], |row| row.get(0))?;
+            for no in many {
+                found.push(no?);
+            }
+        }
+        Ok(found)
+    };
+    read().map_err(|error| Fault::from(error).into())
+}
+
+/// Deletes some of what belongs to deleted runs, or is too old; gives some pages back when there is nothing
+/// of it. True if anything was done.
+pub(super) fn purge(db: &Connection, rules: &Retention) -> Result<bool, Fault> {
+    let mut work = 0;
+    let run: Option<i64> = db
+        .prepare_cached("SELECT no FROM runs WHERE deleted_at IS NOT NULL AND purged = 0 LIMIT 1")?
+        .query_row([], |row| row.get(0))
+        .optional()?;
+    if let Some(run) = run {
+        work += 1;
+        let (events, parts) = purge_large(db, run)?;
+        if events < ROWS && parts < PARTS {
+            for sql in [
+                "DELETE FROM files WHERE run = ?1",
+                "DELETE FROM sandboxes WHERE run = ?1",
+                "DELETE FROM webhooks WHERE run = ?1",
+                "DELETE FROM prompts WHERE run = ?1",
+                "UPDATE runs SET purged = 1 WHERE no = ?1",
+            ] {
+                db.prepare_cached(sql)?.execute([run])?;
+            }
+        }
+    }
+    let limit = int(ROWS as u64);
+    work += db
+        .prepare_cached(
+            "DELETE FROM webhooks WHERE no IN (SELECT no FROM webhooks WHERE received_at < ?1 LIMIT ?2)",
+        )?
+        .execute(params![rules.webhooks_before.as_microsecond(), limit])?;
+    work += db
+        .prepare_cached(
+            "DELETE FROM runs WHERE no IN
+                 (SELECT no FROM runs WHERE purged = 1 AND deleted_at < ?1 LIMIT ?2)",
+        )?
+        .execute(params![rules.forget_before.as_microsecond(), limit])?;
+    if work > 0 {
+        return Ok(true);
+    }
+    give_back(db)
+}
+
+fn purge_large(db: &Connection, run: i64) -> Result<(usize, usize), Fault> {
+    let events = db
+        .prepare_cached(
+            "DELETE FROM events WHERE no IN (SELECT no FROM events WHERE run = ?1 ORDER BY seq LIMIT ?2)",
+        )?
+        .execute(params![run, int(ROWS as u64)])?;
+    let parts = db
+        .prepare_cached(
+            "DELETE FROM file_parts WHERE no IN (SELECT file_parts.no FROM files
+                 JOIN file_parts ON file_parts.file = files.no WHERE files.run = ?1 LIMIT ?2)",
+        )?
+        .execute(params![run, int(PARTS as u64)])?;
+    Ok((events, parts))
+}
+
+fn give_back(db: &Connection) -> Result<bool, Fault> {
+    let number = |pragma: &str| db.query_row(pragma, [], |row| row.get::<_, i64>(0));
+    if number("PRAGMA auto_vacuum")? == 0 || number("PRAGMA freelist_count")? <= SPARE_PAGES {
+        return Ok(false);
+    }
+    // A row for each page: it goes on for as long as they are read.
+    let mut give = db.prepare(&format!("PRAGMA incremental_vacuum({GIVEN_BACK})"))?;
+    let mut pages = give.query([])?;
+    while pages.next()?.is_some() {}
+    Ok(true)
+}

@@ -1,0 +1,90 @@
+//! What survives a power cut, and what is said when it would not.
+
+use std::time::Duration;
+
+use rusqlite::Connection;
+use sandcaster::ids::Seq;
+use sandcaster::store::{Flush, Role, RunStore, SqliteStore, StoreError, StoreOptions};
+
+use super::{Heard, PATIENCE, append, created, delta, end_event, finish, sqlite};
+
+async fn until(what: &str, state: impl Fn() -> bool) {
+    tokio::time::timeout(PATIENCE, async {
+        while !state() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[tokio::test]
+async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failure_is_not_forgotten()
+{
+    let (dir, store) = sqlite();
+    let (run, other) = (created(&*store).await, created(&*store).await);
+    store.flush(Flush::Synced).await.unwrap();
+    // One that reads has the log open as well.
+    store.head(&run.run).await.unwrap();
+    let wal = dir.path().join("data/sandcaster.db-wal");
+    let hidden = dir.path().join("data/hidden");
+    // SQLite goes on with the file that it has open; who wants to sync it by its name can't.
+    std::fs::rename(&wal, &hidden).unwrap();
+    append(&*store, &run, vec![delta(2, "x")]).await.unwrap();
+    store.flush(Flush::Committed).await.unwrap();
+    assert!(store.healthy());
+    let end = end_event(3, "end");
+    let lost = finish(&*store, &run, std::sync::Arc::clone(&end)).await;
+    assert!(matches!(lost, Err(StoreError::Failed(_))), "{lost:?}");
+    assert!(!store.healthy());
+    let lost = store.flush(Flush::Synced).await;
+    assert!(matches!(lost, Err(StoreError::Failed(_))), "{lost:?}");
+    // What is committed can be read on, and more can be.
+    assert_eq!(store.head(&run.run).await.unwrap().last_seq, Seq(3));
+    append(&*store, &other, vec![delta(2, "x")]).await.unwrap();
+
+    std::fs::rename(&hidden, &wal).unwrap();
+    // All of the log goes into the database first; then the same end succeeds.
+    until("it does not heal", || store.healthy()).await;
+    assert_eq!(std::fs::metadata(&wal).unwrap().len(), 0);
+    finish(&*store, &run, end).await.unwrap();
+    store.flush(Flush::Synced).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_another_process_keeps_busy_delays_writes_and_loses_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::new(dir.path(), Role::Serve);
+    options.busy_timeout = Duration::from_millis(20);
+    let store = SqliteStore::open(options).unwrap();
+    let run = created(&*store).await;
+    let other = Connection::open(dir.path().join("sandcaster.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let heard = std::sync::Arc::new(Heard::default());
+    for seq in 2..50 {
+        store
+            .append(sandcaster::store::Append {
+                lease: run.clone(),
+                events: vec![delta(seq, "x")],
+                listener: std::sync::Arc::clone(&heard) as _,
+            })
+            .await
+            .unwrap();
+    }
+    // Several tries have failed by then.
+    until("it is not told", || !store.healthy()).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(heard.committed.lock().is_empty() && heard.failed.lock().is_empty());
+    other.execute_batch("ROLLBACK").unwrap();
+    store.flush(Flush::Synced).await.unwrap();
+    assert_eq!(*heard.committed.lock(), (2..50).collect::<Vec<_>>());
+    assert!(store.healthy());
+    // A stop does not wait for ever.
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let late = append(&*store, &run, vec![delta(50, "x")]);
+    let (late, ()) = tokio::join!(late, async {
+        until("it is not told", || !store.healthy()).await;
+        tokio::time::timeout(PATIENCE, store.close()).await.unwrap();
+    });
+    assert!(late.is_err());
+}
