@@ -245,6 +245,27 @@ pub enum ToolArgs {
     },
 }
 
+impl ToolArgs {
+    /// How many bytes of text they hold: about what it costs to go through them.
+    pub fn text_bytes(&self) -> usize {
+        fn of(value: &Value) -> usize {
+            match value {
+                Value::String(text) => text.len(),
+                Value::Array(items) => items.iter().map(of).sum(),
+                Value::Object(fields) => fields
+                    .iter()
+                    .map(|(name, value)| name.len() + of(value))
+                    .sum(),
+                Value::Null | Value::Bool(_) | Value::Number(_) => 1,
+            }
+        }
+        match self {
+            Self::Json(value) => of(value),
+            Self::Malformed { raw, .. } => raw.len(),
+        }
+    }
+}
+
 static NO_ARGS: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
 
 impl ToolCall {

@@ -151,6 +151,12 @@ impl Redactor {
         Cow::Owned(out)
     }
 
+    /// Whether a secret stands in `text`.
+    pub fn finds(&self, text: &str) -> bool {
+        let found = |needles: &Arc<Needles>| needles.find(text.as_bytes(), 0).is_some();
+        self.0.as_ref().is_some_and(found)
+    }
+
     /// The beginning of a longer text, without any secret and without an end that may be half of one.
     pub fn clean_cut(&self, beginning: &str) -> String {
         self.stream().push(beginning)
@@ -178,8 +184,7 @@ impl Redactor {
                 let mut any = fields
                     .values_mut()
                     .fold(false, |any, value| self.clean_value(value, names) | any);
-                let secret = |name: &String| matches!(self.clean(name), Cow::Owned(_));
-                if names == Names::Theirs && fields.keys().any(secret) {
+                if names == Names::Theirs && fields.keys().any(|name| self.finds(name)) {
                     any = true;
                     *fields = std::mem::take(fields)
                         .into_iter()

@@ -18,7 +18,8 @@ use super::types::{Halt, RunContext};
 use crate::chat::{Image, Part, ToolCall, ToolResult};
 use crate::clock::Deadline;
 use crate::error::{Problem, WarningCode};
-use crate::events::{Name, RunEvent, WarningEvent};
+use crate::events::{Name, RunEvent, ToolUseEvent, WarningEvent};
+use crate::llm::off_the_runtime;
 use crate::sandbox::SandboxError;
 use crate::secrets::Redactor;
 use crate::tools::{self, BuiltTool, Called, Failure, ToolAnswer, ToolContext, ToolDef};
@@ -31,7 +32,7 @@ pub(super) const TOLD_CALLS: usize = 2 * CALLS_PER_TURN;
 const LEAST_CHARS: usize = 2000;
 /// So many side by side.
 const SIDE_BY_SIDE: usize = 8;
-/// A tool that ignores its deadline is left behind so much later, while there is time for a last turn.
+/// A tool that ignores its deadline is left behind so much later, or after half of the last turn's time.
 const TOOL_GRACE: Duration = Duration::from_secs(5);
 /// A tool that ignores a cancel is left behind so much later, so that its call has a result all the same.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
@@ -90,17 +91,24 @@ pub(super) async fn run_calls(
 ) -> Result<CallResults, Halt> {
     let (calls, too_many) = calls.split_at(calls.len().min(CALLS_PER_TURN));
     let mut warned = Warned::default();
-    let planned = calls
-        .iter()
-        .map(|call| plan(context, guard, call, &mut warned));
-    let mut planned: Vec<Planned<'_>> = planned.collect();
+    let bytes = calls.iter().map(|call| call.args.text_bytes()).sum();
+    let (mut planned, events) = off_the_runtime(bytes, || {
+        let planned = calls
+            .iter()
+            .map(|call| plan(context, guard, call, &mut warned));
+        let planned: Vec<Planned<'_>> = planned.collect();
+        let events = planned.iter().map(|one| {
+            let args = match &one.plan {
+                Plan::Run { args, .. } => Some(args),
+                Plan::Refuse(_) | Plan::Repeat(_) => None,
+            };
+            shown::tool_use(context, one.call, &one.name, args, turn)
+        });
+        let events: Vec<ToolUseEvent> = events.collect();
+        (planned, events)
+    });
     warned.emit(context).await?;
-    for one in &planned {
-        let args = match &one.plan {
-            Plan::Run { args, .. } => Some(args),
-            Plan::Refuse(_) | Plan::Repeat(_) => None,
-        };
-        let event = shown::tool_use(context, one.call, &one.name, args, turn);
+    for event in events {
         context.emit(RunEvent::ToolUse(event)).await?;
     }
     warn_of_too_many(context, too_many.len() + limits.too_many).await?;
@@ -240,14 +248,11 @@ fn plan<'a>(
     call: &'a ToolCall,
     warned: &mut Warned,
 ) -> Planned<'a> {
-    let planned = |name: Name, plan: Plan| {
-        let key = call_key(&name, &call.args);
-        Planned {
-            call,
-            name,
-            key,
-            plan,
-        }
+    let planned = |name: Name, plan: Plan| Planned {
+        key: call_key(&name, &call.args),
+        call,
+        name,
+        plan,
     };
     let (def, built) = match tools::resolve_called(&call.name, &context.spec.tools) {
         Called::Tool(def, built) => (def, built),
@@ -291,19 +296,23 @@ fn plan<'a>(
         let text = "Not run: the arguments hold a key of this server, and keys never enter the sandbox. Leave it out.";
         return planned(name(), Plan::Refuse(text.to_owned()));
     }
-    if let Some(before) = guard.refuses(call_key(def.name, &call.args)) {
+    let mut planned = planned(
+        name(),
+        Plan::Run {
+            def,
+            built,
+            args,
+            note,
+        },
+    );
+    if let Some(before) = guard.refuses(planned.key) {
         let message = format!("the model repeats a call of {} without effect", def.name);
-        warned.of(WarningCode::LoopDetected, &name(), message);
-        return planned(name(), Plan::Repeat(before));
+        warned.of(WarningCode::LoopDetected, &planned.name, message);
+        planned.plan = Plan::Repeat(before);
+    } else {
+        context.tally.tool_called(def.name);
     }
-    context.tally.tool_called(def.name);
-    let plan = Plan::Run {
-        def,
-        built,
-        args,
-        note,
-    };
-    planned(name(), plan)
+    planned
 }
 
 fn tool_list(context: &RunContext) -> String {
@@ -317,11 +326,11 @@ fn tool_list(context: &RunContext) -> String {
 /// Whether a key of this server, or an encoding of one, stands in a string of `value`.
 fn holds_key(redactor: &Redactor, value: &Value) -> bool {
     match value {
-        Value::String(text) => matches!(redactor.clean(text), Cow::Owned(_)),
+        Value::String(text) => redactor.finds(text),
         Value::Array(items) => items.iter().any(|item| holds_key(redactor, item)),
-        Value::Object(fields) => fields.iter().any(|(name, value)| {
-            matches!(redactor.clean(name), Cow::Owned(_)) || holds_key(redactor, value)
-        }),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| redactor.finds(name) || holds_key(redactor, value)),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }
@@ -440,7 +449,8 @@ async fn act(
 /// When a tool that should be done at `wrap_up` is waited for no longer: before `deadline`, so that there is
 /// time for a last turn.
 fn left_behind_at(wrap_up: Deadline, deadline: Deadline) -> Deadline {
-    wrap_up.plus(TOOL_GRACE).min(deadline)
+    let last_turn = deadline.instant() - wrap_up.instant();
+    wrap_up.plus(TOOL_GRACE.min(last_turn / 2))
 }
 
 /// What comes of `call`, or why it was left behind: its time was over, or the run long cancelled.
@@ -453,9 +463,11 @@ async fn bounded<T>(
         biased;
         outcome = call => Ok(outcome),
         () = tokio::time::sleep_until(limit.instant()) => {
-            Err("stopped: the run's time was nearly over")
+            Err("left behind, since the run's time was nearly over: it may still be at work")
         }
-        () = long_cancelled(token) => Err("cancelled: the run ends"),
+        () = long_cancelled(token) => {
+            Err("left behind, since the run was cancelled: it may still be at work")
+        }
     }
 }
 
@@ -599,7 +611,8 @@ mod tests {
         let limit = left_behind_at(wrap_up, deadline);
         let token = CancellationToken::new();
         let left = bounded(std::future::pending::<()>(), limit, &token).await;
-        assert!(left.unwrap_err().contains("nearly over"));
+        let told = left.unwrap_err();
+        assert!(told.contains("nearly over") && told.contains("may still be at work"));
         let rest = deadline.remaining();
         assert!(
             wrap_up.passed() && rest >= Duration::from_secs(20),
@@ -607,6 +620,11 @@ mod tests {
         );
         let short = Deadline::after(Duration::from_secs(2));
         assert_eq!(left_behind_at(short, short), short);
+        let twenty = Duration::from_secs(20);
+        let deadline = Deadline::after(twenty);
+        let wrap_up = deadline.minus(crate::agent::reserve(twenty));
+        let rest = deadline.instant() - left_behind_at(wrap_up, deadline).instant();
+        assert_eq!(rest, Duration::from_millis(2500), "time for a last turn");
     }
 
     #[test]

@@ -35,13 +35,11 @@ const LEAST_RESULT_CHARS: u64 = 20_000;
 pub(super) struct Window {
     size: u64,
     trigger: u64,
-    /// What system prompt and tools take.
-    fixed: u64,
     last: Option<Usage>,
-    /// So many messages are counted in `last`.
+    /// The tokens of the first `counted` messages, with system prompt and tools: as the provider counted them, less
+    /// what was taken out since.
+    tokens: u64,
     counted: usize,
-    /// Tokens taken out of the conversation since.
-    freed: u64,
     /// Something of it was changed since: the provider's cache holds another one.
     stale: bool,
 }
@@ -65,10 +63,9 @@ impl Window {
         Self {
             size,
             trigger,
-            fixed: system.iter().map(|text| of_text(text)).sum::<u64>() + tools.sum::<u64>(),
             last: None,
+            tokens: system.iter().map(|text| of_text(text)).sum::<u64>() + tools.sum::<u64>(),
             counted: 0,
-            freed: 0,
             stale: false,
         }
     }
@@ -120,8 +117,23 @@ impl History {
         self.evicted(evicted);
     }
 
+    /// Appends a reply that is kept as it came: the last usage counted it.
+    pub(super) fn push_counted(&mut self, reply: Message) {
+        let window = &mut self.window;
+        if let Some(last) = &window.last
+            && window.counted == self.messages.len()
+        {
+            window.tokens += last.output;
+            window.counted += 1;
+        }
+        self.push(reply);
+    }
+
     /// Takes back the messages from `len` on.
     pub(super) fn truncate(&mut self, len: usize) {
+        let gone = self.messages.get(len..self.window.counted);
+        let gone: u64 = gone.unwrap_or_default().iter().map(of_message).sum();
+        self.window.tokens = self.window.tokens.saturating_sub(gone);
         self.messages.truncate(len);
         self.window.counted = self.window.counted.min(len);
     }
@@ -141,26 +153,30 @@ impl History {
         true
     }
 
-    /// A response to the conversation as it is has used this.
+    /// A response to the conversation as it is has used this. What it brought is counted once it is kept.
     pub(super) fn saw(&mut self, usage: &Usage) {
         let window = &mut self.window;
         window.last = Some(*usage);
+        window.tokens = usage.context().saturating_sub(usage.output);
         window.counted = self.messages.len();
-        window.freed = 0;
         window.stale = false;
     }
 
     /// The conversation was changed in its middle: the next response's usage will show it.
     fn changed(&mut self, change: Change) {
-        self.window.freed += change.tokens_before.saturating_sub(change.tokens_after);
-        self.window.stale = true;
+        self.evicted(Some(
+            change.tokens_before.saturating_sub(change.tokens_after),
+        ));
         self.window.counted = self.window.counted.min(self.messages.len());
     }
 
     /// Images or documents of so many tokens went out of messages that are counted.
     fn evicted(&mut self, tokens: Option<u64>) {
-        self.window.freed += tokens.unwrap_or(0);
-        self.window.stale |= tokens.is_some();
+        let window = &mut self.window;
+        if window.last.is_some() {
+            window.tokens = window.tokens.saturating_sub(tokens.unwrap_or(0));
+        }
+        window.stale |= tokens.is_some();
     }
 
     /// Whether the next request is likely to pass the trigger.
@@ -206,17 +222,10 @@ impl History {
         }
     }
 
-    /// About how many tokens the conversation has: the last request's, what came since, less what was taken out;
+    /// About how many tokens the conversation has: those that were counted, and what came since;
     pub(super) fn estimate(&self) -> u64 {
-        let Some(last) = &self.window.last else {
-            return self.window.fixed + total(&self.messages);
-        };
         let newer = self.messages.get(self.window.counted..).unwrap_or_default();
-        // The reply is counted as the last request's output.
-        let newer = newer
-            .iter()
-            .filter(|message| !matches!(message, Message::Assistant(_)));
-        (last.context() + newer.map(of_message).sum::<u64>()).saturating_sub(self.window.freed)
+        self.window.tokens + total(newer)
     }
 
     /// the `count` messages after the first have,

@@ -34,6 +34,12 @@ fn turn(id: &str, text: &str) -> [Message; 2] {
     [Message::Assistant(reply), said(id, text)]
 }
 
+/// A turn whose reply is kept as it came.
+fn take(history: &mut History, [reply, results]: [Message; 2]) {
+    history.push_counted(reply);
+    history.push(results);
+}
+
 fn facts(window: u64, output: u32, step: Option<u64>) -> ModelFacts {
     ModelFacts {
         context_window: Some(window),
@@ -284,9 +290,7 @@ fn the_estimate_counts_what_the_last_usage_did_not() {
         output: 500,
         ..Usage::default()
     });
-    for message in turn("1", "short") {
-        history.push(message);
-    }
+    take(&mut history, turn("1", "short"));
     assert!(!history.over_trigger());
     let input = history.next_input();
     assert_eq!((input.cache_read, input.cache_write_5m), (151_000, 502));
@@ -310,9 +314,7 @@ fn what_was_taken_out_is_taken_off_the_estimate() {
         output: 10,
         ..Usage::default()
     });
-    for message in turn("new", &"z".repeat(30_000)) {
-        history.push(message);
-    }
+    take(&mut history, turn("new", &"z".repeat(30_000)));
     let estimate = History::estimate;
     assert_eq!(estimate(&history), 161_010 + 9000);
     let change = history.clear(Need::Ahead).unwrap();
@@ -326,5 +328,37 @@ fn what_was_taken_out_is_taken_off_the_estimate() {
         history.next_input().cache_read,
         0,
         "the prefix is another one"
+    );
+}
+
+#[test]
+fn what_was_thrown_away_is_not_counted() {
+    let window = Window::new(Some(facts(200_000, 64_000, None)), &[], &[]);
+    let mut history = History::new(Message::user("go"), window);
+    let saw = |history: &mut History| {
+        history.saw(&Usage {
+            cache_read: 150_000,
+            output: 32_000,
+            ..Usage::default()
+        });
+    };
+    saw(&mut history);
+    assert_eq!(
+        history.room_for_answer(),
+        50_000,
+        "all was thought, and cut"
+    );
+    assert_eq!(history.next_input().total_input(), 150_000);
+    // What is left of a reply counts as what it is.
+    history.push(turn("1", "").into_iter().next().unwrap());
+    assert_eq!(history.estimate(), 150_002);
+    history.truncate(1);
+    take(&mut history, turn("1", ""));
+    assert_eq!(history.estimate(), 182_000);
+    saw(&mut history);
+    history.truncate(1);
+    assert!(
+        history.estimate() < 150_000,
+        "taken back, it is not counted"
     );
 }

@@ -5,11 +5,15 @@
 //! the budget before each request, retries included, and bounds the answer by what is left of it. So a run
 //! costs at most its budget and one request.
 
+use std::time::Duration;
+
 use super::context::{Change, History, Need, Window};
+use super::limits::reserve;
 use super::prompt;
-use super::turn::{Audience, Response, Stage, Warned, calls, open, read};
+use super::turn::{Audience, Failed, Response, Stage, Streams, Warned, calls, open, read};
 use super::types::{Halt, RunContext};
 use crate::chat::{Block, CallIds, Message, Reply, ToolCall, ToolResult, ToolSpec};
+use crate::clock::Deadline;
 use crate::error::WarningCode;
 use crate::events::{RunEvent, UserEvent, WarningEvent};
 use crate::llm::estimate::of_text;
@@ -31,6 +35,8 @@ const LONGEST_SUMMARY: u64 = 8000;
 const TURNS_APART: u32 = 5;
 /// Tokens of a summary and of the thinking before it; how long the summary itself gets, its prompt says.
 const SUMMARY_TOKENS: u32 = 16_000;
+/// With less time than this before the last turn none is asked for.
+const SUMMARY_TIME: Duration = Duration::from_secs(20);
 /// A conversation that doesn't even fit for a summary is halved at most so often.
 const MOST_HALVINGS: u32 = 4;
 
@@ -42,7 +48,15 @@ pub(super) struct Conversation<'a> {
     retries: RetryBudget,
     answer: AnswerSize,
     summaries: Summaries,
+    streams: Streams,
     warned: Warned,
+}
+
+/// A place in the conversation, to go back to with [`Conversation::back_to`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mark {
+    messages: usize,
+    sources: usize,
 }
 
 /// The summaries that were asked for.
@@ -93,10 +107,10 @@ impl Purpose {
 pub(super) enum Asked {
     /// A response that ended well.
     Response(Response),
-    /// Nothing was sent, or not again: the budget does not allow it.
-    NoFunds,
+    /// Nothing was sent, or not again after this failure: the budget does not allow it.
+    NoFunds(Option<LlmError>),
     /// The conversation is too long for the model.
-    NoRoom(LlmError),
+    NoRoom(Failed),
     /// Nothing was sent: the window has no room for the rest of an answer.
     Full,
 }
@@ -128,27 +142,42 @@ impl<'a> Conversation<'a> {
             retries: RetryBudget::new(spec.timeout),
             answer: AnswerSize::Usual,
             summaries: Summaries::default(),
+            streams: Streams::new(&context.redactor),
             warned: Warned::default(),
         }
     }
 
-    /// How many messages there are, to go back to with [`Self::back_to`].
-    pub(super) fn mark(&self) -> usize {
-        self.history.messages().len()
+    /// Where it ends now.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            messages: self.history.messages().len(),
+            sources: self.context.tally.sources(),
+        }
     }
 
     /// Takes back what was said since `mark`.
-    pub(super) fn back_to(&mut self, mark: usize) {
-        self.history.truncate(mark);
+    pub(super) fn back_to(&mut self, mark: Mark) {
+        self.history.truncate(mark.messages);
+        self.context.tally.forget_sources(mark.sources);
     }
 
-    /// Appends what the model said, if anything.
+    /// Appends all that the model said, if anything.
     pub(super) fn reply(&mut self, blocks: Vec<Block>) {
         if !blocks.is_empty() {
-            let provider = self.context.spec.model.provider;
-            self.history
-                .push(Message::Assistant(Reply { provider, blocks }));
+            self.history.push_counted(self.replied(blocks));
         }
+    }
+
+    /// Appends what is left of what the model said, if anything.
+    pub(super) fn reply_in_part(&mut self, blocks: Vec<Block>) {
+        if !blocks.is_empty() {
+            self.history.push(self.replied(blocks));
+        }
+    }
+
+    fn replied(&self, blocks: Vec<Block>) -> Message {
+        let provider = self.context.spec.model.provider;
+        Message::Assistant(Reply { provider, blocks })
     }
 
     /// The calls of the reply at the end.
@@ -201,90 +230,116 @@ impl<'a> Conversation<'a> {
         {
             return Ok(Asked::Full);
         }
-        loop {
-            let asked = self.send(purpose, turn, Audience::Clients).await;
-            let error = match asked {
-                Err(Halt::Llm(error)) => error,
-                Ok(Asked::Response(response)) => {
-                    // Without figures the texts are all that is known of its size.
-                    if response.usage.context() > 0 {
-                        self.history.saw(&response.usage);
-                    }
-                    return Ok(Asked::Response(response));
-                }
-                other => return other,
-            };
-            match error.kind {
-                LlmErrorKind::ContextTooLong => return Ok(Asked::NoRoom(error)),
-                // The newest images go first, then all: it ends.
-                LlmErrorKind::ContentRefused => {
-                    let left_out = self.history.leave_out_media();
-                    if left_out == 0 {
-                        // Nothing is left that could be refused but the size.
-                        return Ok(Asked::NoRoom(error));
-                    }
-                    let message = format!(
-                        "{error}; asked again with {left_out} images or documents left out"
-                    );
-                    let code = WarningCode::ContentRefused;
-                    self.context.warn(code, message).await?;
-                }
-                _ => return Err(Halt::Llm(error)),
-            }
+        let asked = self.send(purpose, turn, Audience::Clients).await?;
+        if let Asked::Response(response) = &asked
+            // Without figures the texts are all that is known of its size.
+            && response.usage.context() > 0
+        {
+            self.history.saw(&response.usage);
         }
+        Ok(asked)
     }
 
-    /// The gate: every request of the run is sent here, again while nothing of its answer was shown and a
-    /// retry may help, and only while the budget allows it.
+    /// Sends the conversation; again without its images and documents, if they are refused.
     async fn send(
         &mut self,
         purpose: Purpose,
         turn: u32,
         audience: Audience,
     ) -> Result<Asked, Halt> {
+        loop {
+            let failed = match self.attempts(purpose, turn, audience).await? {
+                Ok(asked) => return Ok(asked),
+                Err(failed) => failed,
+            };
+            match failed.error.kind {
+                LlmErrorKind::ContextTooLong => return Ok(Asked::NoRoom(failed)),
+                // The newest images go first, then all: it ends.
+                LlmErrorKind::ContentRefused => {
+                    let left_out = self.history.leave_out_media();
+                    if left_out == 0 {
+                        // Nothing is left that could be refused but the size.
+                        return Ok(Asked::NoRoom(failed));
+                    }
+                    let message = format!(
+                        "{}; asked again with {left_out} images or documents left out",
+                        failed.error
+                    );
+                    let code = WarningCode::ContentRefused;
+                    self.context.warn(code, message).await?;
+                    if failed.shown {
+                        let message =
+                            "a part of the answer was shown and is void: it is asked for anew";
+                        let code = WarningCode::TurnRestarted;
+                        self.context.warn(code, message).await?;
+                    }
+                }
+                _ => return Err(Halt::Llm(failed.error)),
+            }
+        }
+    }
+
+    /// The gate: every request of the run is sent here, again while nothing of its answer was shown and a
+    /// retry may help, and only while the budget allows it.
+    async fn attempts(
+        &mut self,
+        purpose: Purpose,
+        turn: u32,
+        audience: Audience,
+    ) -> Result<Result<Asked, Failed>, Halt> {
         let context = self.context;
         let mut attempt = 0;
         loop {
             let Ok(affordable) = self.affordable(purpose) else {
-                return Ok(Asked::NoFunds);
+                return Ok(Ok(Asked::NoFunds(None)));
             };
+            // The window bounds the answer too.
+            let room = self.history.room_for_answer().max(LEAST_OUTPUT);
             let opened = {
                 // Made anew for each request, always the same, so that nothing of it has to be kept while
                 // its answer streams: the system prompt is large.
                 let system = prompt::system(&context.spec);
                 let tools = specs(&context.spec);
-                let request = self.request(purpose, affordable, &system, &tools);
+                let most = affordable.map_or(room, |affordable| affordable.min(room));
+                let request = self.request(purpose, most, &system, &tools);
                 open(context, &request).await?
             };
             let stage = Stage {
                 turn,
                 audience,
+                streams: &mut self.streams,
                 warned: &mut self.warned,
                 call_ids: &self.call_ids,
             };
-            let failed = match opened {
+            let mut failed = match opened {
                 Ok(deltas) => match read(context, deltas, stage).await? {
-                    Ok(response) => return Ok(Asked::Response(response)),
+                    Ok(mut response) => {
+                        tell_bound(&mut response, affordable, room);
+                        return Ok(Ok(Asked::Response(response)));
+                    }
                     Err(failed) => failed,
                 },
                 Err(failed) => failed,
             };
             context.tally.settle(false);
-            let error = failed.error;
-            // Nothing is announced that the budget then forbids.
-            if self.affordable(purpose).is_err() && error.retryable() && !failed.shown {
-                return Ok(Asked::NoFunds);
+            if failed.shown || !failed.error.retryable() {
+                return Ok(Err(failed));
             }
-            let again = (!failed.shown && error.retryable())
-                .then(|| context.deadline.remaining())
-                .and_then(|left| {
-                    let taken =
-                        self.retries
-                            .take(attempt, error.backoff(), error.retry_after, left);
-                    taken.ok()
-                });
-            let Some(delay) = again else {
-                return Err(Halt::Llm(error));
+            // Nothing is announced that the budget then forbids.
+            if self.affordable(purpose).is_err() {
+                return Ok(Ok(Asked::NoFunds(Some(failed.error))));
+            }
+            let error = &mut failed.error;
+            let left = self.deadline(purpose).remaining();
+            let taken = self
+                .retries
+                .take(attempt, error.backoff(), error.retry_after, left);
+            let delay = match taken {
+                Ok(delay) => delay,
+                Err(why) => {
+                    error.message = format!("{error}; not sent again: {why}");
+                    return Ok(Err(failed));
+                }
             };
             attempt += 1;
             let seconds = delay.as_secs_f64();
@@ -304,10 +359,19 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    /// When an answer for `purpose` must be complete: a summary leaves time for a last turn.
+    fn deadline(&self, purpose: Purpose) -> Deadline {
+        let deadline = self.context.deadline;
+        match purpose {
+            Purpose::Summary { .. } => deadline.minus(reserve(self.context.spec.timeout)),
+            Purpose::Turn | Purpose::LastTurn | Purpose::GoOn { .. } => deadline,
+        }
+    }
+
     fn request<'r>(
         &'r self,
         purpose: Purpose,
-        affordable: Option<u32>,
+        most: u32,
         system: &'r [String],
         tools: &'r [&'static ToolSpec],
     ) -> LlmRequest<'r> {
@@ -329,16 +393,11 @@ impl<'a> Conversation<'a> {
             } else {
                 self.answer
             },
-            // The window bounds the answer too.
-            affordable: Some(
-                affordable
-                    .unwrap_or(u32::MAX)
-                    .min(self.history.room_for_answer().max(LEAST_OUTPUT)),
-            ),
+            affordable: Some(most),
             thinking: spec.thinking,
             cache_key: self.context.id.as_str(),
             call_ids: &self.call_ids,
-            deadline: self.context.deadline,
+            deadline: self.deadline(purpose),
         }
     }
 
@@ -428,12 +487,16 @@ impl<'a> Conversation<'a> {
         let Some(mut count) = self.history.summarisable(need) else {
             return Ok(false);
         };
-        let summary = if self.summaries.may_ask(self.history.estimate()) {
+        let after = self.history.estimate_without(count);
+        let time = self.deadline(Purpose::Summary { after }).remaining();
+        let summary = if !self.summaries.may_ask(self.history.estimate()) {
+            Err("no further summary is worth its price")
+        } else if time < SUMMARY_TIME {
+            Err("there is no time for a summary")
+        } else {
             self.summaries.asked += 1;
             self.summaries.turn = turn;
             self.summary(&mut count, need, turn).await?
-        } else {
-            Err("no further summary is worth its price")
         };
         let failed = match summary {
             Ok(summary) => {
@@ -483,15 +546,9 @@ impl<'a> Conversation<'a> {
                         Err(why) => (why, full),
                     }
                 }
-                Err(Halt::Llm(error)) => {
-                    let too_long = matches!(
-                        error.kind,
-                        LlmErrorKind::ContextTooLong | LlmErrorKind::ContentRefused
-                    );
-                    ("a summary failed", too_long)
-                }
-                Ok(Asked::NoFunds) => ("the budget does not allow a summary", false),
-                Ok(Asked::NoRoom(_) | Asked::Full) => ("a summary failed", false),
+                Ok(Asked::NoRoom(_)) => ("a summary failed", true),
+                Ok(Asked::NoFunds(_)) => ("the budget does not allow a summary", false),
+                Ok(Asked::Full) | Err(Halt::Llm(_)) => ("a summary failed", false),
                 Err(halt) => return Err(halt),
             };
             self.summaries.failed += u32::from(paid);
@@ -528,6 +585,23 @@ impl<'a> Conversation<'a> {
             .fact("tokensBefore", change.tokens_before)
             .fact("tokensAfter", change.tokens_after);
         self.context.emit(RunEvent::Warning(warning)).await
+    }
+}
+
+/// Tells what stopped `response` where that was not the model's own limit. All of the window's `room` used without
+/// an answer is a full window; a text that was cut is gone on with as far as it goes.
+fn tell_bound(response: &mut Response, affordable: Option<u32>, room: u32) {
+    let reached = |bound: u32| response.usage.output >= u64::from(bound - bound / 50);
+    if response.stop != LlmStop::MaxTokens {
+        return;
+    }
+    match affordable {
+        Some(affordable) if affordable <= room => response.budget_cut = reached(affordable),
+        Some(_) | None => {
+            if reached(room) && (response.text.trim().is_empty() || response.has_calls()) {
+                response.stop = LlmStop::ContextFull;
+            }
+        }
     }
 }
 

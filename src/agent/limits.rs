@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::loops::Stuck;
 use crate::clock::Deadline;
 use crate::error::WarningCode;
 use crate::events::{StopReason, WarningEvent};
@@ -27,6 +28,38 @@ pub(super) struct Limits {
     warned: bool,
     told_half: bool,
     told_eighty: bool,
+}
+
+/// Why a turn has to be the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LastTurn {
+    Turns,
+    Time,
+    Budget,
+    Stuck(Stuck),
+}
+
+impl LastTurn {
+    /// Why a run with an answer of that turn ended.
+    pub(super) const fn stop_reason(self) -> StopReason {
+        match self {
+            Self::Turns => StopReason::MaxTurns,
+            Self::Time => StopReason::MaxTime,
+            Self::Budget => StopReason::MaxBudget,
+            Self::Stuck(_) => StopReason::Loop,
+        }
+    }
+
+    /// What the model is told.
+    pub(super) const fn told(self) -> &'static str {
+        match self {
+            Self::Turns => "This is your last turn.",
+            Self::Time => "The run's time is nearly over.",
+            Self::Budget => "The run's budget is nearly used.",
+            Self::Stuck(Stuck::Repeating) => "The same calls are made again and again.",
+            Self::Stuck(Stuck::Refused) => "The calls are all refused or impossible.",
+        }
+    }
 }
 
 /// What can run out.
@@ -82,11 +115,11 @@ impl Limits {
     }
 
     /// Why `turn` has to be the last one, if turns or time say so.
-    pub(super) fn last_turn(&self, turn: u32) -> Option<StopReason> {
+    pub(super) fn last_turn(&self, turn: u32) -> Option<LastTurn> {
         if turn >= self.max_turns {
-            Some(StopReason::MaxTurns)
+            Some(LastTurn::Turns)
         } else if self.wrap_up().passed() {
-            Some(StopReason::MaxTime)
+            Some(LastTurn::Time)
         } else {
             None
         }
@@ -152,6 +185,40 @@ impl Limits {
         Some(text)
     }
 
+    /// What the client is told when the last turn is asked.
+    pub(super) fn last_turn_warning(&self, reason: LastTurn) -> (WarningCode, String) {
+        match reason {
+            LastTurn::Turns => (
+                WarningCode::MaxTurns,
+                format!(
+                    "turn {} is the last one: it is asked without tools",
+                    self.max_turns
+                ),
+            ),
+            LastTurn::Time => (
+                WarningCode::MaxTime,
+                format!(
+                    "the timeout of {} s is nearly over: the last turn is asked without tools",
+                    self.timeout.as_secs()
+                ),
+            ),
+            LastTurn::Budget => (
+                WarningCode::MaxBudget,
+                "the budget is nearly used: the last turn is asked without tools".to_owned(),
+            ),
+            LastTurn::Stuck(stuck) => {
+                let what = match stuck {
+                    Stuck::Repeating => "the model repeats calls without effect",
+                    Stuck::Refused => "the model's calls are all refused or impossible",
+                };
+                (
+                    WarningCode::LoopDetected,
+                    format!("{what}: the last turn is asked without tools"),
+                )
+            }
+        }
+    }
+
     fn pressure(&self, turns_used: u32, spent: NanoUsd) -> Option<Pressure> {
         let elapsed = self.timeout.saturating_sub(self.deadline.remaining());
         let of = |limit: Limit, used: u64, max: u64| Pressure { limit, used, max };
@@ -180,46 +247,4 @@ fn format_budget(budget: NanoUsd, spent: NanoUsd) -> String {
         " and {} USD",
         NanoUsd(budget.0.saturating_sub(spent.0)).to_usd()
     )
-}
-
-/// What the client is told when a run's last turn is asked early.
-pub(super) fn last_turn_warning(reason: StopReason, limits: &Limits) -> Option<WarningEvent> {
-    let (code, message) = match reason {
-        StopReason::End => return None,
-        StopReason::MaxTurns => (
-            WarningCode::MaxTurns,
-            format!(
-                "turn {} is the last one: it is asked without tools",
-                limits.max_turns
-            ),
-        ),
-        StopReason::MaxTime => (
-            WarningCode::MaxTime,
-            format!(
-                "the timeout of {} s is nearly over: the last turn is asked without tools",
-                limits.timeout.as_secs()
-            ),
-        ),
-        StopReason::MaxBudget => (
-            WarningCode::MaxBudget,
-            "the budget is nearly used: the last turn is asked without tools".to_owned(),
-        ),
-        StopReason::Loop => (
-            WarningCode::LoopDetected,
-            "the model repeats calls without effect: the last turn is asked without tools"
-                .to_owned(),
-        ),
-    };
-    Some(WarningEvent::new(code, message))
-}
-
-/// What the model is told on its last turn.
-pub(super) const fn last_turn_reason(reason: StopReason) -> &'static str {
-    match reason {
-        StopReason::End => "",
-        StopReason::MaxTurns => "This is your last turn.",
-        StopReason::MaxTime => "The run's time is nearly over.",
-        StopReason::MaxBudget => "The run's budget is nearly used.",
-        StopReason::Loop => "The same calls keep failing or repeating.",
-    }
 }

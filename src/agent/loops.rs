@@ -6,6 +6,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::chat::ToolArgs;
 
+/// So many calls of a cycle are named.
+const NAMED_CALLS: usize = 6;
 /// At most this many recent responses are compared.
 const WINDOW: usize = 32;
 /// Cycles of up to this many responses are recognised.
@@ -29,19 +31,37 @@ pub(super) struct LoopGuard {
     complaints: u32,
     /// The model was told of its complaints.
     told: bool,
-    stuck: bool,
+    stuck: Option<Stuck>,
     /// The tool whose arguments were last refused, and how often in a row.
     misunderstood: Option<(&'static str, u32)>,
+}
+
+/// How a model gets nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stuck {
+    /// It makes the same calls again and again, with the same effect.
+    Repeating,
+    /// Its calls, though they differ, are all refused or impossible.
+    Refused,
 }
 
 /// The distinct calls of one response with what came of them, in the order asked.
 type Round = Vec<Step>;
 
 /// A call and what came of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Step {
+    tool: String,
     call: u64,
     result: u64,
+}
+
+/// Responses that stand several times at the end of a run.
+struct Cycle {
+    length: usize,
+    rounds: usize,
+    /// The last response completed a round.
+    whole: bool,
 }
 
 /// A call that was answered.
@@ -86,6 +106,7 @@ impl LoopGuard {
         let told_before = self.told;
         for outcome in outcomes {
             let step = Step {
+                tool: outcome.tool.to_owned(),
                 call: outcome.call,
                 result: outcome.result,
             };
@@ -100,20 +121,18 @@ impl LoopGuard {
                 self.told = false;
             }
         }
-        let Some(first) = outcomes.first() else {
+        if round.is_empty() {
             return Vec::new();
-        };
-        let what = match round.len() {
-            1 => format!("{} was called", first.tool),
-            _ => "The same calls were made".to_owned(),
-        };
+        }
         if self.seen.len() == WINDOW {
             self.seen.pop_front();
         }
         self.seen.push_back(round);
-        let (repeats, whole) = self.repeats();
+        let cycle = self.cycle();
+        let repeats = cycle.rounds;
         let mut notices = Vec::new();
-        if repeats == NUDGE_AT && whole {
+        if repeats == NUDGE_AT && cycle.whole {
+            let what = self.calls_of(cycle.length);
             notices.push(format!(
                 "{what} {repeats} times in a row with the same effect; doing it again will not help. Try another way, or answer with what you have."
             ));
@@ -125,8 +144,11 @@ impl LoopGuard {
                 self.complaints
             ));
         }
-        self.stuck |=
-            repeats >= STOP_AT || (told_before && self.told && self.complaints >= COMPLAINTS_STOP);
+        if repeats >= STOP_AT {
+            self.stuck.get_or_insert(Stuck::Repeating);
+        } else if told_before && self.told && self.complaints >= COMPLAINTS_STOP {
+            self.stuck.get_or_insert(Stuck::Refused);
+        }
         notices
     }
 
@@ -146,19 +168,53 @@ impl LoopGuard {
         self.misunderstood = None;
     }
 
-    /// The run should get its last turn.
-    pub(super) const fn stuck(&self) -> bool {
+    /// Why the run should get its last turn, if it should.
+    pub(super) const fn stuck(&self) -> Option<Stuck> {
         self.stuck
     }
 
-    /// The most rounds that a cycle of one, two or three responses has gone through at the end, and whether
-    /// the last response completed one.
-    fn repeats(&self) -> (usize, bool) {
-        let cycles = (1..=LONGEST_CYCLE).rev().map(|length| {
-            let equal = self.equal(length);
-            (1 + equal / length, equal.is_multiple_of(length))
-        });
-        cycles.max_by_key(|(rounds, _)| *rounds).unwrap_or_default()
+    /// The cycle that has gone through the most rounds at the end; of several the shortest.
+    fn cycle(&self) -> Cycle {
+        let cycle = |length: usize| Cycle {
+            length,
+            rounds: self.rounds(length),
+            whole: self.equal(length).is_multiple_of(length),
+        };
+        (2..=LONGEST_CYCLE).map(cycle).fold(cycle(1), |most, next| {
+            if next.rounds > most.rounds {
+                next
+            } else {
+                most
+            }
+        })
+    }
+
+    /// What was called in the newest `length` responses.
+    fn calls_of(&self, length: usize) -> String {
+        let newest = self
+            .seen
+            .iter()
+            .skip(self.seen.len().saturating_sub(length));
+        let tools: Vec<&str> = newest.flatten().map(|step| step.tool.as_str()).collect();
+        if let [tool] = tools.as_slice() {
+            return format!("The same call of {tool} was made");
+        }
+        let named: Vec<&str> = tools.iter().take(NAMED_CALLS).copied().collect();
+        let more = if tools.len() > NAMED_CALLS {
+            ", …"
+        } else {
+            ""
+        };
+        let order = if length > 1 {
+            ", one after another,"
+        } else {
+            ""
+        };
+        format!(
+            "The same {} calls ({}{more}){order} were made",
+            tools.len(),
+            named.join(", ")
+        )
     }
 
     /// How often the newest `length` responses stand at the end, one after another.

@@ -46,7 +46,8 @@ fn the_third_equal_call_is_told_the_fifth_refused_the_eighth_ends_it() {
         assert_eq!(before, Some(1), "{nth}");
         assert_eq!(guard.refuses(key("pwd")), None, "another call is no repeat");
         guard.record(&[outcome("ls", 1, true)]);
-        assert_eq!(guard.stuck(), nth == 8, "{nth}");
+        let stuck = (nth == 8).then_some(Stuck::Repeating);
+        assert_eq!(guard.stuck(), stuck, "{nth}");
     }
 }
 
@@ -96,7 +97,7 @@ fn a_command_that_repeats_is_seen_however_long_it_takes_and_wherever_its_output_
             let result = ran(code, output, f64::from(nth) * 0.3, 4000 + nth);
             call(&mut guard, "make", result);
         }
-        assert!(guard.stuck(), "{code}");
+        assert_eq!(guard.stuck(), Some(Stuck::Repeating), "{code}");
     }
 }
 
@@ -107,7 +108,7 @@ fn twenty_failing_test_runs_with_ever_fewer_failures_are_progress() {
         let result = ran(1, &format!("{left} failed"), 12.4, 77);
         assert!(!call(&mut guard, "cargo test", result));
     }
-    assert!(!guard.stuck());
+    assert!(guard.stuck().is_none());
 }
 
 #[test]
@@ -116,7 +117,8 @@ fn ten_complaints_are_told_and_twenty_end_it_but_never_before_the_model_was_told
     for nth in 1..=20_u32 {
         let told = guard.record(&[outcome(&nth.to_string(), 0, true)]);
         assert_eq!(told.len(), usize::from(nth == 10), "{nth}");
-        assert_eq!(guard.stuck(), nth == 20, "{nth}");
+        let stuck = (nth == 20).then_some(Stuck::Refused);
+        assert_eq!(guard.stuck(), stuck, "{nth}");
     }
 
     let many: Vec<Outcome<'_>> = (0..64)
@@ -124,24 +126,24 @@ fn ten_complaints_are_told_and_twenty_end_it_but_never_before_the_model_was_told
         .collect();
     let mut guard = LoopGuard::default();
     assert_eq!(guard.record(&many).len(), 1);
-    assert!(!guard.stuck());
+    assert!(guard.stuck().is_none());
     let more = outcome("again", 0, true);
     guard.record(&[more]);
-    assert!(guard.stuck());
+    assert_eq!(guard.stuck(), Some(Stuck::Refused));
 
     let mut guard = LoopGuard::default();
     for nth in 0..60 {
         guard.record(&[outcome(&nth.to_string(), 0, nth % 9 != 8)]);
     }
-    assert!(!guard.stuck(), "an answer in between is progress");
+    assert!(guard.stuck().is_none(), "an answer in between is progress");
 }
 
 #[test]
 fn a_response_counts_once_per_distinct_call() {
     let mut guard = LoopGuard::default();
     let eight = [outcome("ls", 1, false); 8];
-    assert!(guard.record(&eight).is_empty() && !guard.stuck());
-    assert!(guard.record(&eight).is_empty() && !guard.stuck());
+    assert!(guard.record(&eight).is_empty() && guard.stuck().is_none());
+    assert!(guard.record(&eight).is_empty() && guard.stuck().is_none());
     assert_eq!(guard.record(&eight).len(), 1);
 
     let mut guard = LoopGuard::default();
@@ -154,5 +156,37 @@ fn a_response_counts_once_per_distinct_call() {
         );
         assert_eq!(guard.refuses(key("ls")), None);
     }
-    assert!(!guard.stuck(), "a repeated call beside progress is no loop");
+    assert!(
+        guard.stuck().is_none(),
+        "a repeated call beside progress is no loop"
+    );
+}
+
+#[test]
+fn a_notice_says_what_was_called_and_in_what_order() {
+    let of = |tool: &'static str, call: u64| Outcome {
+        tool,
+        call,
+        ..outcome("", 1, false)
+    };
+    for (cycle, told) in [
+        (
+            vec![vec![of("bash", 1)]],
+            "The same call of bash was made 3 times in a row",
+        ),
+        (
+            vec![vec![of("bash", 1), of("grep", 2)]],
+            "The same 2 calls (bash, grep) were made 3 times in a row",
+        ),
+        (
+            vec![vec![of("bash", 1)], vec![of("grep", 2)]],
+            "The same 2 calls (bash, grep), one after another, were made 3 times in a row",
+        ),
+    ] {
+        let mut guard = LoopGuard::default();
+        let rounds = (0..3).flat_map(|_| &cycle);
+        let notices: Vec<String> = rounds.flat_map(|round| guard.record(round)).collect();
+        assert_eq!(notices.len(), 1, "{notices:?}");
+        assert!(notices[0].starts_with(told), "{notices:?}");
+    }
 }

@@ -2,14 +2,14 @@
 
 use super::calls::{CallLimits, TOLD_CALLS, run_calls};
 use super::context::Need;
-use super::conversation::{Asked, Conversation, Purpose};
-use super::limits::{self, Limits};
-use super::loops::LoopGuard;
+use super::conversation::{Asked, Conversation, Mark, Purpose};
+use super::limits::{LastTurn, Limits};
+use super::loops::{LoopGuard, Stuck};
 use super::prompt;
 use super::types::{Answer, Halt, RunContext};
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{RunEvent, StopReason, WarningEvent};
-use crate::llm::LlmStop;
+use crate::llm::{LlmError, LlmStop, off_the_runtime};
 use crate::spec::NanoUsd;
 
 /// How often a paused response is sent back (rule of the provider's server tools).
@@ -38,6 +38,7 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
         price_warned: false,
         dearer_warned: false,
         out_of_funds: false,
+        unpaid: None,
     };
     agent.run().await
 }
@@ -51,6 +52,8 @@ struct Agent<'a> {
     dearer_warned: bool,
     /// A request within a turn could not be paid for: the next turn is the last.
     out_of_funds: bool,
+    /// The failure after which a request could not be paid for again.
+    unpaid: Option<LlmError>,
 }
 
 /// What a turn came to.
@@ -65,6 +68,7 @@ enum TurnEnd {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Cut {
     Output,
+    Window,
     Pauses,
     Budget,
 }
@@ -73,6 +77,7 @@ impl Cut {
     const fn told(self) -> &'static str {
         match self {
             Self::Output => "the answer was cut at the model's output limit",
+            Self::Window => "the answer was cut, since the model's context window is full",
             Self::Pauses => "the answer may be incomplete: its provider paused it again and again",
             Self::Budget => "the answer was cut, since the budget does not pay for its rest",
         }
@@ -88,7 +93,7 @@ impl Agent<'_> {
             turn += 1;
             match self.last_turn(turn) {
                 // What the budget can hardly pay for has to be short.
-                Some(StopReason::MaxBudget) => self.conversation.clear_ahead(Need::Now).await?,
+                Some(LastTurn::Budget) => self.conversation.clear_ahead(Need::Now).await?,
                 Some(_) => self.conversation.clear_ahead(Need::Ahead).await?,
                 None => self.conversation.make_room(turn).await?,
             }
@@ -104,10 +109,13 @@ impl Agent<'_> {
                     }
                     let reason = match cut {
                         Some(Cut::Budget) => StopReason::MaxBudget,
-                        Some(Cut::Output | Cut::Pauses) | None => last.unwrap_or(StopReason::End),
+                        Some(Cut::Output | Cut::Window | Cut::Pauses) | None => {
+                            last.map_or(StopReason::End, LastTurn::stop_reason)
+                        }
                     };
+                    let redactor = &self.context.redactor;
                     return Ok(Answer {
-                        content: self.context.redactor.clean(&text).into_owned(),
+                        content: off_the_runtime(text.len(), || redactor.clean(&text).into_owned()),
                         stop_reason: reason,
                         truncated: cut.is_some(),
                     });
@@ -119,9 +127,9 @@ impl Agent<'_> {
                     self.out_of_funds = true;
                 }
                 TurnEnd::Answer { cut, .. } => {
-                    let reason = (cut == Some(Cut::Budget)).then_some(StopReason::MaxBudget);
+                    let reason = (cut == Some(Cut::Budget)).then_some(LastTurn::Budget);
                     if let Some(reason) = reason.or(last) {
-                        return Err(no_answer(self.context, reason).into());
+                        return Err(self.no_answer(reason).into());
                     }
                     if was_empty {
                         return Err(Problem::new(
@@ -165,39 +173,34 @@ impl Agent<'_> {
     }
 
     /// Warns of limits, and says so to the model when this turn is the last.
-    async fn announce_limits(&mut self, turn: u32) -> Result<Option<StopReason>, Halt> {
+    async fn announce_limits(&mut self, turn: u32) -> Result<Option<LastTurn>, Halt> {
         let spent = self.context.tally.spent();
         if let Some(warning) = self.limits.warning(turn - 1, spent) {
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
         if !self.conversation.can_pay_for(Purpose::LastTurn) {
-            return Err(no_answer(self.context, StopReason::MaxBudget).into());
+            return Err(self.no_answer(LastTurn::Budget).into());
         }
         let Some(reason) = self.last_turn(turn) else {
             return Ok(None);
         };
-        // A run of one turn has no tools from the start, which is no news to its client.
-        if (turn > 1 || reason != StopReason::MaxTurns)
-            && let Some(warning) = limits::last_turn_warning(reason, &self.limits)
-        {
-            self.context.emit(RunEvent::Warning(warning)).await?;
-        }
-        if turn > 1 {
-            let why = limits::last_turn_reason(reason);
-            self.conversation.tell(prompt::last_turn(why));
+        // A run of one turn has no tools from the start, which is no news to its client and its model.
+        if turn > 1 || reason != LastTurn::Turns {
+            let (code, message) = self.limits.last_turn_warning(reason);
+            self.context.warn(code, message).await?;
+            self.conversation.tell(prompt::last_turn(reason.told()));
         }
         Ok(Some(reason))
     }
 
     /// Why `turn` has to be the last one, if it has to.
-    fn last_turn(&self, turn: u32) -> Option<StopReason> {
-        if self.guard.stuck() {
-            return Some(StopReason::Loop);
-        }
-        self.limits.last_turn(turn).or_else(|| {
-            let broke = self.out_of_funds || !self.conversation.can_pay_for(Purpose::Turn);
-            broke.then_some(StopReason::MaxBudget)
-        })
+    fn last_turn(&self, turn: u32) -> Option<LastTurn> {
+        let broke = || self.out_of_funds || !self.conversation.can_pay_for(Purpose::Turn);
+        self.guard
+            .stuck()
+            .map(LastTurn::Stuck)
+            .or_else(|| self.limits.last_turn(turn))
+            .or_else(|| broke().then_some(LastTurn::Budget))
     }
 
     /// One turn: a response that ended well, whatever it took to get one.
@@ -211,40 +214,47 @@ impl Agent<'_> {
         };
         let mut purpose = first;
         let mut text = String::new();
-        // Where the answer began.
-        let mut begin = self.conversation.mark();
+        // Where the answer began, and whether clients saw something since.
+        let (mut begin, mut shown) = (self.conversation.mark(), false);
         let (mut pauses, mut empty_pauses) = (0, 0);
         let (mut continuations, mut cut_calls, mut malformed) = (0, 0, 0);
         let mut cut_thinking = false;
         loop {
+            let before = self.conversation.mark();
             let mut response = match self.conversation.ask(purpose, turn).await? {
                 Asked::Response(response) => response,
-                Asked::NoFunds => {
+                Asked::NoFunds(failure) => {
+                    self.unpaid = failure;
                     if text.trim().is_empty() {
                         self.conversation.back_to(begin);
                     }
                     let cut = Some(Cut::Budget);
                     return Ok(TurnEnd::Answer { text, cut });
                 }
-                Asked::Full if text.trim().is_empty() => {
-                    begin = self.restart(begin, false, turn, full().into()).await?;
-                    text.clear();
-                    purpose = first;
-                    continue;
-                }
-                Asked::Full => {
-                    let cut = Some(Cut::Output);
+                // What was shown and paid for is worth more than nothing.
+                Asked::Full | Asked::NoRoom(_) if !text.trim().is_empty() => {
+                    let cut = Some(Cut::Window);
                     return Ok(TurnEnd::Answer { text, cut });
                 }
-                Asked::NoRoom(error) => {
-                    let shown = self.conversation.mark() > begin;
-                    begin = self.restart(begin, shown, turn, Halt::Llm(error)).await?;
+                no_room @ (Asked::Full | Asked::NoRoom(_)) => {
+                    let end = if let Asked::NoRoom(failed) = no_room {
+                        shown |= failed.shown;
+                        Halt::Llm(failed.error)
+                    } else {
+                        full().into()
+                    };
+                    begin = self.restart(begin, shown, turn, end).await?;
+                    shown = false;
                     text.clear();
                     purpose = first;
                     continue;
                 }
             };
+            shown |= response.shown;
             let has_calls = response.has_calls();
+            // On the last turn no call would be run: there it is text that was cut.
+            let call_cut = has_calls && !last;
+            let nothing_said = response.text.trim().is_empty();
             match response.stop.clone() {
                 LlmStop::Refusal {
                     category,
@@ -263,33 +273,49 @@ impl Agent<'_> {
                         if text.trim().is_empty() {
                             return Err(paused(pauses).into());
                         }
-                        self.conversation.reply(response.without_calls());
                         let cut = Some(Cut::Pauses);
                         return Ok(TurnEnd::Answer { text, cut });
                     }
                     self.conversation.reply(response.blocks);
                     purpose = Purpose::GoOn { last };
                 }
-                // On the last turn no call would be run: there it is text that was cut.
-                LlmStop::MaxTokens if has_calls && !last => {
+                LlmStop::MaxTokens if response.budget_cut && (call_cut || nothing_said) => {
+                    if call_cut {
+                        text.clear();
+                    }
+                    if text.trim().is_empty() {
+                        self.conversation.back_to(begin);
+                    }
+                    let cut = Some(Cut::Budget);
+                    return Ok(TurnEnd::Answer { text, cut });
+                }
+                LlmStop::MaxTokens if call_cut => {
                     // The last call's arguments may be incomplete: none of the response's calls is run, and
                     // what it announced is no answer.
                     cut_calls += 1;
                     if cut_calls > CONTINUATIONS {
-                        return Err(call_cut().into());
+                        return Err(call_cut_again().into());
                     }
                     self.conversation.allow_long_answers();
-                    self.conversation.reply(response.without_calls());
+                    self.conversation.reply_in_part(response.without_calls());
                     self.conversation.say(prompt::CALL_CUT).await?;
                     text.clear();
-                    begin = self.conversation.mark();
+                    (begin, shown) = (self.conversation.mark(), false);
                     purpose = first;
                 }
-                LlmStop::MaxTokens if response.text.trim().is_empty() && !cut_thinking => {
+                LlmStop::MaxTokens if nothing_said && !cut_thinking => {
                     cut_thinking = true;
+                    self.conversation.back_to(before);
                     self.conversation.allow_long_answers();
+                    if response.shown && self.conversation.can_pay_for(purpose) {
+                        let message =
+                            "the model thought up to its output limit and is asked once more";
+                        self.context
+                            .warn(WarningCode::TurnRestarted, message)
+                            .await?;
+                    }
                 }
-                LlmStop::MaxTokens if response.text.trim().is_empty() && text.is_empty() => {
+                LlmStop::MaxTokens if nothing_said && text.is_empty() => {
                     return Err(Problem::new(
                         ErrorCode::ContextTooLong,
                         "the model's output limit was used up before it wrote an answer",
@@ -300,18 +326,30 @@ impl Agent<'_> {
                 LlmStop::MaxTokens => {
                     text.push_str(&response.text);
                     continuations += 1;
-                    if continuations > CONTINUATIONS || response.text.trim().is_empty() {
-                        let cut = Some(Cut::Output);
-                        return Ok(TurnEnd::Answer { text, cut });
+                    if continuations > CONTINUATIONS || nothing_said {
+                        let cut = if response.budget_cut {
+                            Cut::Budget
+                        } else {
+                            Cut::Output
+                        };
+                        return Ok(TurnEnd::Answer {
+                            text,
+                            cut: Some(cut),
+                        });
                     }
                     self.conversation.allow_long_answers();
-                    self.conversation.reply(response.without_calls());
+                    self.conversation.reply_in_part(response.without_calls());
                     self.conversation.say(prompt::GO_ON).await?;
                     purpose = Purpose::GoOn { last };
                 }
+                LlmStop::ContextFull if !text.trim().is_empty() && !call_cut => {
+                    text.push_str(&response.text);
+                    let cut = Some(Cut::Window);
+                    return Ok(TurnEnd::Answer { text, cut });
+                }
                 LlmStop::ContextFull => {
-                    let shown = self.conversation.mark() > begin || !response.text.is_empty();
                     begin = self.restart(begin, shown, turn, full().into()).await?;
+                    shown = false;
                     text.clear();
                     purpose = first;
                 }
@@ -321,6 +359,7 @@ impl Agent<'_> {
                         let attempt = self.context.shown(&attempt, SHOWN_WORDS);
                         return Err(unreadable(&attempt).into());
                     }
+                    self.conversation.back_to(before);
                     let message = "the model's call could not be read and is asked for again";
                     self.context
                         .warn(WarningCode::TurnRestarted, message)
@@ -338,11 +377,15 @@ impl Agent<'_> {
                     // A call although tools are off is not run: the text, if any, is the answer.
                     if !has_calls || last {
                         text.push_str(&response.text);
-                        self.conversation.reply(response.without_calls());
+                        self.conversation.reply_in_part(response.without_calls());
                         return Ok(TurnEnd::Answer { text, cut: None });
                     }
                     let too_many = response.keep_calls(TOLD_CALLS);
-                    self.conversation.reply(response.blocks);
+                    if too_many == 0 {
+                        self.conversation.reply(response.blocks);
+                    } else {
+                        self.conversation.reply_in_part(response.blocks);
+                    }
                     return Ok(TurnEnd::Calls { too_many });
                 }
             }
@@ -353,11 +396,11 @@ impl Agent<'_> {
     /// `full` if nothing can be left out.
     async fn restart(
         &mut self,
-        begin: usize,
+        begin: Mark,
         shown: bool,
         turn: u32,
         full: Halt,
-    ) -> Result<usize, Halt> {
+    ) -> Result<Mark, Halt> {
         self.conversation.back_to(begin);
         if !self.conversation.make_room_now(turn).await? {
             return Err(full);
@@ -375,6 +418,52 @@ impl Agent<'_> {
     /// What the sandbox turned out to have, once, with the first results.
     fn facts(&self) -> Option<String> {
         self.context.workspace.ready()?.session.take_notice()
+    }
+
+    /// The end of a run whose last turn gave no answer either.
+    fn no_answer(&self, reason: LastTurn) -> Problem {
+        let spec = &self.context.spec;
+        match reason {
+            LastTurn::Turns => Problem::new(
+                ErrorCode::MaxTurns,
+                format!("all {} turns were used without an answer", spec.max_turns),
+            )
+            .hint("send a larger maxTurns, or a smaller task"),
+            LastTurn::Time => Problem::new(
+                ErrorCode::DeadlineExceeded,
+                format!(
+                    "the timeout of {} s was nearly over and the model gave no answer",
+                    spec.timeout.as_secs()
+                ),
+            )
+            .hint("send a larger timeout (up to 3600), or a smaller task"),
+            LastTurn::Budget => Problem::new(ErrorCode::BudgetExceeded, {
+                let budget = spec.max_budget.unwrap_or(NanoUsd(0));
+                let used = if self.context.tally.spent().0 < budget.0 {
+                    "nearly used"
+                } else {
+                    "used"
+                };
+                let failed = self.unpaid.as_ref().map_or_else(String::new, |error| {
+                    format!("; the last request failed ({error})")
+                });
+                format!(
+                    "the budget of {} USD was {used} without an answer{failed}",
+                    budget.to_usd()
+                )
+            })
+            .hint("send a larger maxBudgetUsd, or a smaller task"),
+            LastTurn::Stuck(stuck) => Problem::new(
+                ErrorCode::LlmBadResponse,
+                match stuck {
+                    Stuck::Repeating => "the model went in circles and gave no answer",
+                    Stuck::Refused => {
+                        "the model made only calls that were refused or impossible, and gave no answer"
+                    }
+                },
+            )
+            .hint("rephrase the task, or use another model"),
+        }
     }
 
     async fn warn_of_missing_tools(&self) -> Result<(), Halt> {
@@ -413,44 +502,6 @@ impl Agent<'_> {
     }
 }
 
-/// The end of a run whose last turn gave no answer either.
-fn no_answer(context: &RunContext, reason: StopReason) -> Problem {
-    let spec = &context.spec;
-    match reason {
-        StopReason::MaxTurns => Problem::new(
-            ErrorCode::MaxTurns,
-            format!("all {} turns were used without an answer", spec.max_turns),
-        )
-        .hint("send a larger maxTurns, or a smaller task"),
-        StopReason::MaxTime => Problem::new(
-            ErrorCode::DeadlineExceeded,
-            format!(
-                "the timeout of {} s was nearly over and the model gave no answer",
-                spec.timeout.as_secs()
-            ),
-        )
-        .hint("send a larger timeout (up to 3600), or a smaller task"),
-        StopReason::MaxBudget => Problem::new(ErrorCode::BudgetExceeded, {
-            let budget = spec.max_budget.unwrap_or(NanoUsd(0));
-            let used = if context.tally.spent().0 < budget.0 {
-                "nearly used"
-            } else {
-                "used"
-            };
-            format!(
-                "the budget of {} USD was {used} without an answer",
-                budget.to_usd()
-            )
-        })
-        .hint("send a larger maxBudgetUsd, or a smaller task"),
-        StopReason::Loop | StopReason::End => Problem::new(
-            ErrorCode::LlmBadResponse,
-            "the model went in circles and gave no answer",
-        )
-        .hint("rephrase the task, or use another model"),
-    }
-}
-
 fn full() -> Problem {
     Problem::new(
         ErrorCode::ContextTooLong,
@@ -467,7 +518,7 @@ fn paused(times: u32) -> Problem {
     .hint("send the request again, or use another model")
 }
 
-fn call_cut() -> Problem {
+fn call_cut_again() -> Problem {
     Problem::new(
         ErrorCode::LlmBadResponse,
         "the model's tool call was cut off at the output limit three times",

@@ -14,7 +14,9 @@ use super::super::asked::spec;
 use super::super::tally::Tally;
 use super::super::workspace::{Workspace, WorkspaceSource};
 use super::*;
-use crate::chat::{Block, CallIds, Echo, Message, ToolArgs, ToolCall};
+use crate::chat::{
+    Block, CallIds, Echo, Image, ImageType, Message, Part, ToolArgs, ToolCall, ToolResult,
+};
 use crate::clock::Deadline;
 use crate::events::{EventSink, LogFailed};
 use crate::ids::{RunId, Seq};
@@ -22,7 +24,7 @@ use crate::llm::{
     Citation, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
     Usage,
 };
-use crate::secrets::Redactor;
+use crate::secrets::{Redactor, Secret};
 use crate::spec::RunSpec;
 
 type Deltas = Vec<Result<LlmDelta, LlmError>>;
@@ -40,6 +42,10 @@ struct Scripted {
     summary: Option<fn() -> Deltas>,
     /// No request is ever answered.
     silent: bool,
+    /// No summary is ever complete.
+    no_summary: bool,
+    /// What must not be shown.
+    key: &'static str,
     /// How many answers were read to their end.
     ended: Arc<AtomicUsize>,
 }
@@ -63,6 +69,12 @@ impl LlmProvider for Scripted {
             return Err(fault);
         }
         let asks_for_summary = request.messages.last() == Some(&Message::user(prompt::SUMMARISE));
+        if asks_for_summary && self.no_summary {
+            tokio::time::sleep_until(request.deadline.instant()).await;
+            let mut late = LlmError::new(LlmErrorKind::Timeout, "it was too slow");
+            late.should_retry = Some(false);
+            return Err(late);
+        }
         let reply = match self.summary {
             Some(summary) if asks_for_summary => summary(),
             _ => self.replies.lock().pop_front().expect("one more request"),
@@ -127,6 +139,27 @@ impl Ran {
         }
     }
 
+    /// The most output tokens that a request was allowed.
+    fn most(&self, request: usize) -> u32 {
+        let most = self.requests[request].rsplit_once("most=Some(").unwrap().1;
+        most.trim_end_matches(')').parse().unwrap()
+    }
+
+    /// What the first warning of `code` says.
+    fn told(&self, code: &str) -> &str {
+        let found = self.events.iter().find(|event| event["code"] == code);
+        found.and_then(|event| event["message"].as_str()).unwrap()
+    }
+
+    /// What the end of a run without an answer says.
+    fn failure(&self) -> String {
+        match &self.end {
+            Err(Halt::Problem(problem)) => problem.message.clone(),
+            Err(Halt::Llm(error)) => error.message.clone(),
+            end => panic!("{end:?}"),
+        }
+    }
+
     fn warnings(&self) -> Vec<&str> {
         let codes = self
             .events
@@ -140,6 +173,22 @@ async fn run(replies: impl IntoIterator<Item = Deltas>) -> Ran {
     run_with(Scripted::default(), spec(), replies).await
 }
 
+fn context(provider: &Arc<Scripted>, spec: RunSpec, sink: Arc<Events>) -> RunContext {
+    RunContext {
+        id: RunId::new(),
+        deadline: Deadline::after(spec.timeout),
+        tally: Arc::new(Tally::new(&spec.model)),
+        spec: Arc::new(spec),
+        provider: provider.clone(),
+        sink,
+        workspace: Arc::new(Nowhere),
+        token: CancellationToken::new(),
+        redactor: Redactor::new([&Secret::new(provider.key)]),
+        working_dir: "/home/user",
+        today: "2026-11-25".to_owned(),
+    }
+}
+
 async fn run_with(
     provider: Scripted,
     spec: RunSpec,
@@ -148,20 +197,8 @@ async fn run_with(
     let provider = Arc::new(provider);
     provider.replies.lock().extend(replies);
     let sink = Arc::new(Events::default());
-    let tally = Arc::new(Tally::new(&spec.model));
-    let context = RunContext {
-        id: RunId::new(),
-        deadline: Deadline::after(spec.timeout),
-        spec: Arc::new(spec),
-        provider: provider.clone(),
-        sink: sink.clone(),
-        workspace: Arc::new(Nowhere),
-        token: CancellationToken::new(),
-        tally: Arc::clone(&tally),
-        redactor: Redactor::default(),
-        working_dir: "/home/user",
-        today: "2026-11-25".to_owned(),
-    };
+    let context = context(&provider, spec, sink.clone());
+    let tally = Arc::clone(&context.tally);
     let stop = async {
         if provider.silent {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -200,6 +237,15 @@ fn stops(text: &str, stop: LlmStop) -> Deltas {
 fn unreadable_call() -> Deltas {
     let attempt = "call:bash{command:".to_owned();
     stops("Looking. ", LlmStop::MalformedCall { attempt })
+}
+
+/// All thought, and cut.
+fn thought(usage: Usage) -> Deltas {
+    vec![
+        Ok(LlmDelta::Usage(usage)),
+        Ok(LlmDelta::Thinking("Hm".to_owned())),
+        Ok(LlmDelta::Stop(LlmStop::MaxTokens)),
+    ]
 }
 
 fn used(input: u64) -> LlmDelta {
@@ -562,6 +608,18 @@ async fn a_turn_counts_once_something_of_its_answer_came() {
         (vec![cut], 1),
         (vec![long_turn(1), stops("", refusal())], 2),
         (vec![vec![fault(LlmErrorKind::Auth)]], 0),
+        // What a provider's client says of a request that came to nothing.
+        (
+            vec![vec![
+                Ok(LlmDelta::Warning {
+                    code: WarningCode::StopReasonUnknown,
+                    message: "thinking can't be turned off".to_owned(),
+                }),
+                Ok(used(10)),
+                fault(LlmErrorKind::BadResponse),
+            ]],
+            0,
+        ),
         (vec![long_turn(1), vec![fault(LlmErrorKind::Auth)]], 1),
     ] {
         let ran = run(replies).await;
@@ -719,10 +777,7 @@ async fn a_dearer_model_that_answers_is_told_of_once_and_paid_for() {
     );
     // Three times 10,000 tokens at 5 dollars for a million.
     assert_eq!(ran.tally.totals(Duration::ZERO).cost_usd, Some(0.15));
-    let most = |at: usize| -> u32 {
-        let most = ran.requests[at].rsplit_once("most=Some(").unwrap().1;
-        most.trim_end_matches(')').parse().unwrap()
-    };
+    let most = |at: usize| ran.most(at);
     // At 25 dollars for a million, not 15.
     assert!(
         most(0) > 60_000 && most(1) < 38_000,
@@ -756,8 +811,8 @@ async fn the_window_bounds_the_rest_of_an_answer() {
         ("One, two, ", true)
     );
     assert_eq!(ran.warnings(), ["ANSWER_TRUNCATED"]);
-    let most = ran.requests[1].rsplit_once("most=Some(").unwrap().1;
-    let most: u32 = most.trim_end_matches(')').parse().unwrap();
+    assert!(ran.told("ANSWER_TRUNCATED").contains("context window"));
+    let most = ran.most(1);
     assert!((9_000..=10_000).contains(&most), "{most}");
 }
 
@@ -798,4 +853,301 @@ fn time_that_is_nearly_over_is_called_time() {
     let warning = limits.warning(1, NanoUsd(0)).unwrap();
     let event = serde_json::to_value(RunEvent::Warning(warning)).unwrap();
     assert_eq!(event["limit"], "time");
+}
+
+#[tokio::test]
+async fn thinking_that_was_cut_leaves_its_room_to_the_next_try() {
+    let usage = Usage {
+        input: 150_000,
+        output: 32_000,
+        ..Usage::default()
+    };
+    let ran = run([thought(usage), says("Done.")]).await;
+    assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+    assert_eq!(ran.most(1), 50_000);
+    assert_eq!(ran.warnings(), ["TURN_RESTARTED"]);
+}
+
+/// Turns of 27,000 tokens in all, after which `input` tokens were used.
+fn filled(input: u64) -> Vec<Deltas> {
+    let mut replies: Vec<Deltas> = (1..=3).map(long_turn).collect();
+    replies[2].insert(0, Ok(used(input)));
+    replies
+}
+
+#[tokio::test]
+async fn an_answer_cut_by_the_window_makes_room_and_is_told_of() {
+    let all_that_fits = Usage {
+        input: 190_100,
+        output: 9_900,
+        ..Usage::default()
+    };
+    let mut replies = filled(190_000);
+    replies.extend([thought(all_that_fits), says("GOAL: fly."), says("Done.")]);
+    let ran = run(replies).await;
+    assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+    assert_eq!(ran.warnings()[3..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
+}
+
+#[tokio::test]
+async fn thinking_cut_by_the_budget_is_no_fault_of_the_model() {
+    // Read from the cache, the prompt costs far less than could be foreseen: so more could be paid for.
+    let usage = Usage {
+        cache_read: 100_000,
+        output: 41_500,
+        ..Usage::default()
+    };
+    let spec = RunSpec {
+        prompt: "word ".repeat(66_000),
+        max_budget: Some(NanoUsd::from_usd(1.0)),
+        ..spec()
+    };
+    let replies = [thought(usage), says("So far.")];
+    let ran = run_with(Scripted::default(), spec, replies).await;
+    assert!(ran.most(0) < 42_000, "{}", ran.most(0));
+    let answer = ran.end.as_ref().unwrap();
+    assert_eq!(
+        (answer.content.as_str(), answer.stop_reason),
+        ("So far.", StopReason::MaxBudget)
+    );
+    assert!(ran.requests[1].contains("budget is nearly used"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_summary_leaves_time_for_a_last_turn() {
+    for (secs, told, ends) in [
+        (300, "a summary failed", 270),
+        (24, "there is no time for a summary", 0),
+    ] {
+        let mut replies: Vec<Deltas> = (1..=8).map(long_turn).collect();
+        replies[7].insert(0, Ok(used(165_000)));
+        replies.push(says("So far."));
+        let provider = Scripted {
+            no_summary: true,
+            ..Scripted::default()
+        };
+        let spec = RunSpec {
+            timeout: Duration::from_secs(secs),
+            ..spec()
+        };
+        let begun = tokio::time::Instant::now();
+        let ran = run_with(provider, spec, replies).await;
+        assert_eq!(ran.end.as_ref().unwrap().content, "So far.");
+        assert_eq!(begun.elapsed().as_secs(), ends);
+        assert!(ran.told("CONTEXT_CLEARED").starts_with(told), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn an_image_that_is_refused_in_a_summary_is_left_out_of_it() {
+    let provider = Arc::new(Scripted::default());
+    let refused = LlmError::new(LlmErrorKind::ContentRefused, "could not process image");
+    let replies = [vec![Err(refused)], says("GOAL: fly.")];
+    provider.replies.lock().extend(replies);
+    let context = context(&provider, spec(), Arc::default());
+    let mut conversation = Conversation::new(&context);
+    for n in 1..=3 {
+        let Ok(LlmDelta::Block(block)) = long_turn(n).swap_remove(0) else {
+            panic!("a turn begins with its call");
+        };
+        conversation.reply(vec![block]);
+        let image = Part::Image(Image {
+            media_type: ImageType::Png,
+            base64: "AAAA".into(),
+        });
+        let result = ToolResult {
+            id: conversation.open_calls()[0].id.clone(),
+            name: "fly".to_owned(),
+            content: vec![image],
+            is_error: false,
+        };
+        conversation.results(vec![result], None);
+    }
+    assert!(conversation.make_room_now(4).await.unwrap());
+    let requests = provider.requests.lock();
+    assert_eq!(requests.len(), 2);
+    assert!(requests[1].contains("turn-1 ") && !requests[1].contains("Image("));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_shown_of_an_answer_that_is_asked_for_anew_is_told_to_be_void() {
+    let fault = |kind| Err(LlmError::new(kind, "prompt is too long"));
+    let too_long = vec![
+        Ok(LlmDelta::Text("Let me".to_owned())),
+        fault(LlmErrorKind::ContextTooLong),
+    ];
+    let mut replies = filled(100_000);
+    replies.extend([too_long, says("GOAL: fly."), says("Done.")]);
+    let ran = run(replies).await;
+    assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+    assert_eq!(ran.warnings()[3..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
+
+    // What only its provider understands is not shown: it may be asked for again.
+    let echo = Echo::of(&json!({"type": "thinking", "thinking": ""})).unwrap();
+    let unseen = vec![
+        Ok(LlmDelta::Block(Block::Opaque(echo))),
+        fault(LlmErrorKind::Cut),
+    ];
+    let ran = run([unseen, says("Done.")]).await;
+    assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
+    assert_eq!(ran.warnings(), ["LLM_RETRY"]);
+}
+
+#[tokio::test]
+async fn an_answer_whose_rest_does_not_fit_is_given_as_far_as_it_came() {
+    let too_long = LlmError::new(LlmErrorKind::ContextTooLong, "too long");
+    for (rest, whole) in [
+        (vec![Err(too_long)], "One, "),
+        (stops("two", LlmStop::ContextFull), "One, two"),
+    ] {
+        let ran = run([stops("One, ", LlmStop::MaxTokens), rest]).await;
+        let answer = ran.end.as_ref().unwrap();
+        assert_eq!((answer.content.as_str(), answer.truncated), (whole, true));
+        assert!(ran.told("ANSWER_TRUNCATED").contains("context window"));
+    }
+}
+
+#[tokio::test]
+async fn a_first_turn_that_has_to_be_the_last_is_told_to_the_model() {
+    let spec = RunSpec {
+        prompt: "word ".repeat(100_000),
+        max_budget: Some(NanoUsd::from_usd(0.5)),
+        ..spec()
+    };
+    let ran = run_with(Scripted::default(), spec, [says("Long.")]).await;
+    assert_eq!(ran.warnings(), ["MAX_BUDGET"]);
+    assert!(ran.requests[0].contains("budget is nearly used. No more tools."));
+}
+
+#[tokio::test]
+async fn calls_that_are_all_refused_are_not_called_a_repeat() {
+    let call = |n: usize| {
+        vec![
+            fly(ToolArgs::Json(json!({ "n": n }))),
+            Ok(LlmDelta::Stop(LlmStop::ToolUse)),
+        ]
+    };
+    let mut replies: Vec<Deltas> = (1..=20).map(call).collect();
+    replies.push(stops("", LlmStop::End));
+    let ran = run(replies).await;
+    let told = ran.told("LOOP_DETECTED");
+    assert!(
+        told.contains("refused") && !told.contains("repeat"),
+        "{told}"
+    );
+    assert!(ran.requests[20].contains("The calls are all refused or impossible."));
+    let failure = ran.failure();
+    assert!(
+        failure.contains("refused") && !failure.contains("circles"),
+        "{failure}"
+    );
+}
+
+#[tokio::test]
+async fn tools_that_a_provider_runs_by_the_thousand_are_counted_and_not_all_shown() {
+    let search = |n: usize| {
+        Ok(LlmDelta::ServerToolUse {
+            tool: "web_search",
+            query: n.to_string(),
+        })
+    };
+    let mut reply: Deltas = (0..1000).map(search).collect();
+    reply.extend(says("Done."));
+    let ran = run([reply]).await;
+    let shown = ran.events.iter();
+    let shown = shown.filter(|event| event["toolName"] == "web_search");
+    assert_eq!(shown.count(), 2 * 64);
+    let totals = ran.tally.totals(Duration::ZERO);
+    assert_eq!(totals.tool_calls["web_search"], 1000);
+}
+
+#[tokio::test]
+async fn sources_of_a_text_that_is_void_are_forgotten() {
+    let cites = |url: &str, mut reply: Deltas| {
+        let source = Citation {
+            url: Some(url.to_owned()),
+            title: None,
+            quote: None,
+        };
+        reply.insert(1, Ok(LlmDelta::Citation(source)));
+        reply
+    };
+    let mut full = filled(100_000);
+    full.extend([
+        cites("void", stops("Half", LlmStop::ContextFull)),
+        says("GOAL: fly."),
+        cites("kept", says("Done.")),
+    ]);
+    let unreadable = vec![
+        cites("void", unreadable_call()),
+        cites("kept", says("Done.")),
+    ];
+    for replies in [full, unreadable] {
+        let ran = run(replies).await;
+        let citations = ran.tally.totals(Duration::ZERO).citations;
+        let urls: Vec<_> = citations
+            .iter()
+            .map(|source| source.url.as_deref())
+            .collect();
+        assert_eq!(urls, [Some("kept")]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn why_a_request_is_not_sent_again_is_told() {
+    let overloaded = || LlmError::new(LlmErrorKind::Overloaded, "overloaded");
+    let provider = Scripted {
+        faults: Mutex::new((0..4).map(|_| overloaded()).collect()),
+        ..Scripted::default()
+    };
+    let ran = run_with(provider, spec(), []).await;
+    let failure = ran.failure();
+    assert!(
+        failure.starts_with("overloaded; not sent again: "),
+        "{failure}"
+    );
+
+    let spec = RunSpec {
+        max_budget: Some(NanoUsd::from_usd(0.05)),
+        ..spec()
+    };
+    let in_vain = vec![Ok(used(100_000)), Err(overloaded())];
+    let ran = run_with(Scripted::default(), spec, [in_vain]).await;
+    assert_eq!(ran.code(), Some(ErrorCode::BudgetExceeded));
+    let failure = ran.failure();
+    assert!(
+        failure.contains("the last request failed (overloaded)"),
+        "{failure}"
+    );
+}
+
+#[tokio::test]
+async fn a_key_that_goes_on_in_the_rest_of_an_answer_or_after_thinking_is_not_shown_whole() {
+    const KEY: &str = "a-key-of-16-or-more";
+    let (head, tail) = KEY.split_at(9);
+    let mut between = says(tail);
+    between.splice(
+        ..0,
+        [
+            Ok(LlmDelta::Text(head.to_owned())),
+            Ok(LlmDelta::Thinking("Hm".to_owned())),
+        ],
+    );
+    for replies in [
+        vec![stops(head, LlmStop::MaxTokens), says(tail)],
+        vec![between],
+    ] {
+        let provider = Scripted {
+            key: KEY,
+            ..Scripted::default()
+        };
+        let ran = run_with(provider, spec(), replies).await;
+        let said = ran
+            .events
+            .iter()
+            .filter(|event| event["type"] == "assistant");
+        let said: String = said.filter_map(|event| event["content"].as_str()).collect();
+        assert!(said.starts_with(head) && !said.contains(KEY), "{said}");
+        assert!(!ran.end.unwrap().content.contains(KEY));
+    }
 }

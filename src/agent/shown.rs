@@ -1,4 +1,5 @@
-//! Calls and results as clients see them: without secrets, and within the bounds of an event (rule EV-1).
+//! Calls and results as clients see them, within the bounds of an event (rule EV-1). Secrets are taken out of
+//! arguments here; a result was cleaned where it left its tool.
 
 use std::time::Duration;
 
@@ -153,15 +154,15 @@ fn shown_fields(redactor: &Redactor, fields: &Map<String, Value>, cut: &mut bool
         .collect()
 }
 
-/// The beginning of `text`: cleaned first, so that no half of a secret is left.
+/// The beginning of `text`, cleaned, with no half of a secret at its end. What is left out is not looked at: it may
+/// have megabytes.
 fn beginning(redactor: &Redactor, text: &str, cut: &mut bool) -> String {
-    let clean = redactor.clean(text);
-    let (begin, rest) = split_at_json_size(&clean, SHOWN_ARGUMENT);
+    let (begin, rest) = split_at_json_size(text, SHOWN_ARGUMENT);
     if rest.is_empty() {
-        return clean.into_owned();
+        return redactor.clean(text).into_owned();
     }
     *cut = true;
-    with_count(begin, rest.len())
+    with_count(&redactor.clean_cut(begin), rest.len())
 }
 
 fn with_count(begin: &str, left_out: usize) -> String {

@@ -27,10 +27,14 @@ struct Inner {
     num_turns: u32,
     tool_calls: BTreeMap<&'static str, u64>,
     citations: Vec<Citation>,
+    /// Of the JSON of all of them.
+    cited_bytes: usize,
 }
 
-/// At most so many sources are told of.
+/// At most so many sources are told of,
 const MOST_CITATIONS: usize = 100;
+/// whose JSON has at most so many bytes in all: the event that tells of them is bounded (rule EV-1).
+const MOST_CITED_BYTES: usize = 64 * 1024;
 
 impl Tally {
     /// An empty account.
@@ -81,10 +85,29 @@ impl Tally {
     pub fn cited(&self, source: Cited) {
         let Cited { url, title, quote } = source;
         let citation = Citation { url, title, quote };
-        let citations = &mut self.inner.lock().citations;
-        if citations.len() < MOST_CITATIONS && !citations.contains(&citation) {
-            citations.push(citation);
+        let size = json_size(&citation);
+        let inner = &mut *self.inner.lock();
+        if inner.citations.len() < MOST_CITATIONS
+            && inner.cited_bytes + size <= MOST_CITED_BYTES
+            && !inner.citations.contains(&citation)
+        {
+            inner.cited_bytes += size;
+            inner.citations.push(citation);
         }
+    }
+
+    /// How many sources were named so far, to go back to with [`Self::forget_sources`].
+    pub(super) fn sources(&self) -> usize {
+        self.inner.lock().citations.len()
+    }
+
+    /// The texts that named the sources after the first `count` are void.
+    pub(super) fn forget_sources(&self, count: usize) {
+        let inner = &mut *self.inner.lock();
+        let forgotten = inner.citations.drain(count.min(inner.citations.len())..);
+        inner.cited_bytes -= forgotten
+            .map(|citation| json_size(&citation))
+            .sum::<usize>();
     }
 
     /// What was spent; a lower bound while a price is unknown.
@@ -183,6 +206,10 @@ impl Inner {
     }
 }
 
+fn json_size(citation: &Citation) -> usize {
+    serde_json::to_string(citation).map_or(0, |json| json.len())
+}
+
 const fn add(sum: &mut Usage, usage: &Usage) {
     sum.input = sum.input.saturating_add(usage.input);
     sum.cache_read = sum.cache_read.saturating_add(usage.cache_read);
@@ -227,6 +254,31 @@ mod tests {
         assert_eq!(totals.cost_usd, Some(0.009));
         assert!(totals.usage_complete);
         assert!((totals.duration_secs - 1.5).abs() < f64::EPSILON);
+    }
+
+    #[test]
+    fn sources_are_bounded_in_bytes_and_those_of_void_texts_are_forgotten() {
+        let tally = Tally::new(&ModelChoice {
+            provider: "anthropic",
+            id: "claude-sonnet-4-6".to_owned(),
+        });
+        let source = |n: u32| Cited {
+            url: Some(format!("https://example.com/{n}")),
+            title: Some("\u{1}".repeat(2000)),
+            quote: None,
+        };
+        let cite = |count: u32| (0..count).for_each(|n| tally.cited(source(n)));
+        let size = || {
+            let citations = tally.totals(Duration::ZERO).citations;
+            serde_json::to_string(&citations).unwrap().len()
+        };
+        cite(100);
+        let full = size();
+        assert!((50_000..70_000).contains(&full), "{full}");
+        tally.forget_sources(1);
+        assert_eq!(tally.sources(), 1);
+        cite(100);
+        assert_eq!(size(), full);
     }
 
     #[test]

@@ -9,11 +9,15 @@ use crate::chat::{Block, CallIds, ToolArgs, ToolCall};
 use crate::encoding::json_pieces;
 use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent};
-use crate::llm::{LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, LlmStream, Usage};
-use crate::secrets::RedactingStream;
+use crate::llm::{
+    LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, LlmStream, Usage, off_the_runtime,
+};
+use crate::secrets::{RedactingStream, Redactor};
 
 /// A delta whose JSON is longer than this becomes several events (rule EV-1).
 const LONGEST_DELTA: usize = 64 * 1024;
+/// Of the calls that a provider runs itself for one response, so many become events; the others are counted.
+const SHOWN_PROVIDER_CALLS: usize = 64;
 
 /// A response that ended well.
 #[derive(Debug)]
@@ -26,6 +30,10 @@ pub(super) struct Response {
     pub(super) stop: LlmStop,
     /// What it used.
     pub(super) usage: Usage,
+    /// Clients saw something of it.
+    pub(super) shown: bool,
+    /// It stopped at what the rest of the budget buys.
+    pub(super) budget_cut: bool,
 }
 
 impl Response {
@@ -98,11 +106,28 @@ impl Warned {
     }
 }
 
+/// What clients of a run join to texts: a secret is found in them also where it goes on in a later response.
+#[derive(Debug)]
+pub(super) struct Streams {
+    text: RedactingStream,
+    thinking: RedactingStream,
+}
+
+impl Streams {
+    pub(super) fn new(redactor: &Redactor) -> Self {
+        Self {
+            text: redactor.stream(),
+            thinking: redactor.stream(),
+        }
+    }
+}
+
 /// Where a response is shown.
 pub(super) struct Stage<'a> {
     /// The turn that it belongs to.
     pub(super) turn: u32,
     pub(super) audience: Audience,
+    pub(super) streams: &'a mut Streams,
     pub(super) warned: &'a mut Warned,
     pub(super) call_ids: &'a CallIds,
 }
@@ -120,9 +145,8 @@ pub(super) async fn open(
         () = context.token.cancelled() => Err(Halt::Stopped),
         opened = context.provider.open(request) => {
             Ok(opened.map_err(|error| {
-                match error.kind {
-                    LlmErrorKind::Timeout | LlmErrorKind::Cut | LlmErrorKind::BadResponse => {}
-                    _ => context.tally.refused(),
+                if !error.kind.may_be_billed() {
+                    context.tally.refused();
                 }
                 Failed { error, shown: false }
             }))
@@ -138,11 +162,18 @@ pub(super) async fn read(
 ) -> Result<Result<Response, Failed>, Halt> {
     let (mut blocks, mut text) = (Vec::new(), String::new());
     let (mut usage, mut figures) = (Usage::default(), false);
-    let mut shown = false;
+    let (mut shown, mut provider_calls) = (false, 0_usize);
     let seen = stage.audience == Audience::Clients;
+    let sources = context.tally.sources();
     // Silence is not free: without figures the account is incomplete.
     context.tally.in_flight(usage);
-    let mut writer = DeltaWriter::new(context, stage.turn, stage.audience);
+    let mut writer = DeltaWriter {
+        context,
+        turn: stage.turn,
+        audience: stage.audience,
+        streams: stage.streams,
+        thinking: false,
+    };
     let error = loop {
         let delta = tokio::select! {
             // Dropping the stream closes the connection, which stops the provider.
@@ -153,7 +184,10 @@ pub(super) async fn read(
             }
             delta = deltas.next() => delta,
         };
-        if seen && matches!(delta, Some(Ok(_))) {
+        if let Some(Ok(delta)) = &delta
+            && seen
+            && is_of_the_answer(delta)
+        {
             context.tally.turn_answered(stage.turn);
         }
         match delta {
@@ -165,14 +199,15 @@ pub(super) async fn read(
             Some(Ok(LlmDelta::Text(piece))) => {
                 shown |= seen && !piece.is_empty();
                 text.push_str(&piece);
-                writer.text(&piece).await?;
+                writer.piece(&piece, false).await?;
             }
             Some(Ok(LlmDelta::Thinking(piece))) => {
                 shown |= seen && !piece.is_empty();
-                writer.thinking(&piece).await?;
+                writer.piece(&piece, true).await?;
             }
             Some(Ok(LlmDelta::Block(block))) => {
-                shown |= seen;
+                // Of what only its provider understands clients see nothing.
+                shown |= seen && matches!(block, Block::Call(_));
                 writer.finish().await?;
                 blocks.push(received(block));
             }
@@ -186,9 +221,12 @@ pub(super) async fn read(
                     shown = true;
                     writer.finish().await?;
                     context.tally.tool_called(tool);
-                    let id = stage.call_ids.issue("");
-                    for event in provider_tool(tool, &query, &id, stage.turn) {
-                        context.emit(event).await?;
+                    provider_calls += 1;
+                    if provider_calls <= SHOWN_PROVIDER_CALLS {
+                        let id = stage.call_ids.issue("");
+                        for event in provider_tool(tool, &query, &id, stage.turn) {
+                            context.emit(event).await?;
+                        }
                     }
                 }
             }
@@ -210,7 +248,7 @@ pub(super) async fn read(
                 context.tally.settle(false);
                 (usage, figures) = (Usage::default(), false);
                 context.tally.in_flight(usage);
-                writer.finish().await?;
+                context.tally.forget_sources(sources);
                 blocks.clear();
                 text.clear();
             }
@@ -225,6 +263,8 @@ pub(super) async fn read(
                     text,
                     stop,
                     usage,
+                    shown,
+                    budget_cut: false,
                 }));
             }
             Some(Err(error)) => break error,
@@ -237,7 +277,24 @@ pub(super) async fn read(
         }
     };
     writer.finish().await?;
+    context.tally.forget_sources(sources);
     Ok(Err(Failed { error, shown }))
+}
+
+/// Whether `delta` is a part of the model's answer, and no remark about it.
+const fn is_of_the_answer(delta: &LlmDelta) -> bool {
+    match delta {
+        LlmDelta::Text(_)
+        | LlmDelta::Thinking(_)
+        | LlmDelta::Block(_)
+        | LlmDelta::ServerToolUse { .. }
+        | LlmDelta::Stop(_) => true,
+        LlmDelta::ServedModel(_)
+        | LlmDelta::Citation(_)
+        | LlmDelta::Warning { .. }
+        | LlmDelta::Usage(_)
+        | LlmDelta::Restarted => false,
+    }
 }
 
 /// A block as it is kept: arguments that are an object within a string are that object from here on, also
@@ -256,49 +313,43 @@ fn received(mut block: Block) -> Block {
 struct DeltaWriter<'a> {
     context: &'a RunContext,
     turn: u32,
-    redact: RedactingStream,
-    thinking: bool,
     audience: Audience,
+    streams: &'a mut Streams,
+    thinking: bool,
 }
 
-impl<'a> DeltaWriter<'a> {
-    fn new(context: &'a RunContext, turn: u32, audience: Audience) -> Self {
-        Self {
-            context,
-            turn,
-            redact: context.redactor.stream(),
-            thinking: false,
-            audience,
+impl DeltaWriter<'_> {
+    const fn stream(&mut self) -> &mut RedactingStream {
+        if self.thinking {
+            &mut self.streams.thinking
+        } else {
+            &mut self.streams.text
         }
     }
 
-    async fn text(&mut self, piece: &str) -> Result<(), Halt> {
-        self.piece(piece, false).await
-    }
-
-    async fn thinking(&mut self, piece: &str) -> Result<(), Halt> {
-        self.piece(piece, true).await
-    }
-
     async fn piece(&mut self, piece: &str, thinking: bool) -> Result<(), Halt> {
+        if self.audience == Audience::Agent {
+            return Ok(());
+        }
         if self.thinking != thinking {
             self.finish().await?;
             self.thinking = thinking;
         }
-        let shown = self.redact.push(piece);
+        let stream = self.stream();
+        let shown = off_the_runtime(piece.len(), || stream.push(piece));
         self.emit(shown).await
     }
 
     /// Gives out what the redactor held back.
     async fn finish(&mut self) -> Result<(), Halt> {
-        let held = self.redact.finish();
+        if self.audience == Audience::Agent {
+            return Ok(());
+        }
+        let held = self.stream().finish();
         self.emit(held).await
     }
 
     async fn emit(&self, text: String) -> Result<(), Halt> {
-        if self.audience == Audience::Agent {
-            return Ok(());
-        }
         // Six bytes are the most that one byte of text becomes: the usual piece is not looked at again.
         if !text.is_empty() && text.len() <= LONGEST_DELTA / 6 {
             return self.context.emit(self.event(text)).await;

@@ -75,7 +75,7 @@ pub struct Answer {
     pub content: String,
     /// Why it ended.
     pub stop_reason: StopReason,
-    /// It was cut: at the model's output limit, by the budget, or by its provider's pauses.
+    /// It was cut: at the model's output limit, at its window, by the budget, or by its provider's pauses.
     pub truncated: bool,
 }
 

@@ -283,7 +283,8 @@ pub struct Totals {
     /// Of the input tokens, those written to the cache.
     #[serde(skip_serializing_if = "is_zero")]
     pub cache_write_tokens: u64,
-    /// False when a stream was cut before its usage arrived; then the figures are a lower bound.
+    /// False when some figures are not the provider's own: it told none, or not all before its answer ended. Those
+    /// are estimates or missing.
     #[serde(skip_serializing_if = "is_true")]
     pub usage_complete: bool,
     /// Turns taken.
@@ -366,7 +367,7 @@ pub struct ResultEvent {
     pub content: String,
     /// Why it ended.
     pub stop_reason: StopReason,
-    /// The answer was cut at the model's output limit.
+    /// The answer was cut: at the model's output limit, at its window, by the budget, or by its provider's pauses.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
     /// What it used.

@@ -205,7 +205,7 @@ where
 }
 
 /// Does `work`, which is long where there are many `bytes`: other tasks of this thread go on elsewhere meanwhile.
-pub(super) fn off_the_runtime<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+pub(crate) fn off_the_runtime<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let many_threads = || {
         Handle::try_current()
             .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)

@@ -145,9 +145,8 @@ impl RunTask {
             Ok(Some(Ok(answer))) => Ok(answer),
             Ok(None | Some(Err(Halt::Stopped))) => Err(self.stopped()),
             // A stop that came first explains what then failed: a killed sandbox, a closed log.
-            Ok(Some(Err(Halt::Problem(problem)))) => {
-                Err(self.control.reason().map_or(problem, |stop| stop.problem()))
-            }
+            Ok(Some(Err(_))) if self.control.reason().is_some() => Err(self.stopped()),
+            Ok(Some(Err(Halt::Problem(problem)))) => Err(problem),
             // A request ends with the run's time, and may notice it a moment sooner than this task.
             Ok(Some(Err(Halt::Llm(error))))
                 if error.kind == LlmErrorKind::Timeout && deadline.passed() =>
