@@ -4,7 +4,9 @@ use std::num::NonZero;
 use std::sync::{Arc, LazyLock};
 use std::thread::available_parallelism;
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
+use tokio::task::block_in_place;
 
 /// One core is left to those who only wait: health checks, streams, other runs. On one core there is none to leave.
 static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
@@ -12,6 +14,9 @@ static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
         available_parallelism().map_or(1, NonZero::get),
     )))
 });
+
+/// What has more bytes is neither written nor read on the runtime's threads.
+const LARGE: usize = 1 << 20;
 
 fn places(cores: usize) -> usize {
     (cores - 1).max(1)
@@ -45,13 +50,28 @@ async fn apart_in<T: Send + 'static>(
     }
 }
 
+/// Does `work`, which is long where there are many `bytes`: other tasks of this thread go on elsewhere meanwhile.
+pub(crate) fn off_the_runtime<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    let many_threads = || {
+        Handle::try_current()
+            .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
+    };
+    if bytes > LARGE && many_threads() {
+        block_in_place(work)
+    } else {
+        work()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::panic::AssertUnwindSafe;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
+    use std::time::Duration;
 
     use futures::FutureExt as _;
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -75,16 +95,32 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_are_at_work_than_there_are_places() {
-        static AT_WORK: AtomicUsize = AtomicUsize::new(0);
-        let most = places(available_parallelism().map_or(1, NonZero::get));
-        let work = || {
-            let others = AT_WORK.fetch_add(1, Ordering::SeqCst);
-            std::thread::yield_now();
-            AT_WORK.fetch_sub(1, Ordering::SeqCst);
-            others + 1
+        let places = Arc::new(Semaphore::new(2));
+        let at_work = Arc::new(AtomicUsize::new(0));
+        let (begun, begins) = mpsc::channel();
+        let (go, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let work = |_| {
+            let (begun, held, at_work) = (begun.clone(), held.clone(), at_work.clone());
+            apart_in(places.clone(), move || {
+                let others = at_work.fetch_add(1, Ordering::SeqCst);
+                begun.send(()).unwrap();
+                held.lock().recv().ok();
+                at_work.fetch_sub(1, Ordering::SeqCst);
+                others + 1
+            })
         };
-        let all = futures::future::join_all((0..500).map(|_| apart(work))).await;
-        assert!(all.into_iter().flatten().all(|at_once| at_once <= most));
+        let mut all = futures::future::join_all((0..5).map(work));
+        assert!(futures::poll!(&mut all).is_pending());
+        begins.recv().unwrap();
+        begins.recv().unwrap();
+        assert_eq!(places.available_permits(), 0, "while both are at work");
+        drop(go);
+        let at_once: Vec<usize> = all.await.into_iter().flatten().collect();
+        assert!(
+            at_once.len() == 5 && at_once.iter().all(|n| *n <= 2),
+            "{at_once:?}"
+        );
     }
 
     #[tokio::test]
@@ -106,5 +142,17 @@ mod tests {
         assert_eq!(places.available_permits(), 0);
         drop(go);
         assert!(places.acquire().await.is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn what_is_long_is_done_in_place_while_other_tasks_go_on() {
+        let (told, heard) = std::sync::mpsc::channel();
+        let mut other = tokio::task::JoinSet::new();
+        let done = off_the_runtime(LARGE + 1, || {
+            // On the only thread of the runtime this would wait for ever.
+            other.spawn(async move { told.send(()) });
+            heard.recv_timeout(Duration::from_secs(30))
+        });
+        done.unwrap();
     }
 }

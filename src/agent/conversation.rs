@@ -45,6 +45,8 @@ pub(super) struct Conversation<'a> {
     context: &'a RunContext,
     history: History,
     call_ids: CallIds,
+    /// How many blocks the last response had.
+    came: usize,
     retries: RetryBudget,
     answer: AnswerSize,
     summaries: Summaries,
@@ -139,6 +141,7 @@ impl<'a> Conversation<'a> {
             context,
             history: History::new(Message::user(first), window),
             call_ids: CallIds::default(),
+            came: 0,
             retries: RetryBudget::new(spec.timeout),
             answer: AnswerSize::Usual,
             summaries: Summaries::default(),
@@ -161,23 +164,19 @@ impl<'a> Conversation<'a> {
         self.context.tally.forget_sources(mark.sources);
     }
 
-    /// Appends all that the model said, if anything.
+    /// Appends what is kept of what the model said, if anything.
     pub(super) fn reply(&mut self, blocks: Vec<Block>) {
-        if !blocks.is_empty() {
-            self.history.push_counted(self.replied(blocks));
+        if blocks.is_empty() {
+            return;
         }
-    }
-
-    /// Appends what is left of what the model said, if anything.
-    pub(super) fn reply_in_part(&mut self, blocks: Vec<Block>) {
-        if !blocks.is_empty() {
-            self.history.push(self.replied(blocks));
-        }
-    }
-
-    fn replied(&self, blocks: Vec<Block>) -> Message {
+        let whole = blocks.len() == self.came;
         let provider = self.context.spec.model.provider;
-        Message::Assistant(Reply { provider, blocks })
+        let reply = Message::Assistant(Reply { provider, blocks });
+        if whole {
+            self.history.push_counted(reply);
+        } else {
+            self.history.push(reply);
+        }
     }
 
     /// The calls of the reply at the end.
@@ -231,11 +230,12 @@ impl<'a> Conversation<'a> {
             return Ok(Asked::Full);
         }
         let asked = self.send(purpose, turn, Audience::Clients).await?;
-        if let Asked::Response(response) = &asked
+        if let Asked::Response(response) = &asked {
+            self.came = response.blocks.len();
             // Without figures the texts are all that is known of its size.
-            && response.usage.context() > 0
-        {
-            self.history.saw(&response.usage);
+            if response.usage.context() > 0 {
+                self.history.saw(&response.usage);
+            }
         }
         Ok(asked)
     }

@@ -7,9 +7,10 @@ use super::limits::{LastTurn, Limits};
 use super::loops::{LoopGuard, Stuck};
 use super::prompt;
 use super::types::{Answer, Halt, RunContext};
+use crate::apart::off_the_runtime;
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{RunEvent, StopReason, WarningEvent};
-use crate::llm::{LlmError, LlmStop, off_the_runtime};
+use crate::llm::{LlmError, LlmStop};
 use crate::spec::NanoUsd;
 
 /// How often a paused response is sent back (rule of the provider's server tools).
@@ -297,7 +298,7 @@ impl Agent<'_> {
                         return Err(call_cut_again().into());
                     }
                     self.conversation.allow_long_answers();
-                    self.conversation.reply_in_part(response.without_calls());
+                    self.conversation.reply(response.without_calls());
                     self.conversation.say(prompt::CALL_CUT).await?;
                     text.clear();
                     (begin, shown) = (self.conversation.mark(), false);
@@ -338,7 +339,7 @@ impl Agent<'_> {
                         });
                     }
                     self.conversation.allow_long_answers();
-                    self.conversation.reply_in_part(response.without_calls());
+                    self.conversation.reply(response.without_calls());
                     self.conversation.say(prompt::GO_ON).await?;
                     purpose = Purpose::GoOn { last };
                 }
@@ -377,15 +378,11 @@ impl Agent<'_> {
                     // A call although tools are off is not run: the text, if any, is the answer.
                     if !has_calls || last {
                         text.push_str(&response.text);
-                        self.conversation.reply_in_part(response.without_calls());
+                        self.conversation.reply(response.without_calls());
                         return Ok(TurnEnd::Answer { text, cut: None });
                     }
                     let too_many = response.keep_calls(TOLD_CALLS);
-                    if too_many == 0 {
-                        self.conversation.reply(response.blocks);
-                    } else {
-                        self.conversation.reply_in_part(response.blocks);
-                    }
+                    self.conversation.reply(response.blocks);
                     return Ok(TurnEnd::Calls { too_many });
                 }
             }

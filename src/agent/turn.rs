@@ -5,13 +5,12 @@ use serde_json::Value;
 
 use super::shown::provider_tool;
 use super::types::{Halt, RunContext};
+use crate::apart::off_the_runtime;
 use crate::chat::{Block, CallIds, ToolArgs, ToolCall};
 use crate::encoding::json_pieces;
 use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent};
-use crate::llm::{
-    LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, LlmStream, Usage, off_the_runtime,
-};
+use crate::llm::{LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, LlmStream, Usage};
 use crate::secrets::{RedactingStream, Redactor};
 
 /// A delta whose JSON is longer than this becomes several events (rule EV-1).

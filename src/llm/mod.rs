@@ -24,7 +24,6 @@ pub use def::{Build, ProviderConfig, ProviderDef, StreamLimits};
 pub use effort::{Effort, Efforts};
 pub use json::Json;
 pub use protocol::{Decoder, Deltas, Heard, Protocol, Wire};
-pub(crate) use reading::off_the_runtime;
 pub use types::{
     AnswerSize, Citation, LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStop,
     LlmStream, ModelFacts, ServerTool, ThinkingStyle, ToolChoice, Usage,

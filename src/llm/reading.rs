@@ -6,8 +6,6 @@
 use std::time::Duration;
 
 use futures::{Stream, StreamExt as _, stream};
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::task::block_in_place;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::account::Account;
@@ -15,6 +13,7 @@ use super::def::StreamLimits;
 use super::fault::{broken, cleaned, empty};
 use super::protocol::{Decoder, Deltas, Heard};
 use super::types::{LlmDelta, LlmError, LlmStream};
+pub(super) use crate::apart::off_the_runtime;
 use crate::net::sse::{SseError, SseEvent};
 use crate::secrets::Redactor;
 
@@ -23,8 +22,6 @@ use crate::secrets::Redactor;
 const TAIL_TIME: Duration = Duration::from_millis(20);
 /// What ends a stream, with several providers and gateways.
 const DONE: &str = "[DONE]";
-/// What has more bytes is neither written nor read on the runtime's threads.
-pub(super) const LARGE: usize = 1 << 20;
 
 /// What is kept of an answer between two deltas.
 pub(super) struct Reader<D> {
@@ -201,19 +198,6 @@ where
             // Not reaching the end costs a connection, nothing else.
             drop(timeout(TAIL_TIME, tail).await);
         }
-    }
-}
-
-/// Does `work`, which is long where there are many `bytes`: other tasks of this thread go on elsewhere meanwhile.
-pub(crate) fn off_the_runtime<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    let many_threads = || {
-        Handle::try_current()
-            .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
-    };
-    if bytes > LARGE && many_threads() {
-        block_in_place(work)
-    } else {
-        work()
     }
 }
 

@@ -16,6 +16,14 @@ async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
     events
 }
 
+/// More seconds than a run with a sandbox, a call and an answer needs on this machine as busy as it is.
+async fn plenty() -> u64 {
+    let llm = FakeLlm::start([call(1), Reply::says("Done.")]).await;
+    let events = run(&llm, ask("hi")).await;
+    let took = end(&events)["durationSecs"].as_f64().unwrap();
+    2 + Duration::from_secs_f64(took * 10.0).as_secs()
+}
+
 /// An application whose runs have less time than a request may ask for.
 async fn within(timeout: Duration, llm: &FakeLlm) -> TestApp {
     TestApp::builder()
@@ -116,11 +124,12 @@ async fn notices_come_at_half_and_four_fifths_and_each_turn_past_nine_tenths() {
 #[tokio::test]
 async fn a_call_is_stopped_in_time_for_a_last_turn() {
     let llm = FakeLlm::start([
-        Reply::new().call("bash", &bash("echo begun; sleep 60")),
+        Reply::new().call("bash", &bash("echo begun; sleep 100000")),
         Reply::says("It takes too long."),
     ])
     .await;
-    let app = within(Duration::from_secs(2), &llm).await;
+    let secs = plenty().await;
+    let app = within(Duration::from_secs(secs), &llm).await;
     let events = app.run(ask("hi")).await;
     check_log(&events);
     app.stop().await;
@@ -133,8 +142,6 @@ async fn a_call_is_stopped_in_time_for_a_last_turn() {
             &json!("It takes too long.")
         )
     );
-    // Not when the command would have ended by itself.
-    assert!(result["durationSecs"].as_f64().unwrap() < 20.0);
     assert!(warnings(&events).contains(&"MAX_TIME"));
     let stopped = llm.request(1).await.tool_results();
     assert!(stopped[0].text.contains("begun"), "{stopped:?}");
@@ -145,17 +152,16 @@ async fn a_call_is_stopped_in_time_for_a_last_turn() {
 async fn the_deadline_is_hard_and_the_run_timed_out() {
     let gate = Gate::new();
     let llm = FakeLlm::start([Reply::new().text("Well").wait(&gate)]).await;
-    let app = within(Duration::from_secs(1), &llm).await;
+    let secs = plenty().await;
+    let app = within(Duration::from_secs(secs), &llm).await;
     let events = app.run(ask("hi")).await;
     check_log(&events);
     let error = end(&events);
     assert_eq!(error["code"], "DEADLINE_EXCEEDED");
-    assert!(
-        error["message"].as_str().unwrap().contains("1 s"),
-        "{error}"
-    );
-    let took = error["durationSecs"].as_f64().unwrap();
-    assert!((1.0..10.0).contains(&took), "{took}");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains(&format!("{secs} s")), "{error}");
+    let took = Duration::from_secs_f64(error["durationSecs"].as_f64().unwrap());
+    assert!(took >= Duration::from_secs(secs), "{took:?}");
     assert_eq!(error["usageComplete"], false);
     llm.connection_closed(0).await;
     let run = app
