@@ -308,7 +308,8 @@ impl Agent<'_> {
                     cut_thinking = true;
                     self.conversation.back_to(before);
                     self.conversation.allow_long_answers();
-                    if response.shown && self.conversation.can_pay_for(purpose) {
+                    // Of a text that is gone on with nothing is void.
+                    if response.shown && text.is_empty() && self.conversation.can_pay_for(purpose) {
                         let message =
                             "the model thought up to its output limit and is asked once more";
                         self.context
