@@ -15,7 +15,7 @@ use crate::events::{RunEvent, UserEvent, WarningEvent};
 use crate::llm::estimate::of_text;
 use crate::llm::{AnswerSize, LlmError, LlmErrorKind, LlmRequest, LlmStop, ToolChoice, Usage};
 use crate::net::retry::{MAX_RETRIES_PER_CALL, RetryBudget};
-use crate::spec::{NanoUsd, RunSpec};
+use crate::spec::{NanoUsd, RunSpec, ThinkingLevel};
 use crate::tools;
 
 /// Fewer output tokens than this are not worth a request; and so many are granted to a last one that the
@@ -41,6 +41,8 @@ pub(super) struct Conversation<'a> {
     call_ids: CallIds,
     retries: RetryBudget,
     answer: AnswerSize,
+    /// How much the model is told to think: not at all from when there is no room for it.
+    thinking: ThinkingLevel,
     summaries: Summaries,
     warned: Warned,
 }
@@ -127,6 +129,7 @@ impl<'a> Conversation<'a> {
             call_ids: CallIds::default(),
             retries: RetryBudget::new(spec.timeout),
             answer: AnswerSize::Usual,
+            thinking: spec.thinking,
             summaries: Summaries::default(),
             warned: Warned::default(),
         }
@@ -245,6 +248,7 @@ impl<'a> Conversation<'a> {
         let context = self.context;
         let mut attempt = 0;
         loop {
+            self.think_if_affordable(purpose).await?;
             let Ok(affordable) = self.affordable(purpose) else {
                 return Ok(Asked::NoFunds);
             };
@@ -329,17 +333,38 @@ impl<'a> Conversation<'a> {
             } else {
                 self.answer
             },
-            // The window bounds the answer too.
-            affordable: Some(
-                affordable
-                    .unwrap_or(u32::MAX)
-                    .min(self.history.room_for_answer().max(LEAST_OUTPUT)),
-            ),
-            thinking: spec.thinking,
+            affordable: Some(self.room(affordable)),
+            thinking: self.thinking,
             cache_key: self.context.id.as_str(),
             call_ids: &self.call_ids,
             deadline: self.context.deadline,
         }
+    }
+
+    /// How many output tokens there is room for: the window bounds the answer too.
+    fn room(&self, affordable: Option<u32>) -> u32 {
+        let window = self.history.room_for_answer().max(LEAST_OUTPUT);
+        affordable.unwrap_or(u32::MAX).min(window)
+    }
+
+    /// Has the model think no more, if there is no room for it: once, since the request without it is one of which
+    /// the provider has nothing cached.
+    async fn think_if_affordable(&mut self, purpose: Purpose) -> Result<(), Halt> {
+        let model = self.context.provider.model(&self.context.spec.model.id);
+        let least = model.and_then(|facts| facts.least_with_thinking(self.thinking));
+        let Some((least, affordable)) = least.zip(self.affordable(purpose).ok()) else {
+            return Ok(());
+        };
+        if self.room(affordable) >= least {
+            return Ok(());
+        }
+        self.thinking = ThinkingLevel::Unset;
+        self.history.cache_is_void();
+        let message = "the rest of the budget or of the model's window has no room for thinking: \
+                       there is none from here on";
+        self.context
+            .warn(WarningCode::ThinkingAdjusted, message)
+            .await
     }
 
     /// How many output tokens a request for `purpose` may have, if it may be sent at all.

@@ -1,6 +1,6 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
-use super::calls::{CallLimits, TOLD_CALLS, run_calls};
+use super::calls::{CallLimits, run_calls};
 use super::context::Need;
 use super::conversation::{Asked, Conversation, Purpose};
 use super::limits::{self, Limits};
@@ -217,7 +217,7 @@ impl Agent<'_> {
         let (mut continuations, mut cut_calls, mut malformed) = (0, 0, 0);
         let mut cut_thinking = false;
         loop {
-            let mut response = match self.conversation.ask(purpose, turn).await? {
+            let response = match self.conversation.ask(purpose, turn).await? {
                 Asked::Response(response) => response,
                 Asked::NoFunds => {
                     if text.trim().is_empty() {
@@ -341,7 +341,7 @@ impl Agent<'_> {
                         self.conversation.reply(response.without_calls());
                         return Ok(TurnEnd::Answer { text, cut: None });
                     }
-                    let too_many = response.keep_calls(TOLD_CALLS);
+                    let too_many = response.too_many;
                     self.conversation.reply(response.blocks);
                     return Ok(TurnEnd::Calls { too_many });
                 }

@@ -31,6 +31,8 @@ pub(super) struct Reader<D> {
     provider: &'static str,
     pub(super) decoder: D,
     pub(super) redactor: Redactor,
+    /// The provider's name for the request, where it told one.
+    pub(super) request_id: Option<String>,
     limits: StreamLimits,
     pub(super) ready: Deltas,
     pub(super) account: Account,
@@ -60,6 +62,7 @@ impl<D: Decoder> Reader<D> {
             provider,
             decoder,
             redactor,
+            request_id: None,
             limits,
             ready: Deltas::new(),
             account: Account::new(input),
@@ -143,7 +146,8 @@ where
             if let Some(usage) = usage {
                 return Some(Ok(LlmDelta::Usage(usage)));
             }
-            if let Some(error) = self.failed.take() {
+            if let Some(mut error) = self.failed.take() {
+                error.request_id = error.request_id.or(self.reader.request_id.take());
                 self.ended = true;
                 self.open = false;
                 return Some(Err(cleaned(error, &self.reader.redactor)));
@@ -173,8 +177,7 @@ where
         match next {
             Ok(Some(Ok(event))) if event.data.trim() == DONE => decoder.on_end(ready),
             Ok(Some(Ok(event))) => {
-                let heard =
-                    off_the_runtime(decoder.work(&event), || decoder.on_event(&event, ready))?;
+                let heard = aside(decoder.work(&event), || decoder.on_event(&event, ready))?;
                 if let Heard::Content(size) = heard {
                     self.content_at = Instant::now();
                     account.arrived(size);
@@ -204,8 +207,8 @@ where
     }
 }
 
-/// Does `work`, which is long where there are many `bytes`: other tasks of this thread go on elsewhere meanwhile.
-pub(super) fn off_the_runtime<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+/// Does `work`, which is long where there are many `bytes`, here: other tasks of this thread go on elsewhere meanwhile.
+pub(super) fn aside<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let many_threads = || {
         Handle::try_current()
             .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)

@@ -226,7 +226,7 @@ async fn what_was_not_told_of_the_usage_is_estimated_at_the_end() {
 async fn a_large_conversation_is_written_while_other_tasks_go_on() {
     let (told, heard) = std::sync::mpsc::channel();
     let mut other = tokio::task::JoinSet::new();
-    let done = off_the_runtime(LARGE + 1, || {
+    let done = aside(LARGE + 1, || {
         // On the only thread of the runtime this would wait for ever.
         other.spawn(async move { told.send(()) });
         heard.recv_timeout(Duration::from_secs(30))
