@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 
-use super::text::{ESCAPED_REPLACEMENT, without_nul};
+use super::text::without_nul;
 use crate::chat::Base64;
 
 /// Room for the texts of a usual request.
@@ -79,7 +79,7 @@ impl Formatter for WithoutNul {
         escape: CharEscape,
     ) -> io::Result<()> {
         match escape {
-            CharEscape::AsciiControl(0) => writer.write_all(ESCAPED_REPLACEMENT.as_bytes()),
+            CharEscape::AsciiControl(0) => writer.write_all("\u{fffd}".as_bytes()),
             other => CompactFormatter.write_char_escape(writer, other),
         }
     }

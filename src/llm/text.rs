@@ -11,7 +11,7 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 /// The replacement character, as text and as JSON.
 const REPLACEMENT: char = '\u{fffd}';
-pub(super) const ESCAPED_REPLACEMENT: &str = "\\ufffd";
+const ESCAPED_REPLACEMENT: &str = "\\ufffd";
 
 /// How many values `json` has at most, told without reading them: by what separates and opens them, outside strings.
 /// Each costs some 50 bytes and more once it is read, whatever it takes on the wire (`[],`).

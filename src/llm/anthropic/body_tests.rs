@@ -529,7 +529,7 @@ fn nul_is_nowhere_in_a_request() {
     ];
     let (json, _) = sent(&request("claude-opus-5", messages));
     assert!(json.contains(r#""x\ufffd\\u0000\ufffd""#), "{json}");
-    for text in [r"a\ufffd", r"\ufffdb", r"c\ufffd", r"d\ufffd"] {
+    for text in ["a\u{fffd}", "\u{fffd}b", "c\u{fffd}", "d\u{fffd}"] {
         assert!(json.contains(text), "{text} {json}");
     }
 }
