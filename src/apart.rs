@@ -51,7 +51,7 @@ async fn apart_in<T: Send + 'static>(
 }
 
 /// Does `work`, which is long where there are many `bytes`: other tasks of this thread go on elsewhere meanwhile.
-pub(crate) fn off_the_runtime<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+pub(crate) fn aside<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let many_threads = || {
         Handle::try_current()
             .is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread)
@@ -148,7 +148,7 @@ mod tests {
     async fn what_is_long_is_done_in_place_while_other_tasks_go_on() {
         let (told, heard) = std::sync::mpsc::channel();
         let mut other = tokio::task::JoinSet::new();
-        let done = off_the_runtime(LARGE + 1, || {
+        let done = aside(LARGE + 1, || {
             // On the only thread of the runtime this would wait for ever.
             other.spawn(async move { told.send(()) });
             heard.recv_timeout(Duration::from_secs(30))

@@ -15,7 +15,7 @@ use super::context::{MOST_MEDIA, MOST_MEDIA_BYTES};
 use super::loops::{LoopGuard, Outcome, call_key};
 use super::shown;
 use super::types::{Halt, RunContext};
-use crate::apart::off_the_runtime;
+use crate::apart::aside;
 use crate::chat::{Image, Part, ToolCall, ToolResult};
 use crate::clock::Deadline;
 use crate::error::{Problem, WarningCode};
@@ -92,7 +92,7 @@ pub(super) async fn run_calls(
     let (calls, too_many) = calls.split_at(calls.len().min(CALLS_PER_TURN));
     let mut warned = Warned::default();
     let bytes = calls.iter().map(|call| call.args.text_bytes()).sum();
-    let (mut planned, events) = off_the_runtime(bytes, || {
+    let (mut planned, events) = aside(bytes, || {
         let planned = calls
             .iter()
             .map(|call| plan(context, guard, call, &mut warned));

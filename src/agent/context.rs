@@ -170,6 +170,11 @@ impl History {
         self.window.counted = self.window.counted.min(self.messages.len());
     }
 
+    /// The provider's cache of the messages is void: until the next response nothing is read from it.
+    pub(super) const fn cache_is_void(&mut self) {
+        self.window.stale = true;
+    }
+
     /// Images or documents of so many tokens went out of messages that are counted.
     fn evicted(&mut self, tokens: Option<u64>) {
         let window = &mut self.window;

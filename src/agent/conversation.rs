@@ -19,7 +19,7 @@ use crate::events::{RunEvent, UserEvent, WarningEvent};
 use crate::llm::estimate::of_text;
 use crate::llm::{AnswerSize, LlmError, LlmErrorKind, LlmRequest, LlmStop, ToolChoice, Usage};
 use crate::net::retry::{MAX_RETRIES_PER_CALL, RetryBudget};
-use crate::spec::{NanoUsd, RunSpec};
+use crate::spec::{NanoUsd, RunSpec, ThinkingLevel};
 use crate::tools;
 
 /// Fewer output tokens than this are not worth a request; and so many are granted to a last one that the
@@ -49,6 +49,8 @@ pub(super) struct Conversation<'a> {
     came: usize,
     retries: RetryBudget,
     answer: AnswerSize,
+    /// How much the model is told to think: not at all from when there is no room for it.
+    thinking: ThinkingLevel,
     summaries: Summaries,
     streams: Streams,
     warned: Warned,
@@ -144,6 +146,7 @@ impl<'a> Conversation<'a> {
             came: 0,
             retries: RetryBudget::new(spec.timeout),
             answer: AnswerSize::Usual,
+            thinking: spec.thinking,
             summaries: Summaries::default(),
             streams: Streams::new(&context.redactor),
             warned: Warned::default(),
@@ -290,6 +293,7 @@ impl<'a> Conversation<'a> {
         let context = self.context;
         let mut attempt = 0;
         loop {
+            self.think_if_affordable(purpose).await?;
             let Ok(affordable) = self.affordable(purpose) else {
                 return Ok(Ok(Asked::NoFunds(None)));
             };
@@ -300,7 +304,7 @@ impl<'a> Conversation<'a> {
                 // its answer streams: the system prompt is large.
                 let system = prompt::system(&context.spec);
                 let tools = specs(&context.spec);
-                let most = affordable.map_or(room, |affordable| affordable.min(room));
+                let most = self.room(affordable);
                 let request = self.request(purpose, most, &system, &tools);
                 open(context, &request).await?
             };
@@ -394,11 +398,37 @@ impl<'a> Conversation<'a> {
                 self.answer
             },
             affordable: Some(most),
-            thinking: spec.thinking,
+            thinking: self.thinking,
             cache_key: self.context.id.as_str(),
             call_ids: &self.call_ids,
             deadline: self.deadline(purpose),
         }
+    }
+
+    /// How many output tokens there is room for: the window bounds the answer too.
+    fn room(&self, affordable: Option<u32>) -> u32 {
+        let window = self.history.room_for_answer().max(LEAST_OUTPUT);
+        affordable.unwrap_or(u32::MAX).min(window)
+    }
+
+    /// Has the model think no more, if there is no room for it: once, since the request without it is one of which
+    /// the provider has nothing cached.
+    async fn think_if_affordable(&mut self, purpose: Purpose) -> Result<(), Halt> {
+        let model = self.context.provider.model(&self.context.spec.model.id);
+        let least = model.and_then(|facts| facts.least_with_thinking(self.thinking));
+        let Some((least, affordable)) = least.zip(self.affordable(purpose).ok()) else {
+            return Ok(());
+        };
+        if self.room(affordable) >= least {
+            return Ok(());
+        }
+        self.thinking = ThinkingLevel::Unset;
+        self.history.cache_is_void();
+        let message = "the rest of the budget or of the model's window has no room for thinking: \
+                       there is none from here on";
+        self.context
+            .warn(WarningCode::ThinkingAdjusted, message)
+            .await
     }
 
     /// How many output tokens a request for `purpose` may have, if it may be sent at all.

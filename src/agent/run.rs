@@ -1,13 +1,13 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
-use super::calls::{CallLimits, TOLD_CALLS, run_calls};
+use super::calls::{CallLimits, run_calls};
 use super::context::Need;
 use super::conversation::{Asked, Conversation, Mark, Purpose};
 use super::limits::{LastTurn, Limits};
 use super::loops::{LoopGuard, Stuck};
 use super::prompt;
 use super::types::{Answer, Halt, RunContext};
-use crate::apart::off_the_runtime;
+use crate::apart::aside;
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{RunEvent, StopReason, WarningEvent};
 use crate::llm::{LlmError, LlmStop};
@@ -116,7 +116,7 @@ impl Agent<'_> {
                     };
                     let redactor = &self.context.redactor;
                     return Ok(Answer {
-                        content: off_the_runtime(text.len(), || redactor.clean(&text).into_owned()),
+                        content: aside(text.len(), || redactor.clean(&text).into_owned()),
                         stop_reason: reason,
                         truncated: cut.is_some(),
                     });
@@ -222,7 +222,7 @@ impl Agent<'_> {
         let mut cut_thinking = false;
         loop {
             let before = self.conversation.mark();
-            let mut response = match self.conversation.ask(purpose, turn).await? {
+            let response = match self.conversation.ask(purpose, turn).await? {
                 Asked::Response(response) => response,
                 Asked::NoFunds(failure) => {
                     self.unpaid = failure;
@@ -382,7 +382,7 @@ impl Agent<'_> {
                         self.conversation.reply(response.without_calls());
                         return Ok(TurnEnd::Answer { text, cut: None });
                     }
-                    let too_many = response.keep_calls(TOLD_CALLS);
+                    let too_many = response.too_many;
                     self.conversation.reply(response.blocks);
                     return Ok(TurnEnd::Calls { too_many });
                 }

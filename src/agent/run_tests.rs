@@ -836,17 +836,6 @@ async fn a_call_that_is_cut_on_the_last_turn_is_text_that_was_cut() {
     );
 }
 
-#[tokio::test]
-async fn arguments_that_are_an_object_in_a_string_are_sent_back_as_the_object() {
-    let inside = json!(r#"{"to": 7}"#);
-    let reply = vec![
-        fly(ToolArgs::Json(inside)),
-        Ok(LlmDelta::Stop(LlmStop::ToolUse)),
-    ];
-    let ran = run([reply, says("Done.")]).await;
-    assert!(ran.requests[1].contains(r#"args: Json(Object {"to": Number(7)})"#));
-}
-
 #[test]
 fn time_that_is_nearly_over_is_called_time() {
     let mut limits = Limits::new(&spec(), Deadline::after(Duration::from_secs(30)));

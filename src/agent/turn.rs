@@ -1,12 +1,12 @@
 //! One response of the LLM: opened, and streamed into events.
 
 use futures::StreamExt as _;
-use serde_json::Value;
 
+use super::calls::TOLD_CALLS;
 use super::shown::provider_tool;
 use super::types::{Halt, RunContext};
-use crate::apart::off_the_runtime;
-use crate::chat::{Block, CallIds, ToolArgs, ToolCall};
+use crate::apart::aside;
+use crate::chat::{Block, CallIds, ToolCall};
 use crate::encoding::json_pieces;
 use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent};
@@ -21,8 +21,10 @@ const SHOWN_PROVIDER_CALLS: usize = 64;
 /// A response that ended well.
 #[derive(Debug)]
 pub(super) struct Response {
-    /// Its blocks, in the order received, for the next request.
+    /// Its blocks, in the order received, for the next request; of its calls the first [`TOLD_CALLS`],
     pub(super) blocks: Vec<Block>,
+    /// and so many more came.
+    pub(super) too_many: usize,
     /// Its text.
     pub(super) text: String,
     /// Why it ended.
@@ -39,16 +41,6 @@ impl Response {
     /// Whether it asks for a call.
     pub(super) fn has_calls(&self) -> bool {
         calls(&self.blocks).next().is_some()
-    }
-
-    /// Takes out all calls but the first `most`; how many. What is not kept needs no result.
-    pub(super) fn keep_calls(&mut self, most: usize) -> usize {
-        let mut seen = 0_usize;
-        self.blocks.retain(|block| {
-            seen += usize::from(matches!(block, Block::Call(_)));
-            seen <= most || !matches!(block, Block::Call(_))
-        });
-        seen.saturating_sub(most)
     }
 
     /// Without its calls, and without what stood behind its last text: what was cut off can't be sent back.
@@ -159,7 +151,7 @@ pub(super) async fn read(
     mut deltas: LlmStream,
     stage: Stage<'_>,
 ) -> Result<Result<Response, Failed>, Halt> {
-    let (mut blocks, mut text) = (Vec::new(), String::new());
+    let (mut blocks, mut calls, mut text) = (Vec::new(), 0_usize, String::new());
     let (mut usage, mut figures) = (Usage::default(), false);
     let (mut shown, mut provider_calls) = (false, 0_usize);
     let seen = stage.audience == Audience::Clients;
@@ -208,7 +200,13 @@ pub(super) async fn read(
                 // Of what only its provider understands clients see nothing.
                 shown |= seen && matches!(block, Block::Call(_));
                 writer.finish().await?;
-                blocks.push(received(block));
+                if matches!(block, Block::Call(_)) {
+                    calls += 1;
+                }
+                // What is not kept needs no result.
+                if calls <= TOLD_CALLS || !matches!(block, Block::Call(_)) {
+                    blocks.push(block);
+                }
             }
             Some(Ok(LlmDelta::Citation(citation))) => {
                 if seen {
@@ -249,6 +247,7 @@ pub(super) async fn read(
                 context.tally.in_flight(usage);
                 context.tally.forget_sources(sources);
                 blocks.clear();
+                calls = 0;
                 text.clear();
             }
             Some(Ok(LlmDelta::Stop(stop))) => {
@@ -259,6 +258,7 @@ pub(super) async fn read(
                 drop(deltas.next().await);
                 return Ok(Ok(Response {
                     blocks,
+                    too_many: calls.saturating_sub(TOLD_CALLS),
                     text,
                     stop,
                     usage,
@@ -296,18 +296,6 @@ const fn is_of_the_answer(delta: &LlmDelta) -> bool {
     }
 }
 
-/// A block as it is kept: arguments that are an object within a string are that object from here on, also
-/// in what the provider is sent back.
-fn received(mut block: Block) -> Block {
-    if let Block::Call(call) = &mut block
-        && let ToolArgs::Json(Value::String(text)) = &call.args
-        && let Ok(Value::Object(fields)) = serde_json::from_str(text)
-    {
-        call.args = ToolArgs::Json(Value::Object(fields));
-    }
-    block
-}
-
 /// Turns pieces of text into events, without secrets.
 struct DeltaWriter<'a> {
     context: &'a RunContext,
@@ -335,7 +323,7 @@ impl DeltaWriter<'_> {
             self.thinking = thinking;
         }
         let stream = self.stream();
-        let shown = off_the_runtime(piece.len(), || stream.push(piece));
+        let shown = aside(piece.len(), || stream.push(piece));
         self.emit(shown).await
     }
 

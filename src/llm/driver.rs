@@ -14,15 +14,15 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::def::{ProviderConfig, StreamLimits};
-use super::estimate::{IMAGE_TOKENS, Size};
-use super::fault::{bad, broken, cleaned, cut, empty, out_of_time};
+use super::estimate::Size;
+use super::fault::{bad, broken, cleaned, cut, empty, id_of, out_of_time};
 use super::prices;
-use super::protocol::{Decoder as _, Protocol, Wire, media, size};
-use super::reading::{Reader, off_the_runtime};
+use super::protocol::{Decoder as _, Protocol, Wire, media, media_tokens, size};
+use super::reading::Reader;
 use super::types::{
     LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
 };
-use crate::apart::apart;
+use crate::apart::{apart, aside};
 use crate::chat::Message;
 use crate::clock::Deadline;
 use crate::net::sse::{self, SseError, SseEvent};
@@ -56,20 +56,27 @@ pub(super) fn build<P: Protocol>(config: ProviderConfig) -> Arc<dyn LlmProvider>
 #[async_trait]
 impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
-        let mut wire = off_the_runtime(size(request.messages), || self.protocol.request(request))?;
+        let mut wire = aside(size(request.messages), || self.protocol.request(request))?;
         let input = estimated_input(&wire, request.messages);
-        let decoder = P::decoder(request.call_ids);
-        let mut reader = Reader::new(P::NAME, decoder, self.redactor.clone(), self.limits, input);
+        let reader = || {
+            let decoder = P::decoder(request.call_ids);
+            Reader::new(P::NAME, decoder, self.redactor.clone(), self.limits, input)
+        };
+        let unread = reader;
+        let mut reader = reader();
         let warnings = wire.warnings.drain(..);
         let warning = |(code, message)| LlmDelta::Warning { code, message };
         reader.ready.extend(warnings.map(warning));
         match self.ask(wire, request.deadline).await {
-            Ok(Answer::Events(events)) => Ok(reader.stream(events)),
+            Ok(Answer::Events(id, events)) => {
+                reader.request_id = id;
+                Ok(reader.stream(events))
+            }
             Ok(Answer::Document(headers, document)) => {
-                match apart(move || read::<P>(reader, &headers, document)).await {
-                    Some(read) => read,
-                    None => Err(out_of_time(P::NAME)),
-                }
+                reader.request_id = id_of(&headers, P::REQUEST_ID);
+                apart(move || read::<P>(reader, &headers, document))
+                    .await
+                    .unwrap_or_else(|| Ok(unread().failed(out_of_time(P::NAME))))
             }
             Err(Failed::Sent(error)) => Ok(reader.failed(error)),
             Err(Failed::Free(error)) => Err(cleaned(error, &self.redactor)),
@@ -91,7 +98,11 @@ enum Failed {
 
 /// An answer that began.
 enum Answer {
-    Events(BoxStream<'static, Result<SseEvent, SseError>>),
+    /// Event by event, and the provider's name for the request.
+    Events(
+        Option<String>,
+        BoxStream<'static, Result<SseEvent, SseError>>,
+    ),
     /// All of it in one JSON document.
     Document(HeaderMap, Vec<u8>),
 }
@@ -108,32 +119,37 @@ impl<P: Protocol> Client<P> {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
             .to_ascii_lowercase();
+        let id = id_of(&headers, P::REQUEST_ID);
+        let failed = |mut error: LlmError| {
+            error.request_id.clone_from(&id);
+            Failed::Sent(error)
+        };
         let mut body = Box::pin(sse::timed_body(response, limits.silence, deadline));
         let begin = timeout(limits.content, begin(&mut body));
         let first = match begin.await {
             Ok(Some(Ok(first))) => first,
-            Ok(Some(Err(error))) => return Err(Failed::Sent(broken(P::NAME, &error))),
-            Ok(None) => return Err(Failed::Sent(cut(P::NAME))),
-            Err(_) => return Err(Failed::Sent(empty(P::NAME, limits.content))),
+            Ok(Some(Err(error))) => return Err(failed(broken(P::NAME, &error))),
+            Ok(None) => return Err(failed(cut(P::NAME))),
+            Err(_) => return Err(failed(empty(P::NAME, limits.content))),
         };
         let shape = shape(&first, &media_type);
         let body = stream::iter([Ok(first)]).chain(body);
         match shape {
             Shape::Events => {
-                drop(headers);
-                Ok(Answer::Events(sse::events(body, limits.sse).boxed()))
+                let events = sse::events(body, limits.sse).boxed();
+                Ok(Answer::Events(id, events))
             }
             Shape::Json => {
-                let document = document(P::NAME, body, limits.sse.response_bytes).await;
-                Ok(Answer::Document(headers, document.map_err(Failed::Sent)?))
+                let document = document(P::NAME, body, limits).await.map_err(failed)?;
+                Ok(Answer::Document(headers, document))
             }
             Shape::Page => {
                 let what = "the answer is a web page: is the base URL right?";
-                Err(Failed::Sent(bad(P::NAME, what)))
+                Err(failed(bad(P::NAME, what)))
             }
             Shape::Other => {
                 let what = format!("the answer is no stream of events, but {media_type}");
-                Err(Failed::Sent(bad(P::NAME, &what)))
+                Err(failed(bad(P::NAME, &what)))
             }
         }
     }
@@ -247,21 +263,31 @@ fn is_error(document: &str) -> bool {
 
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
-    let media = media(messages).fold((0, 0), |(count, sum), text| (count + 1, sum + text.len()));
-    let text = wire.body.len().saturating_sub(media.1);
-    Size::of_bytes(text).tokens() + media.0 * IMAGE_TOKENS
+    let media: usize = media(messages).map(|text| text.len()).sum();
+    let text = wire.body.len().saturating_sub(media);
+    Size::of_bytes(text).tokens() + media_tokens(messages)
 }
 
 /// Receives a whole body.
 async fn document(
     provider: &'static str,
     body: impl Stream<Item = Result<Bytes, SseError>>,
-    limit: u64,
+    limits: StreamLimits,
 ) -> Result<Vec<u8>, LlmError> {
+    let limit = limits.sse.response_bytes;
     let mut body = std::pin::pin!(body);
     let mut bytes = Vec::new();
-    while let Some(chunk) = body.next().await {
-        let chunk = chunk.map_err(|error| broken(provider, &error))?;
+    let mut content_at = Instant::now();
+    loop {
+        let chunk = match timeout_at(content_at + limits.content, body.next()).await {
+            Ok(Some(chunk)) => chunk.map_err(|error| broken(provider, &error))?,
+            Ok(None) => break,
+            Err(_) => return Err(empty(provider, limits.content)),
+        };
+        // Blanks between its parts are a sign of life, and no part of it.
+        if !chunk.iter().all(u8::is_ascii_whitespace) {
+            content_at = Instant::now();
+        }
         bytes.extend_from_slice(&chunk);
         if bytes.len() as u64 > limit {
             return Err(broken(provider, &SseError::ResponseTooLong(limit)));

@@ -1,4 +1,46 @@
 use super::*;
+use crate::chat::{Document, Image, ImageType, Part};
+use crate::llm::estimate::of_message;
+use crate::llm::json::Json;
+
+#[tokio::test(start_paused = true)]
+async fn a_document_of_blanks_is_no_answer_and_a_slow_one_is() {
+    let every_minute = |chunk: &'static [u8]| {
+        stream::unfold((), move |()| async move {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            Some((Ok(Bytes::from_static(chunk)), ()))
+        })
+    };
+    let limits = StreamLimits::default();
+    let blank = document("p", every_minute(b" "), limits).await;
+    assert_eq!(blank.unwrap_err().kind, LlmErrorKind::Timeout);
+    let slow = document("p", every_minute(b"1").take(30), limits).await;
+    assert_eq!(slow.unwrap().len(), 30);
+}
+
+#[test]
+fn what_is_no_text_has_the_same_tokens_in_a_request_as_in_a_conversation() {
+    let base64 = "A".repeat(400_000);
+    for part in [
+        Part::Document(Document {
+            name: String::new(),
+            base64: base64.as_str().into(),
+        }),
+        Part::Image(Image {
+            media_type: ImageType::Png,
+            base64: base64.as_str().into(),
+        }),
+    ] {
+        let message = [Message::User(vec![part])];
+        let wire = Wire {
+            url: String::new(),
+            headers: HeaderMap::new(),
+            body: Json::write(&base64, media(&message)).unwrap(),
+            warnings: Vec::new(),
+        };
+        assert!(estimated_input(&wire, &message).abs_diff(of_message(&message[0])) < 3);
+    }
+}
 
 #[test]
 fn the_first_byte_tells_what_an_answer_is() {

@@ -10,6 +10,7 @@ use super::types::{LlmError, LlmErrorKind};
 use crate::clock::Clock;
 use crate::net::sse::SseError;
 use crate::secrets::Redactor;
+use crate::show::prose;
 
 /// The longest wish for a pause that is told apart from "much too long".
 const LONGEST_PAUSE: Duration = Duration::from_hours(7 * 24);
@@ -33,12 +34,14 @@ pub(super) fn refused(
         Some(b"false") => Some(false),
         Some(_) | None => None,
     };
-    error.request_id = headers
-        .get(request_id)
-        .and_then(|id| id.to_str().ok())
-        .filter(|id| id.len() <= LONGEST_ID)
-        .map(str::to_owned);
+    error.request_id = id_of(headers, request_id);
     error
+}
+
+/// The provider's name for a request, from the header `name` of its answer.
+pub(super) fn id_of(headers: &HeaderMap, name: &str) -> Option<String> {
+    let id = headers.get(name)?.to_str().ok()?;
+    (id.len() <= LONGEST_ID).then(|| id.to_owned())
 }
 
 /// When the provider wants to be asked again: `retry-after-ms`, or `retry-after` in seconds or as a date.
@@ -131,18 +134,9 @@ pub(super) fn cleaned(mut error: LlmError, redactor: &Redactor) -> LlmError {
     error
 }
 
-/// `message` without secrets and control characters, at a length that fits an event.
+/// `message` without secrets and what deceives readers, at a length that fits an event.
 fn shown(redactor: &Redactor, message: &str) -> String {
-    let clean = redactor.clean(message);
-    let mut shown: String = clean
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(SHOWN_CHARS)
-        .collect();
-    if clean.chars().nth(SHOWN_CHARS).is_some() {
-        shown.push('…');
-    }
-    shown
+    prose(&redactor.clean(message), SHOWN_CHARS)
 }
 
 #[cfg(test)]

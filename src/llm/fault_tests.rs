@@ -63,3 +63,9 @@ fn messages_lose_secrets_control_characters_and_excess() {
     assert!(shown.starts_with("bad key [redacted] xxx") && shown.ends_with('…'));
     assert_eq!(shown.chars().count(), SHOWN_CHARS + 1);
 }
+
+#[test]
+fn messages_lose_what_turns_their_words_around() {
+    let redactor = Redactor::new([]);
+    assert_eq!(shown(&redactor, "a \u{202e}b\u{2066} \r\n c"), "a b c");
+}

@@ -7,7 +7,10 @@ use std::ptr;
 use bytes::Bytes;
 use futures::stream;
 use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 
+use super::text::without_nul;
 use crate::chat::Base64;
 
 /// Room for the texts of a usual request.
@@ -33,7 +36,7 @@ impl Json {
             text: Vec::with_capacity(ROOM),
             shared: shared.filter(|text| text.len() >= LARGE).collect(),
         };
-        serde_json::to_writer(&mut writer, value)?;
+        value.serialize(&mut Serializer::with_formatter(&mut writer, WithoutNul))?;
         writer.end_piece();
         Ok(Self(writer.pieces))
     }
@@ -63,6 +66,30 @@ impl From<Json> for reqwest::Body {
                 Self::wrap_stream(stream::iter(pieces.into_iter().map(Ok::<_, io::Error>)))
             }
         }
+    }
+}
+
+/// Writes U+FFFD for each U+0000, which gateways refuse.
+struct WithoutNul;
+
+impl Formatter for WithoutNul {
+    fn write_char_escape<W: io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
+        match escape {
+            CharEscape::AsciiControl(0) => writer.write_all("\u{fffd}".as_bytes()),
+            other => CompactFormatter.write_char_escape(writer, other),
+        }
+    }
+
+    fn write_raw_fragment<W: io::Write + ?Sized>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        writer.write_all(without_nul(fragment).as_bytes())
     }
 }
 

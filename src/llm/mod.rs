@@ -4,6 +4,7 @@
 
 mod account;
 pub mod anthropic;
+mod args;
 #[cfg(test)]
 mod asked;
 mod def;

@@ -7,7 +7,7 @@ use reqwest::header::HeaderMap;
 use serde_json::{Map, Value};
 
 use super::def::ProviderConfig;
-use super::estimate::Size;
+use super::estimate::{Size, of_part};
 use super::json::Json;
 use super::types::{LlmDelta, LlmError, LlmRequest};
 use crate::chat::{Base64, Block, CallIds, Message, Part, ToolResult};
@@ -21,6 +21,8 @@ pub type Deltas = VecDeque<LlmDelta>;
 pub trait Protocol: Send + Sync + 'static {
     /// The provider's name, for messages.
     const NAME: &'static str;
+    /// The header with its name for a request.
+    const REQUEST_ID: &'static str;
     /// Reads its answers.
     type Decoder: Decoder;
 
@@ -110,6 +112,12 @@ pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = &Base64> {
         Part::Image(image) => Some(&image.base64),
         Part::Document(document) => Some(&document.base64),
     })
+}
+
+/// About how many tokens those are.
+pub(super) fn media_tokens(messages: &[Message]) -> u64 {
+    let media = parts(messages).filter(|part| !matches!(part, Part::Text(_)));
+    media.map(of_part).sum()
 }
 
 /// About how many bytes of a request `messages` make.

@@ -13,7 +13,7 @@ use super::def::StreamLimits;
 use super::fault::{broken, cleaned, empty};
 use super::protocol::{Decoder, Deltas, Heard};
 use super::types::{LlmDelta, LlmError, LlmStream};
-pub(super) use crate::apart::off_the_runtime;
+use crate::apart::aside;
 use crate::net::sse::{SseError, SseEvent};
 use crate::secrets::Redactor;
 
@@ -28,6 +28,8 @@ pub(super) struct Reader<D> {
     provider: &'static str,
     pub(super) decoder: D,
     pub(super) redactor: Redactor,
+    /// The provider's name for the request, where it told one.
+    pub(super) request_id: Option<String>,
     limits: StreamLimits,
     pub(super) ready: Deltas,
     pub(super) account: Account,
@@ -57,6 +59,7 @@ impl<D: Decoder> Reader<D> {
             provider,
             decoder,
             redactor,
+            request_id: None,
             limits,
             ready: Deltas::new(),
             account: Account::new(input),
@@ -140,7 +143,8 @@ where
             if let Some(usage) = usage {
                 return Some(Ok(LlmDelta::Usage(usage)));
             }
-            if let Some(error) = self.failed.take() {
+            if let Some(mut error) = self.failed.take() {
+                error.request_id = error.request_id.or(self.reader.request_id.take());
                 self.ended = true;
                 self.open = false;
                 return Some(Err(cleaned(error, &self.reader.redactor)));
@@ -170,8 +174,7 @@ where
         match next {
             Ok(Some(Ok(event))) if event.data.trim() == DONE => decoder.on_end(ready),
             Ok(Some(Ok(event))) => {
-                let heard =
-                    off_the_runtime(decoder.work(&event), || decoder.on_event(&event, ready))?;
+                let heard = aside(decoder.work(&event), || decoder.on_event(&event, ready))?;
                 if let Heard::Content(size) = heard {
                     self.content_at = Instant::now();
                     account.arrived(size);

@@ -13,18 +13,10 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 const REPLACEMENT: char = '\u{fffd}';
 const ESCAPED_REPLACEMENT: &str = "\\ufffd";
 
-/// The most JSON values that one call's arguments or one event may have. Each costs some 50 bytes and more once
-/// it is read, whatever it takes on the wire (`[],`).
-pub(super) const MOST_VALUES: usize = 100_000;
-
-/// Whether `json` has more than [`MOST_VALUES`] values, told without reading them: by what separates and opens
-/// them, outside strings.
-pub(super) fn has_too_many_values(json: &str) -> bool {
-    // Each value takes a byte and a separator.
-    if json.len() <= 2 * MOST_VALUES {
-        return false;
-    }
-    let (mut values, mut in_string, mut escaped) = (0_usize, false, false);
+/// How many values `json` has at most, told without reading them: by what separates and opens them, outside strings.
+/// Each costs some 50 bytes and more once it is read, whatever it takes on the wire (`[],`).
+pub(super) fn values(json: &str) -> usize {
+    let (mut values, mut in_string, mut escaped) = (1_usize, false, false);
     for byte in json.bytes() {
         match byte {
             _ if escaped => escaped = false,
@@ -34,7 +26,7 @@ pub(super) fn has_too_many_values(json: &str) -> bool {
             _ => {}
         }
     }
-    values > MOST_VALUES
+    values
 }
 
 /// A JSON string: UTF-8, but for halves of characters (each as the three bytes that UTF-8 would make of it).
@@ -46,6 +38,11 @@ impl Piece<'_> {
     /// Whether nothing is in it.
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether it is `text`.
+    pub(super) fn is(&self, text: &str) -> bool {
+        *self.0 == *text.as_bytes()
     }
 
     /// Its text, lone halves replaced.
@@ -159,23 +156,47 @@ impl Joiner {
 
 /// `json` with every escape of a lone half replaced: what is JSON otherwise is JSON afterwards.
 pub(super) fn mended(json: &str) -> Cow<'_, str> {
+    replaced(json, |unit, after| match unit {
+        0xd800..0xdc00 if after.is_some_and(|second| (0xdc00..0xe000).contains(&second)) => {
+            Unit::FirstOfTwo
+        }
+        0xd800..0xe000 => Unit::Replaced,
+        _ => Unit::Kept,
+    })
+}
+
+/// `json` with every escape of U+0000 replaced.
+pub(super) fn without_nul(json: &str) -> Cow<'_, str> {
+    replaced(json, |unit, _| match unit {
+        0 => Unit::Replaced,
+        _ => Unit::Kept,
+    })
+}
+
+/// What becomes of an escape of a UTF-16 unit.
+enum Unit {
+    Kept,
+    /// It is kept, and so is the one after it.
+    FirstOfTwo,
+    Replaced,
+}
+
+/// `json` with those escapes replaced of which `what` says so, by the unit and the one that follows at once.
+fn replaced(json: &str, what: impl Fn(u16, Option<u16>) -> Unit) -> Cow<'_, str> {
     let mut out = String::new();
     let mut kept = 0;
     let mut at = 0;
-    let half = |at: usize| -> Option<u16> {
+    let unit = |at: usize| -> Option<u16> {
         let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
-        let unit = u16::from_str_radix(digits, 16).ok()?;
-        (0xd800..0xe000).contains(&unit).then_some(unit)
+        u16::from_str_radix(digits, 16).ok()
     };
     while let Some(found) = json.get(at..).and_then(|rest| rest.find('\\')) {
         let escape = at + found;
         at = escape + 2;
-        match half(escape) {
-            None => {}
-            Some(..0xdc00) if half(escape + 6).is_some_and(|second| second >= 0xdc00) => {
-                at = escape + 12;
-            }
-            Some(_) => {
+        match unit(escape).map(|first| what(first, unit(escape + 6))) {
+            None | Some(Unit::Kept) => {}
+            Some(Unit::FirstOfTwo) => at = escape + 12,
+            Some(Unit::Replaced) => {
                 out.push_str(json.get(kept..escape).unwrap_or_default());
                 out.push_str(ESCAPED_REPLACEMENT);
                 at = escape + 6;

@@ -270,6 +270,30 @@ pub struct ModelFacts {
     pub efforts: Efforts,
 }
 
+impl ModelFacts {
+    /// The tokens of thinking that `level` stands for, where the model is told a number; the same for every request of
+    /// a run, since another one voids what its provider has cached of the messages. `None` where it is told none.
+    pub fn thinking_budget(&self, level: ThinkingLevel) -> Option<u32> {
+        let tokens = match (self.thinking, level) {
+            (ThinkingStyle::Budget, ThinkingLevel::Low) => 2048,
+            (ThinkingStyle::Budget, ThinkingLevel::Medium) => 10_000,
+            (ThinkingStyle::Budget, ThinkingLevel::High) => 16_384,
+            (_, _) => return None,
+        };
+        let half = self.max_output_tokens.map_or(u32::MAX, |most| most / 2);
+        Some(half.min(tokens))
+    }
+
+    /// The least [`LlmRequest::affordable`] with which the model thinks as `level` asks: with less it doesn't think at
+    /// all. `None` where it thinks with any.
+    pub fn least_with_thinking(&self, level: ThinkingLevel) -> Option<u32> {
+        Some(self.thinking_budget(level)? + LEAST_ANSWER)
+    }
+}
+
+/// So many tokens of an answer are left when all that may be thought was thought.
+const LEAST_ANSWER: u32 = 1024;
+
 /// How a model is told how much to think.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]

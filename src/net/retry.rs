@@ -26,17 +26,27 @@ pub enum Backoff {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GiveUp {
     /// The call has had its retries.
-    #[error("the call was retried {MAX_RETRIES_PER_CALL} times")]
+    #[error("it was tried again {MAX_RETRIES_PER_CALL} times")]
     CallLimit,
     /// The run has had its retries.
     #[error("the run has used all its {MAX_RETRIES_PER_RUN} retries")]
     RunLimit,
     /// The wait would pass the deadline.
-    #[error("the wait of {} s is longer than the run has left", .0.as_secs())]
-    Deadline(Duration),
+    #[error("the next try would be in {} s, and the run has {} s left", wait.as_secs(), left.as_secs())]
+    Deadline {
+        /// How long it would be.
+        wait: Duration,
+        /// What the run has left.
+        left: Duration,
+    },
     /// A quarter of the run's time was already spent waiting, or would be.
-    #[error("the run may not spend more time on waiting")]
-    WaitBudget(Duration),
+    #[error("the next try would be in {} s, and the run may wait {} s more", wait.as_secs(), left.as_secs())]
+    WaitBudget {
+        /// How long it would be.
+        wait: Duration,
+        /// What is left of the quarter.
+        left: Duration,
+    },
 }
 
 /// The delay before retry `attempt` (0 for the first), with `jitter` in `0.0..1.0`.
@@ -101,10 +111,16 @@ impl RetryBudget {
         }
         let wait = delay(attempt, backoff, retry_after, random_fraction());
         if wait >= remaining {
-            return Err(GiveUp::Deadline(wait));
+            return Err(GiveUp::Deadline {
+                wait,
+                left: remaining,
+            });
         }
         let Some(wait_left) = self.wait_left.checked_sub(wait) else {
-            return Err(GiveUp::WaitBudget(wait));
+            return Err(GiveUp::WaitBudget {
+                wait,
+                left: self.wait_left,
+            });
         };
         self.wait_left = wait_left;
         self.retries_left -= 1;
@@ -148,7 +164,11 @@ mod tests {
         let mut budget = RetryBudget::new(HOUR);
         let wish = Duration::from_secs(400);
         let got = budget.take(0, Backoff::Throttled, Some(wish), Duration::from_mins(5));
-        assert!(matches!(got, Err(GiveUp::Deadline(wait)) if wait >= wish));
+        let told = got.unwrap_err().to_string();
+        assert!(
+            told.contains("in 4") && told.contains("300 s left"),
+            "{told}"
+        );
     }
 
     #[test]
@@ -176,7 +196,7 @@ mod tests {
         budget.take(1, Backoff::Throttled, ten, time).unwrap();
         assert!(matches!(
             budget.take(2, Backoff::Throttled, ten, time),
-            Err(GiveUp::WaitBudget(_))
+            Err(GiveUp::WaitBudget { .. })
         ));
     }
 

@@ -567,3 +567,19 @@ async fn dropping_the_stream_closes_the_connection() {
         llm.connection_closed(0).await;
     }
 }
+
+#[tokio::test]
+async fn a_fault_after_the_head_names_the_request() {
+    for row in rows() {
+        for reply in [
+            Reply::new().text("a").cut(),
+            Reply::new().text("a").breaks("overloaded_error", "busy"),
+        ] {
+            let reply = reply.header("request-id", "req_7");
+            let (_, error) = row.ask_once(reply, StreamLimits::default()).await;
+            let error = error.unwrap();
+            assert_eq!(error.request_id.as_deref(), Some("req_7"));
+            assert!(error.message.ends_with("(request req_7)"), "{error}");
+        }
+    }
+}

@@ -7,6 +7,7 @@ mod conversation;
 mod faults;
 mod recordings;
 mod rows;
+mod thinking;
 
 use std::sync::LazyLock;
 use std::time::Duration;

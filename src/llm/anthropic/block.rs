@@ -3,13 +3,13 @@
 use std::mem::take;
 
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
-use super::wire::{Asked, Cited, CitingText, Delta, DeltaKind, SignedThinking, Start};
+use super::wire::{CitingText, Delta, DeltaKind, Fields, SignedThinking};
 use crate::chat::{Block, CallIds, Echo, ToolArgs, ToolCall};
+use crate::llm::args::ArgsReader;
 use crate::llm::estimate::Size;
 use crate::llm::protocol::{Deltas, Heard};
-use crate::llm::text::{Joiner, MOST_VALUES, Piece, has_too_many_values, mended};
+use crate::llm::text::{Joiner, Piece, mended};
 use crate::llm::types::{Citation, LlmDelta};
 
 /// The longest id, name or reason that is kept of what a model or a gateway says.
@@ -21,9 +21,31 @@ pub(super) const SHOWN_CHARS: usize = 2000;
 enum Kind {
     Text,
     Thinking,
-    Call { id: String, name: String },
+    Call {
+        id: String,
+        name: String,
+    },
     Compaction,
-    Other,
+    /// The provider's own, or of a newer protocol.
+    Other {
+        /// It has an `input`, which comes in pieces of JSON.
+        has_input: bool,
+        /// All that came of it is kept, so that it can be sent back.
+        whole: bool,
+    },
+}
+
+/// What takes a piece of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    /// The open block.
+    Here,
+    /// A block of its own.
+    Apart,
+    /// Nothing: it can be done without.
+    Nowhere,
+    /// Nothing, though it can't be done without.
+    Missing,
 }
 
 #[derive(Debug)]
@@ -44,62 +66,65 @@ pub(super) struct OpenBlock {
 }
 
 impl OpenBlock {
-    /// Its start, which is all of it where an answer doesn't stream.
+    /// Its start, which is all of it where an answer doesn't stream. Its type alone decides what it is.
     pub(super) fn start(raw: &RawValue, out: &mut Deltas) -> Self {
-        let raw = mended(raw.get());
-        // A block of an unknown kind may have a known field with something else in it.
-        let start: Start<'_> = serde_json::from_str(&raw).unwrap_or_default();
-        let kind = start.kind.as_ref().map(Piece::text).unwrap_or_default();
+        let raw = RawValue::from_string(mended(raw.get()).into_owned()).unwrap_or_default();
+        let start = Fields::of(&raw);
+        let piece = |name: &str| start.get::<Piece<'_>>(name);
+        let named = |field: &str| piece(field).as_ref().map(name).unwrap_or_default();
+        let kind = piece("type");
+        let kind = kind.as_ref().map(Piece::text).unwrap_or_default();
         // Input is there where an answer doesn't stream; hidden thinking has no other piece.
-        let mut written = start
-            .name
-            .as_ref()
-            .map_or_else(Size::default, |name| Size::of(&name.text()));
-        match (&*kind, start.input) {
-            ("redacted_thinking", _) => written += Size::of(&raw),
-            ("tool_use" | "server_tool_use", Some(input))
-                if !matches!(input.get(), "{}" | "null") =>
-            {
+        let mut written = piece("name").map_or_else(Size::default, |name| Size::of(&name.text()));
+        let input = start.raw("input");
+        match (&*kind, input) {
+            ("redacted_thinking", _) => written += Size::of(raw.get()),
+            ("tool_use" | "server_tool_use", Some(input)) if input.get() != "{}" => {
                 written += Size::of(input.get());
             }
             _ => {}
         }
-        let is_tool_result = kind.ends_with("_tool_result");
-        let (kind, text, shown): (_, _, fn(String) -> LlmDelta) = match &*kind {
-            "text" => (Kind::Text, start.text, LlmDelta::Text),
-            "thinking" => (Kind::Thinking, start.thinking, LlmDelta::Thinking),
-            "tool_use" => {
-                let of = |piece: Option<&Piece<'_>>| piece.map_or_else(String::new, name);
-                let call = Kind::Call {
-                    id: of(start.id.as_ref()),
-                    name: of(start.name.as_ref()),
-                };
-                (call, None, LlmDelta::Text)
-            }
-            "compaction" => (Kind::Compaction, None, LlmDelta::Text),
-            "fallback" => {
-                served(start.to.and_then(|to| to.model).as_ref(), out);
-                (Kind::Other, None, LlmDelta::Text)
-            }
-            _ => (Kind::Other, None, LlmDelta::Text),
+        if kind == "fallback" {
+            served(start.inner("to").get("model").as_ref(), out);
+        }
+        let of_kind = match &*kind {
+            "text" => Kind::Text,
+            "thinking" => Kind::Thinking,
+            "tool_use" => Kind::Call {
+                id: named("id"),
+                name: named("name"),
+            },
+            "compaction" => Kind::Compaction,
+            // Without a type it would be refused in the next request.
+            other => Kind::Other {
+                has_input: input.is_some(),
+                whole: !other.is_empty(),
+            },
         };
+        let text = match of_kind {
+            Kind::Text => piece("text"),
+            Kind::Thinking => piece("thinking"),
+            Kind::Call { .. } | Kind::Compaction | Kind::Other { .. } => None,
+        };
+        let citations: Vec<&RawValue> = start.get("citations").unwrap_or_default();
         let mut block = Self {
-            kind,
-            is_tool_result,
-            start: RawValue::from_string(raw.clone().into_owned()).unwrap_or_default(),
+            is_tool_result: kind.ends_with("_tool_result"),
+            kind: of_kind,
+            start: raw.clone(),
             text: String::new(),
-            signature: start
-                .signature
+            signature: piece("signature")
                 .map_or_else(String::new, |piece| piece.text().into_owned()),
             json: String::new(),
             citations: Vec::new(),
             joiner: Joiner::default(),
             size: written,
         };
-        for citation in start.citations.into_iter().flatten() {
-            block.cite(citation, out);
+        if matches!(block.kind, Kind::Text) {
+            for citation in citations {
+                block.cite(citation, out);
+            }
         }
-        block.add(text.as_ref(), shown, out);
+        block.add(text.as_ref(), out);
         block
     }
 
@@ -108,12 +133,44 @@ impl OpenBlock {
         take(&mut self.size)
     }
 
-    /// Takes a piece of it.
+    /// What takes a piece of `kind`. What the block should have had, but can't take, voids its echo.
+    pub(super) fn fit(&mut self, kind: DeltaKind) -> Fit {
+        match (&mut self.kind, kind) {
+            (Kind::Text, DeltaKind::Text | DeltaKind::Citation)
+            | (Kind::Thinking, DeltaKind::Thinking | DeltaKind::Signature)
+            | (
+                Kind::Call { .. }
+                | Kind::Other {
+                    has_input: true, ..
+                },
+                DeltaKind::Json,
+            )
+            | (Kind::Compaction, DeltaKind::Compaction) => Fit::Here,
+            (kind, delta) => {
+                let is_known = !matches!(kind, Kind::Other { .. });
+                if let Kind::Other { whole, .. } = kind {
+                    *whole = false;
+                }
+                match delta {
+                    DeltaKind::Text | DeltaKind::Thinking => Fit::Apart,
+                    DeltaKind::Json if is_known => Fit::Missing,
+                    DeltaKind::Json
+                    | DeltaKind::Signature
+                    | DeltaKind::Compaction
+                    | DeltaKind::Citation
+                    | DeltaKind::Other => Fit::Nowhere,
+                }
+            }
+        }
+    }
+
+    /// Takes a piece that fits.
     pub(super) fn delta(&mut self, delta: &Delta<'_>, out: &mut Deltas) -> Heard {
         let mut other = false;
         match delta.kind.unwrap_or_default() {
-            DeltaKind::Text => self.add(delta.text.as_ref(), LlmDelta::Text, out),
-            DeltaKind::Thinking => self.add(delta.thinking.as_ref(), LlmDelta::Thinking, out),
+            DeltaKind::Text => self.add(delta.text.as_ref(), out),
+            DeltaKind::Thinking => self.add(delta.thinking.as_ref(), out),
+            DeltaKind::Compaction => self.add(delta.content.as_ref(), out),
             DeltaKind::Citation => {
                 if let Some(citation) = delta.citation {
                     self.cite(citation, out);
@@ -132,15 +189,7 @@ impl OpenBlock {
                     self.json.push_str(&json);
                 }
             }
-            DeltaKind::Compaction => {
-                if let Some(piece) = &delta.content {
-                    let content = self.joiner.join(piece);
-                    self.size += Size::of(&content);
-                    self.text.push_str(&content);
-                }
-            }
-            // Pieces of a newer protocol.
-            DeltaKind::Other => other = delta.kind.is_some(),
+            DeltaKind::Other => {}
         }
         let size = self.arrived();
         if other || !size.is_empty() {
@@ -151,13 +200,22 @@ impl OpenBlock {
     }
 
     /// Adds a piece of text, and shows it.
-    fn add(&mut self, piece: Option<&Piece<'_>>, shown: fn(String) -> LlmDelta, out: &mut Deltas) {
+    fn add(&mut self, piece: Option<&Piece<'_>>, out: &mut Deltas) {
         let Some(piece) = piece else { return };
         let text = self.joiner.join(piece);
         self.size += Size::of(&text);
         self.text.push_str(&text);
-        if !text.is_empty() {
-            out.push_back(shown(text.into_owned()));
+        self.show(text.into_owned(), out);
+    }
+
+    fn show(&self, text: String, out: &mut Deltas) {
+        if text.is_empty() {
+            return;
+        }
+        match self.kind {
+            Kind::Text => out.push_back(LlmDelta::Text(text)),
+            Kind::Thinking => out.push_back(LlmDelta::Thinking(text)),
+            Kind::Call { .. } | Kind::Compaction | Kind::Other { .. } => {}
         }
     }
 
@@ -166,12 +224,8 @@ impl OpenBlock {
         let Some(half) = self.joiner.end() else {
             return;
         };
-        match self.kind {
-            Kind::Text => out.push_back(LlmDelta::Text(half.into())),
-            Kind::Thinking => out.push_back(LlmDelta::Thinking(half.into())),
-            Kind::Call { .. } | Kind::Compaction | Kind::Other => {}
-        }
-        if matches!(self.kind, Kind::Call { .. } | Kind::Other) {
+        self.show(half.into(), out);
+        if matches!(self.kind, Kind::Call { .. } | Kind::Other { .. }) {
             self.json.push(half);
         } else {
             self.text.push(half);
@@ -179,21 +233,29 @@ impl OpenBlock {
     }
 
     fn cite(&mut self, citation: &RawValue, out: &mut Deltas) {
-        let raw = mended(citation.get());
-        if let Ok(cited) = serde_json::from_str::<Cited<'_>>(&raw) {
-            let text = |piece: Option<Piece<'_>>| piece.map(|piece| piece.bounded(SHOWN_CHARS));
-            out.push_back(LlmDelta::Citation(Citation {
-                url: text(cited.url),
-                title: text(cited.title.or(cited.document_title)),
-                quote: text(cited.quote),
-            }));
-        }
-        self.citations
-            .extend(RawValue::from_string(raw.into_owned()));
+        let Ok(citation) = RawValue::from_string(mended(citation.get()).into_owned()) else {
+            return;
+        };
+        let cited = Fields::of(&citation);
+        let text = |field: &str| {
+            let piece: Option<Piece<'_>> = cited.get(field);
+            piece.map(|piece| piece.bounded(SHOWN_CHARS))
+        };
+        out.push_back(LlmDelta::Citation(Citation {
+            url: text("url"),
+            title: text("title").or_else(|| text("document_title")),
+            quote: text("cited_text"),
+        }));
+        self.citations.push(citation);
     }
 
     /// What is kept of it.
-    pub(super) fn complete(mut self, ids: &CallIds, out: &mut Deltas) -> Option<Block> {
+    pub(super) fn complete(
+        mut self,
+        ids: &CallIds,
+        args: &mut ArgsReader,
+        out: &mut Deltas,
+    ) -> Option<Block> {
         self.end_text(out);
         match self.kind {
             Kind::Text if self.citations.is_empty() => Some(Block::text(self.text)),
@@ -214,50 +276,77 @@ impl OpenBlock {
                 signature: &self.signature,
             })),
             Kind::Call { id, name } => {
-                let args = match input(self.json, &self.start) {
-                    None => ToolArgs::Json(Value::Object(Map::new())),
-                    Some(json) => args(json),
-                };
+                let args = args.read(input(self.json, &self.start));
                 Some(Block::Call(call(ids, &id, name, args)))
             }
             Kind::Compaction => {
-                let content = (!self.text.is_empty()).then_some(Value::String(self.text));
-                with(self.start, "content", content)
+                let content = serde_json::value::to_raw_value(&self.text).ok();
+                let content = content.filter(|_| !self.text.is_empty());
+                with(self.start, "content", content.as_deref())
             }
-            Kind::Other => {
-                let streamed = (!self.json.trim().is_empty()).then_some(self.json);
+            Kind::Other { whole, .. } => {
+                let streamed = mended(&self.json).into_owned();
+                let streamed = RawValue::from_string(streamed).ok();
                 out.extend(searched(&self.start, streamed.as_deref()));
-                let input = streamed.and_then(|json| serde_json::from_str(&mended(&json)).ok());
-                with(self.start, "input", input)
+                with(self.start, "input", streamed.as_deref()).filter(|_| whole)
             }
         }
     }
 
-    /// What is left of a block whose end never came. What has no end (and no signature) would be refused in
-    /// the next request; text was shown and counts.
-    pub(super) fn cut_off(mut self, ids: &CallIds, out: &mut Deltas) -> Option<Block> {
+    /// What is left of a block whose end never came. If the answer is good otherwise, the end alone may be missing:
+    /// what is whole without it is. Else it would be refused in the next request; text was shown and counts.
+    pub(super) fn cut_off(
+        mut self,
+        answer_is_good: bool,
+        ids: &CallIds,
+        args: &mut ArgsReader,
+        out: &mut Deltas,
+    ) -> Option<Block> {
         self.end_text(out);
-        match self.kind {
+        match &mut self.kind {
             Kind::Text => Some(Block::text(self.text)),
             Kind::Call { id, name } => {
-                let args = ToolArgs::Malformed {
-                    raw: self.json,
-                    error: "the call was cut off".to_owned(),
+                let is_json = || {
+                    let json = mended(&self.json);
+                    serde_json::from_str::<serde::de::IgnoredAny>(&json).is_ok()
                 };
-                Some(Block::Call(call(ids, &id, name, args)))
+                let args = if answer_is_good && is_json() {
+                    args.read(self.json)
+                } else {
+                    ToolArgs::Malformed {
+                        raw: self.json,
+                        error: "the call was cut off".to_owned(),
+                    }
+                };
+                Some(Block::Call(call(ids, id, take(name), args)))
             }
-            Kind::Thinking | Kind::Compaction | Kind::Other => None,
+            Kind::Thinking if answer_is_good => self.complete(ids, args, out),
+            Kind::Thinking | Kind::Compaction | Kind::Other { .. } => None,
+        }
+    }
+}
+
+impl Fit {
+    /// Of a piece of `kind` for which no block is open.
+    pub(super) const fn of(kind: DeltaKind) -> Self {
+        match kind {
+            DeltaKind::Text | DeltaKind::Thinking => Self::Apart,
+            DeltaKind::Other => Self::Nowhere,
+            DeltaKind::Signature
+            | DeltaKind::Json
+            | DeltaKind::Compaction
+            | DeltaKind::Citation => Self::Missing,
         }
     }
 }
 
 /// What a call was given: its pieces or, if those are empty, what its start had already.
-fn input(pieces: String, start: &RawValue) -> Option<String> {
+fn input(pieces: String, start: &RawValue) -> String {
     if !pieces.trim().is_empty() {
-        return Some(pieces);
+        return pieces;
     }
-    let start: Start<'_> = serde_json::from_str(start.get()).unwrap_or_default();
-    start.input.map(|input| input.get().to_owned())
+    let input = Fields::of(start).raw("input");
+    input.map_or_else(String::new, |input| input.get().to_owned())
 }
 
 pub(super) fn name(piece: &Piece<'_>) -> String {
@@ -279,54 +368,32 @@ fn call(ids: &CallIds, id: &str, name: String, args: ToolArgs) -> ToolCall {
     }
 }
 
-fn args(json: String) -> ToolArgs {
-    if has_too_many_values(&json) {
-        return ToolArgs::Malformed {
-            error: format!("more than {MOST_VALUES} values"),
-            raw: json,
-        };
-    }
-    let parsed = serde_json::from_str(&json).or_else(|error| {
-        let mended = serde_json::from_str(&mended(&json));
-        mended.map_err(|_| error)
-    });
-    match parsed {
-        Ok(value) => ToolArgs::Json(value),
-        Err(error) => ToolArgs::Malformed {
-            error: error.to_string(),
-            raw: json,
-        },
-    }
-}
-
 fn opaque(echo: Result<Echo, serde_json::Error>) -> Option<Block> {
     echo.ok().map(Block::Opaque)
 }
 
 /// The provider's own block, with what its deltas brought.
-fn with(start: Box<RawValue>, field: &str, value: Option<Value>) -> Option<Block> {
-    let Some(value) = value else {
-        return opaque(Ok(Echo::new(start)));
-    };
-    let mut block: Map<String, Value> = serde_json::from_str(start.get()).ok()?;
-    block.insert(field.to_owned(), value);
-    opaque(Echo::of(&block))
+fn with(start: Box<RawValue>, field: &str, value: Option<&RawValue>) -> Option<Block> {
+    match value {
+        Some(value) => opaque(Fields::of(&start).with(field, value)),
+        None => opaque(Ok(Echo::new(start))),
+    }
 }
 
 /// What the client is told of a tool that the provider runs itself.
-fn searched(start: &RawValue, streamed: Option<&str>) -> Option<LlmDelta> {
-    let start: Start<'_> = serde_json::from_str(start.get()).ok()?;
-    let kind = start.kind.as_ref().map(Piece::text)?;
-    let tool = match &*start.name.as_ref().map(Piece::text)? {
+fn searched(start: &RawValue, streamed: Option<&RawValue>) -> Option<LlmDelta> {
+    let start = Fields::of(start);
+    let piece = |name: &str| start.get::<Piece<'_>>(name);
+    let tool = match &*piece("name")?.text() {
         "web_search" => "web_search",
         "web_fetch" => "web_fetch",
         _ => return None,
     };
-    if kind != "server_tool_use" {
+    if !piece("type")?.is("server_tool_use") {
         return None;
     }
-    let asked = streamed.or(start.input.map(RawValue::get))?;
-    let asked: Asked<'_> = serde_json::from_str(asked).unwrap_or_default();
-    let query = asked.query.or(asked.url)?.bounded(SHOWN_CHARS);
+    let asked = Fields::of(streamed.or_else(|| start.raw("input"))?);
+    let query: Piece<'_> = asked.get("query").or_else(|| asked.get("url"))?;
+    let query = query.bounded(SHOWN_CHARS);
     Some(LlmDelta::ServerToolUse { tool, query })
 }

@@ -24,8 +24,6 @@ use crate::spec::ThinkingLevel;
 const USUAL_MAX_TOKENS: u32 = 32_000;
 /// The same for a model whose limit is not known.
 const UNKNOWN_MAX_TOKENS: u32 = 8_192;
-/// The least budget of thinking that is taken.
-const LEAST_BUDGET: u32 = 1024;
 /// Marks on messages: two of the four that a request may have are on the tools and the system prompt.
 const MESSAGE_MARKS: usize = 2;
 const WEB_SEARCH: &str = "web_search_20250305";
@@ -96,7 +94,7 @@ impl Plan {
 
     fn think(&mut self, request: &LlmRequest<'_>, facts: &ModelFacts, most: u32) {
         let style = facts.thinking;
-        let (budget, wanted) = match request.thinking {
+        let wanted = match request.thinking {
             ThinkingLevel::Unset => return,
             ThinkingLevel::None => {
                 match style {
@@ -115,30 +113,28 @@ impl Plan {
                 }
                 return;
             }
-            ThinkingLevel::Low => (2048, Effort::Low),
-            ThinkingLevel::Medium => (10_000, Effort::Medium),
-            ThinkingLevel::High => (16_384, Effort::High),
+            ThinkingLevel::Low => Effort::Low,
+            ThinkingLevel::Medium => Effort::Medium,
+            ThinkingLevel::High => Effort::High,
         };
-        if style != ThinkingStyle::Budget {
+        let (Some(budget_tokens), Some(least)) = (
+            facts.thinking_budget(request.thinking),
+            facts.least_with_thinking(request.thinking),
+        ) else {
             // Newer models leave the text out unless it is asked for.
             self.thinking = Some(Thinking::Adaptive {
                 display: "summarized",
             });
             self.set_effort(wanted, request.model, facts);
             return;
-        }
-        // The budget counts towards the answer's limit, and must stay below it: with too little room for
-        // both, half is for the answer. It does not depend on the answer's size, since another budget voids
-        // the provider's cache of the messages.
-        let max_tokens = self.max_tokens.saturating_add(budget).min(most);
-        let budget_tokens = budget.min(most / 2);
-        if budget_tokens < LEAST_BUDGET {
-            self.warning = Some(format!(
-                "an answer of at most {max_tokens} tokens has no room for thinking, so there is none"
-            ));
+        };
+        if most < least {
+            let words = "the rest of the budget or of the model's window has no room for thinking";
+            self.warning = Some(words.to_owned());
             return;
         }
-        self.max_tokens = max_tokens;
+        // It counts towards the answer's limit.
+        self.max_tokens = self.max_tokens.saturating_add(budget_tokens).min(most);
         self.thinking = Some(Thinking::Enabled { budget_tokens });
     }
 
@@ -304,16 +300,11 @@ fn tool_result<'a>(result: &'a ToolResult, facts: &ModelFacts) -> Content<'a> {
     })
 }
 
-/// A text block, or nothing for blank text, which is refused. U+0000 is refused by gateways.
+/// A text block, or nothing for blank text, which is refused.
 fn text_block(text: &str) -> Option<Content<'_>> {
     if text.trim().is_empty() {
         return None;
     }
-    let text = if text.contains('\0') {
-        Cow::Owned(text.replace('\0', "\u{fffd}"))
-    } else {
-        Cow::Borrowed(text)
-    };
     Some(Content::Own(Own::Text {
         text,
         cache_control: None,

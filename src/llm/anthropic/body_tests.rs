@@ -3,6 +3,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::chat::{CallIds, Document, Echo, Image, ImageType, Reply, ToolArgs, ToolCall};
 use crate::llm::asked::Asked;
+use crate::llm::json::Json;
 
 fn request(model: &str, messages: Vec<Message>) -> Asked {
     let mut asked = Asked::new(model, &["bash", "glob"], messages);
@@ -14,8 +15,8 @@ fn request(model: &str, messages: Vec<Message>) -> Asked {
 fn sent(asked: &Asked) -> (String, Warnings) {
     let mut warnings = Vec::new();
     let request = asked.request();
-    let json = serde_json::to_string(&body(&request, &mut warnings)).unwrap();
-    (json, warnings)
+    let json = Json::write(&body(&request, &mut warnings), std::iter::empty()).unwrap();
+    (String::from_utf8(json.to_vec()).unwrap(), warnings)
 }
 
 fn body_of(asked: &Asked) -> Value {
@@ -386,9 +387,9 @@ fn an_answer_is_never_longer_than_what_can_be_paid_for() {
         ("claude-sonnet-4-6", L::Unset, 500_000, 32_000, None),
         ("claude-haiku-4-5", L::High, 500_000, 48_384, Some(16_384)),
         ("claude-haiku-4-5", L::High, 40_000, 40_000, Some(16_384)),
-        ("claude-haiku-4-5", L::High, 5000, 5000, Some(2500)),
-        ("claude-haiku-4-5", L::High, 2048, 2048, Some(1024)),
-        ("claude-haiku-4-5", L::High, 2047, 2047, None),
+        ("claude-haiku-4-5", L::High, 17_408, 17_408, Some(16_384)),
+        ("claude-haiku-4-5", L::High, 17_407, 17_407, None),
+        ("claude-haiku-4-5", L::Low, 5000, 5000, Some(2048)),
         ("claude-haiku-4-5", L::High, 1, 1, None),
     ] {
         let mut request = request(model, vec![user("go")]);
@@ -405,6 +406,29 @@ fn an_answer_is_never_longer_than_what_can_be_paid_for() {
         );
         let left_out = model == "claude-haiku-4-5" && budget.is_none();
         assert_eq!(warnings.len(), usize::from(left_out), "{place}");
+    }
+}
+
+#[test]
+fn the_budget_of_thinking_does_not_follow_the_money() {
+    use ThinkingLevel as L;
+    for model in ["claude-haiku-4-5", "claude-3-haiku-20240307"] {
+        for level in [L::Low, L::Medium, L::High] {
+            let facts = prices::facts(NAME, model);
+            let least = facts.least_with_thinking(level).unwrap();
+            let thinking = |affordable| {
+                let mut request = request(model, vec![user("go")]);
+                request.thinking = level;
+                request.affordable = Some(affordable);
+                body_of(&request)["thinking"].clone()
+            };
+            let richest = thinking(u32::MAX);
+            assert_eq!(richest["type"], "enabled");
+            for affordable in (least..40_000).step_by(997) {
+                assert_eq!(thinking(affordable), richest, "{model} {affordable}");
+            }
+            assert_eq!(thinking(least - 1), Value::Null);
+        }
     }
 }
 
@@ -485,6 +509,29 @@ fn echoes_go_back_byte_for_byte_to_their_own_provider_alone() {
     assert!(of("anthropic").contains(&format!("[{search},{cited}]")));
     let other = of("openai");
     assert!(other.contains(r#"[{"type":"text","text":"a"}]"#), "{other}");
+}
+
+#[test]
+fn nul_is_nowhere_in_a_request() {
+    let echo = r#"{"type":"novel","a":"x\u0000\\u0000\u0000"}"#;
+    let blocks = vec![
+        Block::Opaque(raw(echo)),
+        call("t", ToolArgs::Json(json!({"a\0": ["\0b"]}))),
+    ];
+    let document = Part::Document(Document {
+        name: "c\0".to_owned(),
+        base64: "AAAA".into(),
+    });
+    let messages = vec![
+        Message::User(vec![document]),
+        said(blocks),
+        results(&["t"], Some("d\0")),
+    ];
+    let (json, _) = sent(&request("claude-opus-5", messages));
+    assert!(json.contains(r#""x\ufffd\\u0000\ufffd""#), "{json}");
+    for text in ["a\u{fffd}", "\u{fffd}b", "c\u{fffd}", "d\u{fffd}"] {
+        assert!(json.contains(text), "{text} {json}");
+    }
 }
 
 #[test]

@@ -6,15 +6,16 @@ use std::mem::take;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::block::{OpenBlock, SHOWN_CHARS, name, served};
+use super::block::{Fit, OpenBlock, SHOWN_CHARS, name, served};
 use super::errors::classify;
 use super::usage::Tally;
-use super::wire::{Delta, DeltaKind, Details, Event, EventKind, NAME, Whole};
+use super::wire::{Delta, DeltaKind, Event, EventKind, Fields, NAME};
 use crate::chat::{Block, CallIds};
+use crate::llm::args::{ArgsReader, MOST_VALUES};
 use crate::llm::estimate::Size;
 use crate::llm::fault::{bad, cut};
 use crate::llm::protocol::{Decoder, Deltas, Heard};
-use crate::llm::text::{MOST_VALUES, Piece, has_too_many_values, mended};
+use crate::llm::text::{Piece, mended, values};
 use crate::llm::types::{LlmDelta, LlmError, LlmStop};
 use crate::net::sse::SseEvent;
 
@@ -32,6 +33,7 @@ pub struct AnthropicDecoder {
     held: usize,
     blocks: usize,
     calls: usize,
+    args: ArgsReader,
     tally: Tally,
     stop: Option<LlmStop>,
     finished: bool,
@@ -59,7 +61,7 @@ impl AnthropicDecoder {
         match kind {
             EventKind::MessageStart => {
                 if let Some(message) = event.message
-                    && !self.begin(&read(message)?, out)
+                    && !self.begin(&Fields::of(message), out)
                 {
                     return Ok(Heard::Ping);
                 }
@@ -73,10 +75,7 @@ impl AnthropicDecoder {
                 let Some(delta) = &event.delta else {
                     return Ok(Heard::Ping);
                 };
-                return match self.open.get_mut(&index) {
-                    Some(block) => Ok(block.delta(delta, out)),
-                    None => self.without_start(index, delta, out),
-                };
+                return self.block_delta(index, delta, out);
             }
             EventKind::BlockStop if self.open.contains_key(&index) => self.block_stop(index, out),
             EventKind::MessageDelta => {
@@ -106,7 +105,7 @@ impl AnthropicDecoder {
         if event.data.trim().is_empty() {
             return Ok(Heard::Ping);
         }
-        let tree: Value = serde_json::from_str(&mended(&event.data))
+        let mut tree: Value = serde_json::from_str(&mended(&event.data))
             .map_err(|_| bad(NAME, &format!("an event is not JSON ({error})")))?;
         let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
         let name = text(tree.get("type"))
@@ -114,7 +113,14 @@ impl AnthropicDecoder {
             .unwrap_or_default();
         let kind = EventKind::of(name.as_bytes());
         let of_delta = text(tree.get("delta").and_then(|delta| delta.get("type")));
-        let is_new = |name: String| DeltaKind::of(name.as_bytes()) == DeltaKind::Other;
+        let of_delta = of_delta.map(|name| DeltaKind::of(name.as_bytes()));
+        // What a piece doesn't need can't fail it.
+        if let Some(Value::Object(delta)) = tree.get_mut("delta") {
+            let needed = of_delta.and_then(DeltaKind::field);
+            delta.retain(|field, value| {
+                value.is_string() || needed == Some(field) || field == "stop_details"
+            });
+        }
         let json = tree.to_string();
         if kind == EventKind::Error {
             return Err(failed(&json));
@@ -122,7 +128,7 @@ impl AnthropicDecoder {
         match serde_json::from_str::<Event<'_>>(&json) {
             Ok(event) => self.take(kind, &event, out),
             Err(_) if kind == EventKind::Other => Ok(Heard::Ping),
-            Err(_) if of_delta.is_some_and(is_new) => Ok(Heard::Content(Size::default())),
+            Err(_) if of_delta == Some(DeltaKind::Other) => Ok(Heard::Content(Size::default())),
             Err(error) => {
                 let what = format!("a {name} event can't be read ({error})");
                 Err(bad(NAME, &what))
@@ -131,8 +137,8 @@ impl AnthropicDecoder {
     }
 
     /// Whether this is no repetition.
-    fn begin(&mut self, message: &Whole<'_>, out: &mut Deltas) -> bool {
-        let id = message.id.as_ref().map_or_else(String::new, name);
+    fn begin(&mut self, message: &Fields<'_>, out: &mut Deltas) -> bool {
+        let id = message.get("id").as_ref().map_or_else(String::new, name);
         if let Some(before) = &self.message {
             if *before == id && (self.blocks == 0 || !id.is_empty()) {
                 return false;
@@ -141,31 +147,45 @@ impl AnthropicDecoder {
             out.push_back(LlmDelta::Restarted);
         }
         self.message = Some(id);
-        served(message.model.as_ref(), out);
-        self.read_usage(message.usage, out);
+        served(message.get("model").as_ref(), out);
+        self.read_usage(message.raw("usage"), out);
         true
     }
 
-    /// A piece of a block that never began, or is over: what was said begins one, what can't be told from half a
-    /// call is the stream's fault.
-    fn without_start(
+    /// A piece of the block `index`. One that it doesn't take, or that never began: what was said begins a block of
+    /// its own, what can't be told from half a call is the stream's fault.
+    fn block_delta(
         &mut self,
         index: i64,
         delta: &Delta<'_>,
         out: &mut Deltas,
     ) -> Result<Heard, LlmError> {
-        let block = match delta.kind.unwrap_or_default() {
-            DeltaKind::Text => "text",
-            DeltaKind::Thinking => "thinking",
-            DeltaKind::Other => return Ok(Heard::Ping),
-            _ if delta.is_empty() => return Ok(Heard::Ping),
-            kind => {
-                let what = format!("a piece ({kind:?}) is of block {index}, which is not open");
+        let kind = delta.kind.unwrap_or_default();
+        let open = self.open.get_mut(&index);
+        if delta.is_empty() && delta.kind != Some(DeltaKind::Other) {
+            return Ok(Heard::Ping);
+        }
+        let known = open.is_some();
+        let fit = open.map_or(Fit::of(kind), |block| block.fit(kind));
+        match fit {
+            Fit::Here => {}
+            Fit::Nowhere if known && delta.kind.is_some() => {
+                return Ok(Heard::Content(Size::default()));
+            }
+            Fit::Nowhere => return Ok(Heard::Ping),
+            Fit::Apart => {
+                let block = match kind {
+                    DeltaKind::Thinking => r#"{"type":"thinking"}"#,
+                    _ => r#"{"type":"text"}"#,
+                };
+                let start = RawValue::from_string(block.to_owned()).unwrap_or_default();
+                self.block_start(index, &start, out)?;
+            }
+            Fit::Missing => {
+                let what = format!("a piece ({kind:?}) is of block {index}, which takes none");
                 return Err(bad(NAME, &what));
             }
-        };
-        let start = RawValue::from_string(format!(r#"{{"type":"{block}"}}"#)).unwrap_or_default();
-        self.block_start(index, &start, out)?;
+        }
         let block = self.open.get_mut(&index);
         Ok(block.map_or(Heard::Ping, |block| block.delta(delta, out)))
     }
@@ -192,7 +212,7 @@ impl AnthropicDecoder {
 
     fn block_stop(&mut self, index: i64, out: &mut Deltas) {
         if let Some(block) = self.open.remove(&index) {
-            let block = block.complete(&self.ids, out);
+            let block = block.complete(&self.ids, &mut self.args, out);
             self.push(block, out);
         }
     }
@@ -211,23 +231,29 @@ impl AnthropicDecoder {
             "pause_turn" => LlmStop::Pause,
             "model_context_window_exceeded" => LlmStop::ContextFull,
             "refusal" => {
-                let details = details.and_then(|raw| serde_json::from_str(raw.get()).ok());
-                let details: Details<'_> = details.unwrap_or_default();
-                let text = |piece: Piece<'_>| piece.bounded(SHOWN_CHARS);
+                let details = details.map(Fields::of).unwrap_or_default();
+                let text = |field: &str| {
+                    let piece: Option<Piece<'_>> = details.get(field);
+                    piece.map(|piece| piece.bounded(SHOWN_CHARS))
+                };
                 LlmStop::Refusal {
-                    category: details.category.map(text),
-                    explanation: details.explanation.map(text),
+                    category: text("category"),
+                    explanation: text("explanation"),
                 }
             }
             _ => LlmStop::Unknown(reason.bounded(100)),
         });
     }
 
-    /// The end: what never stopped was cut off.
+    /// The end: what never stopped was cut off, unless the answer ended well.
     fn finish(&mut self, out: &mut Deltas) {
         self.finished = true;
+        let is_good = !matches!(
+            self.stop,
+            None | Some(LlmStop::MaxTokens | LlmStop::ContextFull)
+        );
         for block in take(&mut self.open).into_values() {
-            let block = block.cut_off(&self.ids, out);
+            let block = block.cut_off(is_good, &self.ids, &mut self.args, out);
             self.push(block, out);
         }
         out.push_back(LlmDelta::Stop(match (self.stop.take(), self.calls) {
@@ -290,9 +316,9 @@ impl Decoder for AnthropicDecoder {
     fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<Size, LlmError> {
         few_values(body)?;
         let body = mended(body);
-        let message: Whole<'_> = serde_json::from_str(&body)
+        let message: Fields<'_> = serde_json::from_str(&body)
             .map_err(|error| bad(NAME, &format!("the answer is no message ({error})")))?;
-        let Some(blocks) = &message.content else {
+        let Some(blocks) = message.get::<Vec<&RawValue>>("content") else {
             return Err(bad(NAME, "the answer is JSON, but not a message"));
         };
         self.begin(&message, out);
@@ -300,8 +326,11 @@ impl Decoder for AnthropicDecoder {
             self.block_start(index, block, out)?;
             self.block_stop(index, out);
         }
-        self.stopped(message.stop_reason.as_ref(), message.stop_details);
-        self.read_usage(message.usage, out);
+        self.stopped(
+            message.get("stop_reason").as_ref(),
+            message.raw("stop_details"),
+        );
+        self.read_usage(message.raw("usage"), out);
         self.finish(out);
         Ok(take(&mut self.size))
     }
@@ -330,16 +359,12 @@ fn failed(event: &str) -> LlmError {
 
 /// Refuses what would take many times its size in memory.
 fn few_values(json: &str) -> Result<(), LlmError> {
-    if has_too_many_values(json) {
+    // Each value takes a byte and a separator.
+    if json.len() > 2 * MOST_VALUES && values(json) > MOST_VALUES {
         let what = format!("what it answers has more than {MOST_VALUES} JSON values");
         return Err(bad(NAME, &what));
     }
     Ok(())
-}
-
-fn read(raw: &RawValue) -> Result<Whole<'_>, LlmError> {
-    serde_json::from_str(raw.get())
-        .map_err(|error| bad(NAME, &format!("the message can't be read ({error})")))
 }
 
 #[cfg(test)]

@@ -256,7 +256,6 @@ fn what_is_not_known_is_carried_or_passed_over() {
             start("a"),
             json!({"type": "content_block_start", "index": 4,
                 "content_block": {"type": "novel", "x": {"b": 1, "a": 2}}}),
-            json!({"type": "content_block_delta", "index": 4, "delta": {"type": "novel_delta"}}),
             json!({"type": "content_block_delta", "index": 9, "delta": {"type": "novel_delta"}}),
             block_end(4),
             block_end(9),
@@ -853,20 +852,6 @@ fn figures_that_are_none_tell_nothing_and_cost_no_others() {
 #[test]
 fn what_would_take_many_times_its_size_is_not_read() {
     let list = format!("[{}]", vec!["[]"; 200_000].join(","));
-    let mut decoder = AnthropicDecoder::default();
-    for data in [
-        start("msg_1"),
-        call_start(0),
-        piece(0, &list),
-        json!({"type": "content_block_stop", "index": 0}),
-    ] {
-        let deltas = feed(&mut decoder, &data);
-        if let Some(LlmDelta::Block(Block::Call(call))) = deltas.last() {
-            assert!(
-                matches!(&call.args, ToolArgs::Malformed { error, .. } if error.contains("values"))
-            );
-        }
-    }
     let blocks = format!(r#"{{"content":[{}]}}"#, vec!["{}"; 200_000].join(","));
     let mut out = Deltas::new();
     let whole = AnthropicDecoder::default().whole(&blocks, &mut out);
@@ -878,4 +863,182 @@ fn what_would_take_many_times_its_size_is_not_read() {
         ),
     );
     assert_eq!(error.kind, LlmErrorKind::BadResponse);
+}
+
+#[test]
+fn many_calls_together_have_no_more_values_than_one() {
+    let list = format!(r#"{{"a":[{}]}}"#, vec!["[]"; 20_000].join(","));
+    for json in [list.clone(), json!(list).to_string()] {
+        let mut events = vec![start("a")];
+        for index in 0..10 {
+            events.extend([call_start(index), piece(index, &json), block_end(index)]);
+        }
+        let deltas = all(&events);
+        let read = deltas.iter().filter(|delta| match delta {
+            LlmDelta::Block(Block::Call(call)) => match &call.args {
+                ToolArgs::Json(args) => args.is_object(),
+                ToolArgs::Malformed { raw, .. } => !raw.is_empty(),
+            },
+            _ => false,
+        });
+        assert_eq!(read.count(), 2);
+    }
+}
+
+#[test]
+fn the_type_alone_tells_what_a_block_is() {
+    for (block, args) in [
+        (
+            r#"{"type":"tool_use","id":7,"name":"bash","input":{"a":1}}"#,
+            json!({"a": 1}),
+        ),
+        (
+            r#"{"type":"tool_use","id":"t","id":"u","name":"bash","input":{}}"#,
+            json!({}),
+        ),
+        (
+            r#"{"type":"tool_use","text":5,"citations":{},"name":"bash","to":[]}"#,
+            json!({}),
+        ),
+        (r#"{"type":"tool_use","name":null,"input":null}"#, json!({})),
+    ] {
+        let begin =
+            format!(r#"{{"type":"content_block_start","index":0,"content_block":{block}}}"#);
+        let mut decoder = AnthropicDecoder::default();
+        feed_raw(&mut decoder, &begin);
+        let deltas = feed(&mut decoder, &block_end(0));
+        assert_eq!(args_of(&deltas), Some(&ToolArgs::Json(args)), "{block}");
+    }
+    let mut decoder = AnthropicDecoder::default();
+    let begin = json!({"type": "content_block_start", "index": 0,
+        "content_block": {"type": "text", "text": "a", "citations": {}, "id": 4}});
+    feed(&mut decoder, &begin);
+    let text = feed(&mut decoder, &block_end(0));
+    assert_eq!(text, [LlmDelta::Block(Block::text("a"))]);
+}
+
+#[test]
+fn an_odd_field_costs_a_message_and_a_piece_only_itself() {
+    let mut decoder = AnthropicDecoder::default();
+    let begin = r#"{"type":"message_start","message":{"id":"a","id":"b","model":5,"content":7,
+        "stop_reason":[],"usage":{"input_tokens":3,"output_tokens":4.0,"output_tokens":5}}}"#;
+    let usage = Usage {
+        input: 3,
+        output: 5,
+        ..Usage::default()
+    };
+    assert_eq!(feed_raw(&mut decoder, begin), [LlmDelta::Usage(usage)]);
+    feed(&mut decoder, &text(0, "")[0]);
+    let said = json!({"type": "content_block_delta", "index": 0,
+        "delta": {"type": "text_delta", "text": "x", "thinking": {}, "partial_json": 1}});
+    assert_eq!(feed(&mut decoder, &said), [LlmDelta::Text("x".to_owned())]);
+    let body = json!({"id": 7, "model": {}, "stop_details": 1, "stop_reason": "refusal",
+        "content": [{"type": "text", "text": "a"}]});
+    let mut out = Deltas::new();
+    AnthropicDecoder::default()
+        .whole(&body.to_string(), &mut out)
+        .unwrap();
+    assert_eq!(texts(&Vec::from(out)), "a");
+}
+
+#[test]
+fn what_is_shown_is_kept_whatever_block_it_came_for() {
+    let delta = |kind: &str, field: &str| json!({"type": "content_block_delta", "index": 0, "delta": {"type": kind, field: "x"}});
+    let begin =
+        |block: Value| json!({"type": "content_block_start", "index": 0, "content_block": block});
+    let call = json!({"type": "tool_use", "id": "t", "name": "bash", "input": {}});
+    for block in [
+        call,
+        json!({"type": "novel"}),
+        json!({"type": "redacted_thinking", "data": "d"}),
+        json!({"type": "thinking", "thinking": ""}),
+        json!({}),
+    ] {
+        let is_call = block["type"] == "tool_use";
+        let deltas = all(&[
+            begin(block.clone()),
+            delta("text_delta", "text"),
+            block_end(0),
+        ]);
+        assert_eq!(texts(&deltas), "x", "{block}");
+        assert_eq!(
+            deltas.last(),
+            Some(&LlmDelta::Block(Block::text("x"))),
+            "{block}"
+        );
+        assert_eq!(args_of(&deltas).is_some(), is_call, "{block}");
+        assert_eq!(echo_of(&deltas), None, "half of {block} is none");
+    }
+    for (kind, field) in [
+        ("novel_delta", "text"),
+        ("signature_delta", "signature"),
+        ("input_json_delta", "partial_json"),
+    ] {
+        let deltas = all(&[
+            begin(json!({"type": "novel"})),
+            delta(kind, field),
+            block_end(0),
+        ]);
+        assert_eq!(deltas, [], "{kind}: half a block is none");
+    }
+    let mut decoder = AnthropicDecoder::default();
+    feed(&mut decoder, &text(0, "")[0]);
+    let error = fails(&mut decoder, piece(0, "{}").to_string());
+    assert_eq!(error.kind, LlmErrorKind::BadResponse, "a call's piece");
+    assert_eq!(
+        feed(&mut decoder, &delta("signature_delta", "signature")),
+        []
+    );
+}
+
+#[test]
+fn a_block_goes_back_however_deep_it_is() {
+    let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+    let begin = format!(
+        r#"{{"type":"content_block_start","index":0,"content_block":{{"type":"server_tool_use","x":{deep},"input":{{}}}}}}"#
+    );
+    let mut decoder = AnthropicDecoder::default();
+    feed_raw(&mut decoder, &begin);
+    feed(&mut decoder, &piece(0, r#"{"query":"#));
+    feed(&mut decoder, &piece(0, r#""x"}"#));
+    let kept = feed(&mut decoder, &block_end(0));
+    let expected = format!(r#"{{"type":"server_tool_use","x":{deep},"input":{{"query":"x"}}}}"#);
+    assert_eq!(echo_of(&kept).map(str::len), Some(expected.len()));
+    assert!(echo_of(&kept).unwrap().contains(&deep));
+}
+
+#[test]
+fn a_call_whose_end_alone_is_missing_is_whole_where_the_answer_is_good() {
+    for (json, reason, whole) in [
+        ("{}", "tool_use", true),
+        ("{}", "end_turn", true),
+        ("{}", "max_tokens", false),
+        ("{}", "model_context_window_exceeded", false),
+        ("{", "tool_use", false),
+        ("", "tool_use", false),
+    ] {
+        let deltas = answer(&[call_start(0), piece(0, json)], reason);
+        let is_json = matches!(args_of(&deltas), Some(ToolArgs::Json(_)));
+        assert_eq!(is_json, whole, "{json} {reason}");
+    }
+}
+
+#[test]
+fn whole_figures_may_be_written_as_fractions() {
+    for (figure, expected) in [
+        ("12.0", 12),
+        ("1.2e1", 12),
+        ("12", 12),
+        ("12.5", 0),
+        ("-1", 0),
+    ] {
+        let event = format!(
+            r#"{{"type":"message_delta","usage":{{"input_tokens":1,"output_tokens":{figure}}}}}"#
+        );
+        let told = feed_raw(&mut AnthropicDecoder::default(), &event);
+        let [LlmDelta::Usage(usage)] = told.as_slice() else {
+            panic!("{told:?}")
+        };
+        assert_eq!(usage.output, expected, "{figure}");
+    }
 }

@@ -81,7 +81,16 @@ fn by_words(message: &str, otherwise: LlmErrorKind) -> LlmErrorKind {
         LlmErrorKind::ContextTooLong
     } else if has(&["credit balance"]) {
         LlmErrorKind::Billing
-    } else if has(&["image", "pdf", ".document"]) {
+    } else if (message.starts_with("messages.") && has(&["image", "pdf", ".document"]))
+        || has(&[
+            "process image",
+            "image exceeds",
+            "image dimensions",
+            "process pdf",
+            "pdf pages",
+            "the pdf specified",
+        ])
+    {
         LlmErrorKind::ContentRefused
     } else {
         otherwise
@@ -135,6 +144,11 @@ mod tests {
             400 invalid_request_error ContextTooLong input length and `max_tokens` exceed context limit: 1 + 2 > 3
             400 invalid_request_error Billing Your credit balance is too low to access the Anthropic API.
             400 invalid_request_error ContentRefused messages.4.content.1.image.source.base64.data: Could not process
+            400 invalid_request_error ContentRefused Could not process image
+            400 invalid_request_error ContentRefused Could not process PDF
+            400 invalid_request_error ContentRefused A maximum of 100 PDF pages may be provided.
+            400 invalid_request_error BadRequest tools.3.custom.input_schema.properties.image_path: invalid
+            400 invalid_request_error BadRequest messages.2: tool_use ids without tool_result blocks
             401 authentication_error Auth invalid x-api-key
             402 billing_error Billing
             403 permission_error Auth

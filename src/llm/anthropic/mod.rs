@@ -55,6 +55,7 @@ pub struct Anthropic {
 
 impl Protocol for Anthropic {
     const NAME: &'static str = DEF.name;
+    const REQUEST_ID: &'static str = "request-id";
     type Decoder = AnthropicDecoder;
 
     fn new(config: &ProviderConfig) -> Self {
@@ -90,7 +91,7 @@ impl Protocol for Anthropic {
 
     fn fault(status: u16, headers: &HeaderMap, body: &str) -> LlmError {
         let (kind, words) = errors::classify(status, body);
-        fault::refused(kind, words, headers, "request-id")
+        fault::refused(kind, words, headers, Self::REQUEST_ID)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::wire::Figures;
+use super::wire::Fields;
 use crate::llm::types::Usage;
 
 /// What was told so far.
@@ -27,8 +27,8 @@ impl Tally {
     /// Figures replace what was said before; a list of inner passes is their sum. `None` without any figure:
     /// what can't be read is none. Without one of the output, the usage is marked as estimated.
     pub(super) fn read(&mut self, raw: &RawValue) -> Option<Usage> {
-        let whole = figures(raw)?;
-        let passes = whole.iterations.0.as_deref().unwrap_or_default();
+        let whole = Fields::of(raw);
+        let passes: Vec<&RawValue> = whole.get("iterations").unwrap_or_default();
         let mut told = Told::default();
         if passes.is_empty() {
             told.replace(&mut self.usage, &whole);
@@ -43,8 +43,7 @@ impl Tally {
             let mut sum = Usage::default();
             for pass in passes {
                 let mut one = Usage::default();
-                if let Some(figures) = figures(pass) {
-                    told.replace(&mut one, &figures);
+                if told.replace(&mut one, &Fields::of(pass)) {
                     sum.last_pass = Some(one.context());
                 }
                 sum.input = sum.input.saturating_add(one.input);
@@ -65,10 +64,6 @@ impl Tally {
     }
 }
 
-fn figures(raw: &RawValue) -> Option<Figures<'_>> {
-    serde_json::from_str(raw.get()).ok()
-}
-
 /// Which figures were given.
 #[derive(Debug, Default)]
 struct Told {
@@ -77,35 +72,41 @@ struct Told {
 }
 
 impl Told {
-    /// Takes over the figures that are given.
-    fn replace(&mut self, usage: &mut Usage, figures: &Figures<'_>) {
-        let split = figures.cache_creation.0.unwrap_or_default();
-        let details = figures.output_tokens_details.0.unwrap_or_default();
-        let tools = figures.server_tool_use.0.unwrap_or_default();
+    /// Takes over the figures that are given; whether some were.
+    fn replace(&mut self, usage: &mut Usage, figures: &Fields<'_>) -> bool {
+        let split = figures.inner("cache_creation");
+        let hour = split.count("ephemeral_1h_input_tokens");
+        let minutes = split.count("ephemeral_5m_input_tokens");
+        let output = figures.count("output_tokens");
+        let details = figures.inner("output_tokens_details");
+        let tools = figures.inner("server_tool_use");
+        let mut any = false;
         for (figure, before) in [
-            (figures.input_tokens, &mut usage.input),
-            (figures.output_tokens, &mut usage.output),
-            (figures.cache_read_input_tokens, &mut usage.cache_read),
-            (split.ephemeral_1h_input_tokens, &mut usage.cache_write_1h),
-            (split.ephemeral_5m_input_tokens, &mut usage.cache_write_5m),
-            (details.thinking_tokens, &mut usage.reasoning),
-            (tools.web_search_requests, &mut usage.searches),
+            (figures.count("input_tokens"), &mut usage.input),
+            (output, &mut usage.output),
+            (
+                figures.count("cache_read_input_tokens"),
+                &mut usage.cache_read,
+            ),
+            (hour, &mut usage.cache_write_1h),
+            (minutes, &mut usage.cache_write_5m),
+            (details.count("thinking_tokens"), &mut usage.reasoning),
+            (tools.count("web_search_requests"), &mut usage.searches),
         ] {
-            if let Some(count) = figure.0 {
+            if let Some(count) = figure {
                 *before = count;
-                self.any = true;
+                any = true;
             }
         }
-        self.output |= figures.output_tokens.0.is_some();
-        let told = split
-            .ephemeral_1h_input_tokens
-            .0
-            .or(split.ephemeral_5m_input_tokens.0);
         // A total without its split: an hour's part that is known already stays one.
-        if let (Some(total), None) = (figures.cache_creation_input_tokens.0, told) {
+        let total = figures.count("cache_creation_input_tokens");
+        if let (Some(total), None) = (total, hour.or(minutes)) {
             usage.cache_write_1h = usage.cache_write_1h.min(total);
             usage.cache_write_5m = total - usage.cache_write_1h;
-            self.any = true;
+            any = true;
         }
+        self.output |= output.is_some();
+        self.any |= any;
+        any
     }
 }

@@ -2,12 +2,14 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::str::FromStr;
 
-use serde::de::{Error as _, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
 
+use crate::chat::Echo;
 use crate::llm::text::Piece;
 
 /// The provider.
@@ -104,7 +106,7 @@ pub(super) enum Content<'a> {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(super) enum Own<'a> {
     Text {
-        text: Cow<'a, str>,
+        text: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         cache_control: Option<Mark>,
     },
@@ -226,6 +228,21 @@ names! {
     }
 }
 
+impl DeltaKind {
+    /// The field that a piece of this kind is in.
+    pub(super) const fn field(self) -> Option<&'static str> {
+        match self {
+            Self::Text => Some("text"),
+            Self::Thinking => Some("thinking"),
+            Self::Signature => Some("signature"),
+            Self::Json => Some("partial_json"),
+            Self::Compaction => Some("content"),
+            Self::Citation => Some("citation"),
+            Self::Other => None,
+        }
+    }
+}
+
 /// An event of a stream, flat: what belongs to no known event is left as it is, so that it can't fail one.
 #[derive(Deserialize)]
 pub(super) struct Event<'a> {
@@ -279,122 +296,75 @@ impl Delta<'_> {
     }
 }
 
-/// Why the model refused.
-#[derive(Default, Deserialize)]
-pub(super) struct Details<'a> {
-    #[serde(borrow)]
-    pub(super) category: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) explanation: Option<Piece<'a>>,
+/// The fields of an object that are read one by one: one that is not what it should be is not there, and costs no
+/// other. Of a field that comes twice the last counts.
+#[derive(Default)]
+pub(super) struct Fields<'a>(Vec<(Piece<'a>, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// Those of `raw`; none if it is no object.
+    pub(super) fn of(raw: &'a RawValue) -> Self {
+        serde_json::from_str(raw.get()).unwrap_or_default()
+    }
+
+    /// The field `name` as it came, if it is there and not `null`.
+    pub(super) fn raw(&self, name: &str) -> Option<&'a RawValue> {
+        let mut fields = self.0.iter().rev();
+        let (_, raw) = fields.find(|(field, _)| field.is(name))?;
+        (raw.get() != "null").then_some(*raw)
+    }
+
+    /// The field `name`, if it is a `T`.
+    pub(super) fn get<T: Deserialize<'a>>(&self, name: &str) -> Option<T> {
+        serde_json::from_str(self.raw(name)?.get()).ok()
+    }
+
+    /// The fields of the object in the field `name`.
+    pub(super) fn inner(&self, name: &str) -> Self {
+        self.raw(name).map(Self::of).unwrap_or_default()
+    }
+
+    /// The count in the field `name`.
+    pub(super) fn count(&self, name: &str) -> Option<u64> {
+        let count: u64 = integer(&self.get(name)?)?;
+        Some(count.min(MOST_TOKENS))
+    }
+
+    /// The object with `value` as its field `name`.
+    pub(super) fn with(&self, name: &str, value: &RawValue) -> Result<Echo, serde_json::Error> {
+        struct With<'w>(&'w Fields<'w>, &'w str, &'w RawValue);
+        impl Serialize for With<'_> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let Self(Fields(fields), name, value) = self;
+                let others = fields.iter().filter(|(field, _)| !field.is(name));
+                let others = others.map(|(field, raw)| (field.text(), *raw));
+                serializer.collect_map(others.chain([(Cow::Borrowed(*name), *value)]))
+            }
+        }
+        Echo::of(&With(self, name, value))
+    }
 }
 
-/// A message: its beginning in a stream, or all of it.
-#[derive(Deserialize)]
-pub(super) struct Whole<'a> {
-    #[serde(borrow)]
-    pub(super) id: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) model: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) content: Option<Vec<&'a RawValue>>,
-    #[serde(borrow)]
-    pub(super) stop_reason: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) stop_details: Option<&'a RawValue>,
-    #[serde(borrow)]
-    pub(super) usage: Option<&'a RawValue>,
-}
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Fields<'de>;
 
-/// A block's beginning, or all of it.
-#[derive(Default, Deserialize)]
-pub(super) struct Start<'a> {
-    #[serde(rename = "type", borrow)]
-    pub(super) kind: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) id: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) name: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) text: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) thinking: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) signature: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) citations: Option<Vec<&'a RawValue>>,
-    #[serde(borrow)]
-    pub(super) input: Option<&'a RawValue>,
-    #[serde(borrow)]
-    pub(super) to: Option<Served<'a>>,
-}
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
 
-#[derive(Deserialize)]
-pub(super) struct Served<'a> {
-    #[serde(borrow)]
-    pub(super) model: Option<Piece<'a>>,
-}
-
-/// A source that a text names.
-#[derive(Deserialize)]
-pub(super) struct Cited<'a> {
-    #[serde(borrow)]
-    pub(super) url: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) title: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) document_title: Option<Piece<'a>>,
-    #[serde(rename = "cited_text", borrow)]
-    pub(super) quote: Option<Piece<'a>>,
-}
-
-/// What one of the provider's tools is asked.
-#[derive(Default, Deserialize)]
-pub(super) struct Asked<'a> {
-    #[serde(borrow)]
-    pub(super) query: Option<Piece<'a>>,
-    #[serde(borrow)]
-    pub(super) url: Option<Piece<'a>>,
-}
-
-/// Usage figures. Those that are given replace what was said before, each by itself.
-#[derive(Deserialize)]
-pub(super) struct Figures<'a> {
-    #[serde(default)]
-    pub(super) input_tokens: Figure,
-    #[serde(default)]
-    pub(super) output_tokens: Figure,
-    #[serde(default)]
-    pub(super) cache_read_input_tokens: Figure,
-    #[serde(default)]
-    pub(super) cache_creation_input_tokens: Figure,
-    #[serde(default)]
-    pub(super) cache_creation: Lenient<CacheCreation>,
-    #[serde(default)]
-    pub(super) output_tokens_details: Lenient<OutputDetails>,
-    #[serde(default)]
-    pub(super) server_tool_use: Lenient<ServerToolUse>,
-    /// The inner passes of a request, of which each is billed.
-    #[serde(borrow, default)]
-    pub(super) iterations: Lenient<Vec<&'a RawValue>>,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct CacheCreation {
-    pub(super) ephemeral_5m_input_tokens: Figure,
-    pub(super) ephemeral_1h_input_tokens: Figure,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct OutputDetails {
-    pub(super) thinking_tokens: Figure,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct ServerToolUse {
-    pub(super) web_search_requests: Figure,
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Fields(fields))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
 }
 
 /// More tokens than any request can have: figures beyond it are nonsense that no sum should overflow on.
@@ -407,41 +377,16 @@ pub(super) struct Index(pub(super) i64);
 impl<'de> Deserialize<'de> for Index {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let number = Number::deserialize(deserializer)?;
-        let index = number.as_i64().or_else(|| {
-            let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
-            format!("{float:.0}").parse().ok()
-        });
-        index
+        integer(&number)
             .map(Self)
             .ok_or_else(|| D::Error::custom(format!("{number} is no index of a block")))
     }
 }
 
-/// A count; whatever is no count is none.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Figure(pub(super) Option<u64>);
-
-/// A part of which nothing is taken when it is not what it should be: it must not cost the other parts.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Lenient<T>(pub(super) Option<T>);
-
-impl<T> Default for Lenient<T> {
-    fn default() -> Self {
-        Self(None)
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Lenient<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&'de RawValue>::deserialize(deserializer)?;
-        Ok(Self(serde_json::from_str(raw.get()).ok()))
-    }
-}
-
-impl<'de> Deserialize<'de> for Figure {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&RawValue>::deserialize(deserializer)?;
-        let count = raw.get().parse::<u64>().ok();
-        Ok(Self(count.map(|count| count.min(MOST_TOKENS))))
-    }
+/// An integer that may be written like `1.0`.
+fn integer<T: FromStr>(number: &Number) -> Option<T> {
+    number.to_string().parse().ok().or_else(|| {
+        let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
+        format!("{float:.0}").parse().ok()
+    })
 }

@@ -26,8 +26,8 @@ pub trait Dialect: Debug + Send + Sync {
     fn faults(&self, request: &Received) -> Vec<String>;
     /// What it would refuse in a body.
     fn body_faults(&self, body: &Value) -> Vec<String>;
-    /// The bytes that must not change within a conversation.
-    fn prefix(&self, raw: &[u8]) -> Option<String>;
+    /// What must not change within a conversation, lest what the provider has cached be void.
+    fn prefix(&self, raw: &[u8]) -> Option<Prefix>;
 
     /// The texts of each message, the user's and the model's.
     fn texts(&self, body: &Value) -> Vec<Vec<String>>;
@@ -49,6 +49,15 @@ pub trait Dialect: Debug + Send + Sync {
     fn conversation(&self, body: &Value) -> Vec<Message>;
     /// A request's messages without what makes no difference.
     fn meaning(&self, body: &Value) -> Vec<Value>;
+}
+
+/// The bytes of a request before its messages.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prefix {
+    /// They never change: the system prompt, the tools, how to answer.
+    pub fixed: String,
+    /// How to think: that may be left out from some request on, and is never changed otherwise.
+    pub thinking: String,
 }
 
 /// Speaks one answer.

@@ -33,6 +33,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
+use dialect::Prefix;
 pub use dialect::{Dialect, Said};
 pub use script::{Gate, Reply};
 
@@ -141,7 +142,7 @@ struct State {
     requests: Vec<Received>,
     outcomes: BTreeMap<usize, Outcome>,
     /// What must not change in a conversation, by its beginning.
-    prefixes: BTreeMap<String, String>,
+    prefixes: BTreeMap<String, Prefix>,
     faults: Vec<String>,
     instant_requests: usize,
 }
@@ -152,8 +153,13 @@ impl State {
         // A conversation is known by how it begins.
         let begin = request.text_of_message(0);
         let known = self.prefixes.entry(begin).or_insert_with(|| prefix.clone());
-        (*known != prefix)
-            .then(|| "system or tools differ from the conversation's first request".to_owned())
+        if prefix.thinking.is_empty() {
+            known.thinking.clear();
+        }
+        (*known != prefix).then(|| {
+            "system, tools, output_config or thinking differ from the conversation's first request"
+                .to_owned()
+        })
     }
 }
 

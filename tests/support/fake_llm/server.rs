@@ -100,12 +100,18 @@ async fn answer(
     }
     let dialect = request.dialect;
     if reply.whole {
+        assert!(
+            matches!(reply.end, End::Finish),
+            "one document ends as a whole"
+        );
         let pieces: Vec<Piece> = reply
             .steps
             .iter()
-            .filter_map(|step| match step {
-                Step::Say(piece) => Some(piece.clone()),
-                Step::Error { .. } | Step::Bytes(_) | Step::Wait(_) => None,
+            .map(|step| match step {
+                Step::Say(piece) => piece.clone(),
+                Step::Error { .. } | Step::Bytes(_) | Step::Wait(_) => {
+                    panic!("one document holds nothing but an answer")
+                }
             })
             .collect();
         let body = dialect.whole(&pieces, request, number).to_string();

@@ -101,6 +101,21 @@ async fn requests_that_the_service_would_refuse_are_faults() {
         .collect();
     let mut no_tools = turn(json!([call("a")]), json!([result("a")]));
     no_tools["tools"] = json!([]);
+    let thinking = json!({"type": "thinking", "thinking": "a", "signature": "s"});
+    let mut marked = thinking.clone();
+    marked["cache_control"] = json!({"type": "ephemeral"});
+    let text = json!({"type": "text", "text": "x"});
+    let said = |blocks: Value| turn(blocks, json!([text.clone()]));
+    let mut blank_system = prompt();
+    blank_system["system"] = json!([{"type": "text", "text": " "}]);
+    let budget = |tokens: u32| {
+        let mut request = prompt();
+        request["max_tokens"] = json!(2000);
+        request["thinking"] = json!({"type": "enabled", "budget_tokens": tokens});
+        request
+    };
+    let mut blank_result = result("a");
+    blank_result["content"] = json!([{"type": "text", "text": " "}]);
     for (request, fault) in [
         (body(json!([])), "no messages"),
         (
@@ -138,6 +153,19 @@ async fn requests_that_the_service_would_refuse_are_faults() {
             "the last message is the assistant's",
         ),
         (marks, "5 cache marks"),
+        (said(json!([text.clone(), thinking])), "ends with thinking"),
+        (
+            said(json!([marked, text.clone()])),
+            "a cache mark on thinking",
+        ),
+        (blank_system, "an empty system block"),
+        (budget(1023), "a budget of 1023"),
+        (budget(2000), "a budget of 2000"),
+        (
+            turn(json!([call("a")]), json!([blank_result])),
+            "the result of a has an empty text block",
+        ),
+        (body(json!([{"role": "user", "content": "a\0"}])), "U+0000"),
         (no_tools, "no tools"),
         (json!({"messages": 3}), "no model"),
     ] {
@@ -167,6 +195,30 @@ async fn system_and_tools_may_not_change_within_a_conversation() {
     changed["tools"][0]["description"] = json!("new");
     post(&llm, &changed).await.unwrap();
     assert!(llm.take_faults()[0].contains("differ"));
+}
+
+#[tokio::test]
+async fn thinking_may_end_within_a_conversation_but_not_change_or_begin() {
+    let thinking = |budget: Option<u32>| {
+        let mut request = prompt();
+        request["max_tokens"] = json!(20_000);
+        if let Some(tokens) = budget {
+            request["thinking"] = json!({"type": "enabled", "budget_tokens": tokens});
+        }
+        request
+    };
+    for (budgets, fits) in [
+        ([Some(2048), Some(2048), None], true),
+        ([Some(2048), Some(2047), None], false),
+        ([Some(2048), None, Some(2048)], false),
+        ([None, None, Some(2048)], false),
+    ] {
+        let llm = FakeLlm::start([Reply::says("1"), Reply::says("2"), Reply::says("3")]).await;
+        for budget in budgets {
+            post(&llm, &thinking(budget)).await.unwrap();
+        }
+        assert_eq!(llm.take_faults().is_empty(), fits, "{budgets:?}");
+    }
 }
 
 #[tokio::test]

@@ -7,7 +7,11 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::blocks_of;
+use crate::support::fake_llm::dialect::Prefix;
 use crate::support::fake_llm::{KEY, Received};
+
+/// The largest body that is taken.
+const MOST_BYTES: usize = 32 << 20;
 
 #[derive(Deserialize)]
 struct RawParts<'a> {
@@ -15,13 +19,19 @@ struct RawParts<'a> {
     system: Option<&'a RawValue>,
     #[serde(borrow)]
     tools: Option<&'a RawValue>,
+    #[serde(borrow)]
+    output_config: Option<&'a RawValue>,
+    #[serde(borrow)]
+    thinking: Option<&'a RawValue>,
 }
 
-/// The bytes that must not change within a conversation.
-pub(super) fn prefix(raw: &[u8]) -> Option<String> {
+pub(super) fn prefix(raw: &[u8]) -> Option<Prefix> {
     let parts: RawParts<'_> = serde_json::from_slice(raw).ok()?;
     let raw = |part: Option<&RawValue>| part.map_or("", RawValue::get).to_owned();
-    Some(raw(parts.system) + &raw(parts.tools))
+    Some(Prefix {
+        fixed: raw(parts.system) + &raw(parts.tools) + &raw(parts.output_config),
+        thinking: raw(parts.thinking),
+    })
 }
 
 /// Everything that is wrong with `request`.
@@ -47,6 +57,10 @@ pub(super) fn faults(request: &Received) -> Vec<String> {
         request.path.ends_with("/v1/messages"),
         format!("the path is {}", request.path),
     );
+    check(
+        request.raw.len() <= MOST_BYTES,
+        format!("the body has {} bytes", request.raw.len()),
+    );
     let body = &request.body;
     let model = body["model"].as_str().unwrap_or_default();
     check(!model.is_empty(), "no model".to_owned());
@@ -66,9 +80,47 @@ pub(super) fn body_faults(body: &Value) -> Vec<String> {
     if marks > 4 {
         faults.push(format!("{marks} cache marks"));
     }
+    if holds_nul(body) {
+        faults.push("U+0000 in a text".to_owned());
+    }
+    for block in body["system"].as_array().into_iter().flatten() {
+        if is_blank(block) {
+            faults.push("an empty system block".to_owned());
+        }
+    }
+    let (budget, most) = (&body["thinking"]["budget_tokens"], &body["max_tokens"]);
+    if let (Some(budget), Some(most)) = (budget.as_u64(), most.as_u64())
+        && !(1024..most).contains(&budget)
+    {
+        faults.push(format!("a budget of {budget} for thinking, of {most}"));
+    }
     faults.extend(tool_faults(body));
     faults.extend(message_faults(body));
     faults
+}
+
+fn is_blank(text: &Value) -> bool {
+    text["text"]
+        .as_str()
+        .is_some_and(|text| text.trim().is_empty())
+}
+
+fn is_thinking(block: &Value) -> bool {
+    matches!(
+        block["type"].as_str(),
+        Some("thinking" | "redacted_thinking")
+    )
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Object(fields) => fields
+            .iter()
+            .any(|(name, value)| name.contains('\0') || holds_nul(value)),
+        Value::Array(items) => items.iter().any(holds_nul),
+        _ => false,
+    }
 }
 
 fn count_marks(value: &Value) -> usize {
@@ -127,9 +179,15 @@ fn message_faults(body: &Value) -> Vec<String> {
         if blocks.is_empty() {
             faults.push(format!("message {at} is empty"));
         }
+        if role == "assistant" && blocks.last().is_some_and(is_thinking) {
+            faults.push(format!("message {at} ends with thinking"));
+        }
         let mut text_seen = false;
         let mut calls = Vec::new();
         for block in &blocks {
+            if is_thinking(block) && block.get("cache_control").is_some() {
+                faults.push(format!("message {at} has a cache mark on thinking"));
+            }
             match block["type"].as_str().unwrap_or_default() {
                 "text" => {
                     text_seen = true;
@@ -169,7 +227,7 @@ fn message_faults(body: &Value) -> Vec<String> {
                         _ => faults.push(format!("message {at} has a result for no call: {id}")),
                     }
                     for part in block["content"].as_array().into_iter().flatten() {
-                        if part["type"] == "text" && part["text"] == "" {
+                        if is_blank(part) {
                             faults.push(format!("the result of {id} has an empty text block"));
                         }
                     }

@@ -6,7 +6,7 @@ mod reader;
 use sandcaster::chat::Message;
 use serde_json::{Value, json};
 
-use super::dialect::{Dialect, Figures, Piece, Said, Speaker, Stop};
+use super::dialect::{Dialect, Figures, Piece, Prefix, Said, Speaker, Stop};
 use super::{Received, SentResult};
 use crate::support::recordings::Response;
 
@@ -43,7 +43,7 @@ impl Dialect for Anthropic {
         check::body_faults(body)
     }
 
-    fn prefix(&self, raw: &[u8]) -> Option<String> {
+    fn prefix(&self, raw: &[u8]) -> Option<Prefix> {
         check::prefix(raw)
     }
 
