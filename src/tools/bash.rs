@@ -265,7 +265,9 @@ impl Call<'_> {
 
     /// How much of the output is in its file, if it is any.
     async fn kept(&self, ended: &Ended) -> Option<u64> {
-        let record = ended.record.as_ref().filter(|_| ended.bytes < OUTPUT_FILE);
+        // After a gap the file has more than came here; a full one lacks the record.
+        let exact = !ended.gap && ended.bytes < OUTPUT_FILE;
+        let record = ended.record.as_ref().filter(|_| exact);
         let sandbox = self.context.sandbox.as_ref();
         let kept = kept(sandbox, &self.output_path, ended.bytes, record).await;
         kept.filter(|bytes| *bytes > 0)
@@ -276,7 +278,9 @@ impl Call<'_> {
             let lost = "It could not be kept in a file: write it to one, or filter it.";
             return ended.excerpt.with_notice(lost);
         };
-        let whole = if kept >= ended.bytes {
+        let whole = if ended.gap {
+            format!("What the sandbox kept of the output ({})", size(kept))
+        } else if kept >= ended.bytes {
             "Whole output".to_owned()
         } else {
             format!("The first {} of the output", size(kept))

@@ -176,7 +176,7 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         }
         Root::Closed | Root::Missing => return Err(not_listed(&listing, &path, context).await),
     };
-    if files.known.is_empty() && all > 0 && odd_names == 0 {
+    if files.count() == 0 && all > 0 && odd_names == 0 {
         return Ok(answer(
             context,
             &format!(
@@ -200,20 +200,20 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         notes,
         unsearched,
     } = match mode {
-        _ if search.files.known.is_empty() => Answer::default(),
+        _ if search.files.count() == 0 => Answer::default(),
         Mode::Content => search.content(around.clamp(0, MOST_CONTEXT)).await?,
         Mode::Files => search.summary(SHOWN_FILES).await?,
         Mode::Count => search.summary(0).await?,
     };
     if text.is_empty() {
-        let searched = search.files.known.len().saturating_sub(unsearched);
+        let searched = search.files.count().saturating_sub(unsearched);
         if is_file && searched == 0 {
             return Err(Failure::Complaint(format!(
                 "{} can't be searched:{notes}",
                 one_line(&path)
             )));
         }
-        let skipped = if path.is_empty() || search.files.known.is_empty() {
+        let skipped = if path.is_empty() || search.files.count() == 0 {
             skipped_note(&named)
         } else {
             String::new()
@@ -359,7 +359,7 @@ impl Search<'_> {
 
     /// Where nothing matches: what `plain`, the pattern's own text, would have found.
     async fn plainly(&self, plain: Option<Pattern>, given: &str) -> Result<String, Failure> {
-        let Some(pattern) = plain.filter(|_| !self.files.known.is_empty()) else {
+        let Some(pattern) = plain.filter(|_| !self.files.count() == 0) else {
             return Ok(String::new());
         };
         let again = Search {

@@ -1,6 +1,6 @@
 //! The sandbox's `grep`, run over a list of files.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,21 +70,52 @@ esac | head -c "$keep"
 pub(super) struct Files {
     /// Their names, relative to the search's base, as the script wants them.
     list: Bytes,
-    pub(super) known: HashSet<Vec<u8>>,
+    /// Sorted by their bytes.
+    names: Vec<Vec<u8>>,
     /// The length of the longest name.
     longest: usize,
 }
 
 impl Files {
-    pub(super) fn new(files: Vec<Vec<u8>>) -> Self {
-        let names = files
+    pub(super) fn new(mut files: Vec<Vec<u8>>) -> Self {
+        let list = files
             .iter()
             .flat_map(|name| [b"./", name.as_slice(), b"\0"]);
+        let list = list.collect::<Vec<&[u8]>>().concat().into();
+        files.sort_unstable();
         Self {
-            list: names.collect::<Vec<&[u8]>>().concat().into(),
+            list,
             longest: files.iter().map(Vec::len).max().unwrap_or(0),
-            known: files.into_iter().collect(),
+            names: files,
         }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The lengths of the names that `line` begins with, shortest first. No byte of it is looked at more often than a
+    /// search in a sorted list takes: what a sandbox prints may be made to have as many beginnings as it has bytes.
+    pub(super) fn beginnings(&self, line: &[u8]) -> impl Iterator<Item = usize> {
+        let mut names = self.names.as_slice();
+        let mut line = line.iter();
+        let mut length = 0;
+        std::iter::from_fn(move || {
+            loop {
+                let first = names.first()?;
+                if first.len() == length {
+                    // The shorter one stands first.
+                    names = names.get(1..).unwrap_or_default();
+                    return Some(length);
+                }
+                let next = line.next()?;
+                let at = |name: &Vec<u8>| name.get(length).copied();
+                let from = names.partition_point(|name| at(name) < Some(*next));
+                let to = names.partition_point(|name| at(name) <= Some(*next));
+                names = names.get(from..to).unwrap_or_default();
+                length += 1;
+            }
+        })
     }
 
     /// A bound on a line of grep's output.
