@@ -71,8 +71,10 @@ done
 pub(super) enum Kind {
     Directory,
     File,
-    /// A pipe, a socket, a device, a link that leads nowhere.
+    /// A pipe, a socket, a device.
     Other,
+    /// A link to where nothing can be reached.
+    Dangling,
     Missing,
 }
 
@@ -220,7 +222,7 @@ impl Place {
             "p" => (Kind::Other, "a pipe"),
             "s" => (Kind::Other, "a socket"),
             "v" => (Kind::Other, "a device"),
-            "l" => (Kind::Other, "a link"),
+            "l" => (Kind::Dangling, "a link that leads nowhere"),
             _ => (Kind::Missing, ""),
         };
         let (size, text, target, readable) = (field(), field(), field(), field() == "1");
@@ -268,11 +270,11 @@ impl Place {
             (Kind::File, _) if self.readable => return None,
             (Kind::File, _) => format!("{given}: permission denied"),
             (Kind::Directory, _) => format!("{given} is a directory"),
-            (Kind::Other, Some(target)) if self.other == "a link" => format!(
+            (Kind::Dangling, Some(target)) => format!(
                 "{given} is no regular file but a link to {}, where nothing can be reached",
                 one_line(target)
             ),
-            (Kind::Other, _) => format!("{given} is no regular file but {}: use bash", self.other),
+            (Kind::Other | Kind::Dangling, _) => format!("{given} is no regular file but {}: use bash", self.other),
             (Kind::Missing, _) => self.missing(&given, context),
         }))
     }

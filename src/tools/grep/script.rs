@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::show::short;
-use crate::tools::listing::{Trouble, complaints, no_program};
+use crate::tools::listing::{MEMORY_MIB, Trouble, complaints, no_program};
 use crate::tools::place::store;
 use crate::tools::regex::Pattern;
 use crate::tools::script::Script;
@@ -22,8 +22,6 @@ pub(super) const KEEP_LINES: usize = 1024 * 1024;
 const KEEP_COUNTS: usize = 16 * 1024 * 1024;
 /// Bytes of a line that are fetched, beside its file's name.
 const LINE: usize = 1_300;
-/// Memory that each program of a search may use.
-const MEMORY_MIB: u32 = 512;
 
 /// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
 /// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
@@ -205,17 +203,16 @@ impl Search<'_> {
         .await?;
         let redactor = &self.context.redactor;
         let said = || short(complaints(&found.stderr, redactor).trim(), 300);
-        let starved = complaints(&found.stderr, redactor)
-            .lines()
-            .any(|line| is_starved(line.trim()));
+        let trouble = Trouble::read(&found.stderr, redactor);
         Err(match found.exit_code {
-            0 | 8 if starved => Failure::Complaint(format!(
-                "grep needs more memory than a search may use ({MEMORY_MIB} MiB), so not all was searched; make the pattern \
-                 simpler (smaller counts), or give a narrower path"
+            // With the pattern alone, before any file.
+            8 if trouble.starved => Failure::Complaint(format!(
+                "grep needs more memory for this pattern than a search may use ({MEMORY_MIB} MiB), so nothing was searched; \
+                 make it simpler (smaller counts)"
             )),
             0 => {
                 return Ok(Printed {
-                    trouble: Trouble::read(&found.stderr, redactor),
+                    trouble,
                     output: found.stdout,
                 });
             }
@@ -229,39 +226,5 @@ impl Search<'_> {
                 said()
             )),
         })
-    }
-}
-
-/// Whether programs make such a complaint for want of memory. What has a path in it is about a file.
-fn is_starved(line: &str) -> bool {
-    let words = line.to_ascii_lowercase();
-    !line.contains("./")
-        && (words.ends_with("memory exhausted") || words.ends_with("out of memory"))
-        || words.starts_with("xargs: ")
-            && words.contains("terminated by signal")
-            && !words.ends_with("signal 13")
-        || words.starts_with("grep ended with exit code 1")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn want_of_memory_is_told_from_trouble_with_files() {
-        for line in [
-            "grep: memory exhausted",
-            "grep: out of memory",
-            "xargs: grep: terminated by signal 9",
-        ] {
-            assert!(is_starved(line), "{line}");
-        }
-        for line in [
-            "grep: ./out of memory: Permission denied",
-            "xargs: grep: terminated by signal 13",
-            "grep: ./x: memory exhausted",
-        ] {
-            assert!(!is_starved(line), "{line}");
-        }
     }
 }
