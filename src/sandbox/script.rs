@@ -52,7 +52,8 @@ impl Script<'_> {
             let collected = stream.collect(self.keep).await?;
             if collected.gap {
                 return Err(SandboxError::Backend(
-                    "the connection to the sandbox broke, and what it said was lost; try again".to_owned(),
+                    "the connection to the sandbox broke, and what it said was lost; try again"
+                        .to_owned(),
                 ));
             }
             Ok(collected)
@@ -255,7 +256,10 @@ mod tests {
         assert!(found.stderr.starts_with(b"begin\nfind: "));
         assert_eq!(unforked(&found.stderr), Some(NEITHER));
         let few = collected(vec![ExecOutput::Stderr("few".into()), ExecOutput::Gap]).await;
-        assert_eq!((&*few.stderr, few.truncated, few.gap), (&b"few"[..], false, true));
+        assert_eq!(
+            (&*few.stderr, few.truncated, few.gap),
+            (&b"few"[..], false, true)
+        );
     }
 
     #[test]

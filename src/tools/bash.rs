@@ -94,6 +94,9 @@ impl Tool for Bash {
             Err(error) => {
                 // What was begun may still write: its file is not used for another command.
                 let begun = !matches!(error, SandboxError::NotStarted(_));
+                if !begun {
+                    call.forget(&args.command).await;
+                }
                 context.session.tell_output(output, begun);
                 context.session.settle_output(output);
                 return Err(error.into());
@@ -104,6 +107,7 @@ impl Tool for Bash {
                 .before(&ended)
                 .into_iter()
                 .fold(short.why.to_owned(), |why, note| format!("{why}\n[{note}]"));
+            call.forget(&args.command).await;
             context.session.tell_output(output, false);
             context.session.settle_output(output);
             return Err(Failure::Complaint(why));
@@ -417,7 +421,7 @@ impl Call<'_> {
         if ended.bytes >= READ {
             // It goes on in the file: what may be the beginning of a key is held back.
             let whole = read.trim_end_matches(['\u{fffd}', '\n']);
-            read = self.context.redactor.stream().push(whole);
+            read = self.context.redactor.clean_cut(whole);
         }
         let output = first_chars(&read, STARTED).trim_end();
         let mut text = output.to_owned();

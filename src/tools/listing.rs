@@ -231,7 +231,7 @@ impl Trouble {
 /// The beginning of standard error without secrets: these go before anything is cut, or half of one may stay.
 pub(super) fn complaints(errors: &[u8], redactor: &Redactor) -> String {
     match errors.get(..READ_TROUBLES) {
-        Some(first) => redactor.stream().push(&String::from_utf8_lossy(first)),
+        Some(first) => redactor.clean_cut(&String::from_utf8_lossy(first)),
         None => redactor
             .clean(&String::from_utf8_lossy(errors))
             .into_owned(),

@@ -120,7 +120,7 @@ impl Prepared {
 pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<Prepared, String> {
     let complain = |what: &str, got: &str| {
         // Cleaned before it is cut; it may have been cut in a key on its way here.
-        let got = redactor.stream().push(got);
+        let got = redactor.clean_cut(got);
         format!(
             "{}: {what}. Expected {}. Got: {}",
             spec.name,
@@ -140,7 +140,10 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<
     let object = as_object(value)
         .ok_or_else(|| complain("the arguments are no JSON object", &value.to_string()))?;
     if object.len() > MOST_FIELDS {
-        let what = format!("there are {} arguments, at most {MOST_FIELDS}", object.len());
+        let what = format!(
+            "there are {} arguments, at most {MOST_FIELDS}",
+            object.len()
+        );
         return Err(complain(&what, &value.to_string()));
     }
     let empty = Map::new();

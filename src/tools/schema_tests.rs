@@ -125,7 +125,10 @@ fn a_call_with_very_many_arguments_is_refused_at_once() {
         .map(|n| (format!("pathh{n:05}"), json!(1)))
         .collect();
     let why = prepared(&spec(), &ToolArgs::Json(Value::Object(many))).unwrap_err();
-    assert!(why.contains("there are 100000 arguments, at most 10000"), "{why}");
+    assert!(
+        why.contains("there are 100000 arguments, at most 10000"),
+        "{why}"
+    );
 }
 
 #[test]

@@ -210,8 +210,8 @@ exit 0
 
 /// `$1` output file, `$2` bytes of output, `$3` bytes with the end record; nothing, if it isn't known that these are
 /// all. Prints the file's size, which must not be believed too soon: `tee` writes to the pipe first. Then cuts the end
-/// record off, if nothing stands behind it; `tee` appends, so what a program in the background prints later follows
-/// without a gap.
+/// record off, or makes it blanks, if a program in the background has printed something behind it. `tee` appends, so what
+/// comes later follows without a gap.
 const KEPT: &str = r#"
 n=0
 while size=$(wc -c <"$1" 2>/dev/null) && [ "$size" -lt "${3:-0}" ] && [ "$n" -lt 5 ]; do
@@ -219,7 +219,9 @@ n=$((n+1))
 sleep 0.1 2>/dev/null || n=5
 done
 echo $size
-[ -z "$3" ] || [ "${size:-0}" -ne "$3" ] || dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null
+if [ -n "$3" ] && [ "${size:-0}" -eq "$3" ]; then dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null
+elif [ -n "$3" ] && [ "${size:-0}" -gt "$3" ]; then printf "%$(($3-$2-1))s\n" "" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null
+fi
 exit 0
 "#;
 

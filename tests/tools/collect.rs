@@ -206,7 +206,8 @@ async fn files_are_read_one_by_one() {
     rig.put("a", "1");
     rig.put("b", "2");
     let sandbox = rig.sandbox.as_ref();
-    let mut collecting = Collecting::begin(sandbox, &before, CollectLimits::default(), soon()).await;
+    let mut collecting =
+        Collecting::begin(sandbox, &before, CollectLimits::default(), soon()).await;
     assert_eq!(collecting.next().await.unwrap().path, "a");
     // The second is read when it is asked for, and not before.
     rig.put("b", "two");

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::{Rig, in_every_shell};
 use crate::support::host_sandbox::{HostSandbox, Shell};
+use crate::support::processes::until;
 
 in_every_shell! {
     async fn the_true_cause_is_told_when_nothing_could_be_started(rig) {
@@ -100,7 +101,10 @@ async fn a_background_program_is_told_though_nothing_more_can_be_started() {
         sandbox.processes.store(3, Ordering::Relaxed);
         let endless = json!({"command": "while :; do :; done", "background": true});
         let text = rig.text("bash", endless).await;
-        assert!(text.contains("running in the background: pid "), "{shell:?}: {text}");
+        assert!(
+            text.contains("running in the background: pid "),
+            "{shell:?}: {text}"
+        );
     }
 }
 
@@ -127,6 +131,12 @@ impl Limited {
         });
         rig.context.sandbox = limited.clone();
         assert_eq!(rig.bash("true").await.exit_code, Some(0));
+        // What was started counts until it is gone.
+        until(
+            || rig.sandbox.processes().is_empty(),
+            "the sandbox to be empty",
+        )
+        .await;
         limited
     }
 

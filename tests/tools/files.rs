@@ -266,6 +266,14 @@ in_every_shell! {
             assert_eq!(rig.get(stored), b"three");
             assert!(!rig.sandbox.home().join(asked).exists());
         }
+        // Some parts in one way, some in the other.
+        rig.put("cafe\u{301}/th\u{e9}/x.txt", "one");
+        let asked = "caf\u{e9}/the\u{301}";
+        assert_eq!(rig.text("file_read", json!({"path": format!("{asked}/x.txt")})).await, "1\tone");
+        let why = rig.complaint("grep", json!({"pattern": "one", "path": asked})).await;
+        let given = why.rsplit_once(": give ").unwrap().1;
+        let text = rig.text("grep", json!({"pattern": "one", "path": given})).await;
+        assert!(text.ends_with("x.txt:1:one"), "{text}");
         rig.text("file_write", json!({"path": "neu\u{e9}", "content": "x"})).await;
         assert_eq!(rig.get("neu\u{e9}"), b"x");
     }

@@ -329,13 +329,19 @@ fn up_to_nul<'o>(rest: &mut &'o [u8]) -> Option<&'o [u8]> {
 /// The line of `name` if it is the next, and what follows it. A file that is gone has none.
 fn line<'o>(rest: &'o [u8], name: &[u8]) -> Option<(Print, &'o [u8])> {
     // Without a bound each name would look through all that has no such mark.
-    let mut fields = rest.get(..BEFORE_NAME).unwrap_or(rest).split(|b| *b == b'|');
+    let mut fields = rest
+        .get(..BEFORE_NAME)
+        .unwrap_or(rest)
+        .split(|b| *b == b'|');
     let mode = fields.next()?;
     let size = fields.next()?;
     let changed = fields.next()?;
     let in_words = fields.next()?;
     let before = mode.len() + size.len() + changed.len() + in_words.len() + 4;
-    let after = rest.get(before..)?.strip_prefix(name)?.strip_prefix(b"\n")?;
+    let after = rest
+        .get(before..)?
+        .strip_prefix(name)?
+        .strip_prefix(b"\n")?;
     let mode = u32::from_str_radix(std::str::from_utf8(mode).ok()?, 16).ok()?;
     Some((
         Print {

@@ -389,7 +389,7 @@ impl Search<'_> {
 
     /// Where nothing matches: what `plain`, the pattern's own text, would have found.
     async fn plainly(&self, plain: Option<Pattern>, given: &str) -> Result<String, Failure> {
-        let Some(pattern) = plain.filter(|_| !self.files.count() == 0) else {
+        let Some(pattern) = plain.filter(|_| self.files.count() > 0) else {
             return Ok(String::new());
         };
         let again = Search {

@@ -252,7 +252,7 @@ impl Shown<'_> {
         let text = text.join("\t");
         let text = if cut {
             // Its end may be the beginning of a secret: that much is held back.
-            self.redactor.stream().push(&text)
+            self.redactor.clean_cut(&text)
         } else {
             self.redactor.clean(&text).into_owned()
         };

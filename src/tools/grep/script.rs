@@ -191,7 +191,7 @@ impl Search<'_> {
         let (wanted, memory) = (keep.to_string(), (MEMORY_MIB * 1024).to_string());
         let mut args = vec![list.as_str(), &self.base, &wanted, &line, &memory, &options];
         args.extend(more);
-        let found = Script {
+        let ran = Script {
             text: SEARCH,
             args,
             stdin: stdin.into(),
@@ -200,7 +200,15 @@ impl Search<'_> {
             ..Script::default()
         }
         .run_for(self.context, LIMIT)
-        .await?;
+        .await;
+        if let Err(Failure::Complaint(_)) = ran
+            && !list.is_empty()
+        {
+            // Where no process could be started it was not removed.
+            let emptying = self.context.sandbox.write(&list, Bytes::new());
+            drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
+        }
+        let found = ran?;
         let redactor = &self.context.redactor;
         let said = || short(complaints(&found.stderr, redactor).trim(), 300);
         let trouble = Trouble::read(&found.stderr, redactor);
