@@ -315,7 +315,7 @@ fn is_junk(text: &[u8]) -> bool {
 
 /// Takes any output of `grep`, for [`crate::fuzz`].
 pub(crate) fn fuzz_grep(output: &[u8]) {
-    let known = HashSet::from([b"a".to_vec(), b"a:1".to_vec()]);
+    let known = Files::new(vec![b"a".to_vec(), b"a:1".to_vec()]);
     for line in output.split(|b| *b == b'\n') {
         if let Some(line) = Line::parse(line, &known) {
             is_junk(line.text);
