@@ -335,7 +335,8 @@ in_every_shell! {
                 if left < line.len() + 100 {
                     // The last but one leaves just so much of the key.
                     let short = left - before - "needle ".len() - over - "needle \n".len();
-                    text.push_str(&format!("needle {}\n{last}{last}", "x".repeat(short)));
+                    text.extend(["needle ", &"x".repeat(short), "\n"]);
+                    text += &last.repeat(2);
                     break;
                 }
                 text.push_str(&line);
