@@ -7,17 +7,32 @@ const COMPARED: usize = 500_000;
 /// Of a foreign text that is quoted in a message.
 pub(crate) const QUOTED: usize = 100;
 
-/// Control characters, and the bidirectional controls that make a text read as another.
-pub(crate) fn deceives(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}')
+/// Characters that take no place of their own: nobody sees whether they are there.
+pub(crate) const fn is_invisible(c: char) -> bool {
+    is_joiner(c)
+        || matches!(
+            c,
+            '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}'
+        )
+        || matches!(c, '\u{2060}'..='\u{2064}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{e0000}'..='\u{e007f}')
 }
 
-/// All of a name or a short text on one line: what [`deceives`], ends a line or can't be seen is escaped.
+/// What Persian, Hindi and others are spelt with, and pictures are put together with.
+const fn is_joiner(c: char) -> bool {
+    matches!(c, '\u{200c}' | '\u{200d}')
+}
+
+/// Control characters, and those that make a text read as another: all that [`is_invisible`] but what languages are
+/// written with.
+pub(crate) fn deceives(c: char) -> bool {
+    c.is_control() || is_invisible(c) && !is_joiner(c)
+}
+
+/// All of a name or a short text on one line: what [`deceives`] or ends a line is escaped.
 pub(crate) fn one_line(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if deceives(c) || matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}') {
+        if deceives(c) || matches!(c, '\u{2028}' | '\u{2029}') {
             out.extend(c.escape_default());
         } else {
             out.push(c);
@@ -232,6 +247,30 @@ mod tests {
         ] {
             assert_eq!(size(bytes), text);
         }
+    }
+
+    #[test]
+    fn what_nobody_sees_is_shown_but_what_words_are_spelt_with() {
+        for c in [
+            '\u{ad}',
+            '\u{61c}',
+            '\u{200b}',
+            '\u{202e}',
+            '\u{2060}',
+            '\u{feff}',
+            '\u{e0041}',
+        ] {
+            let text = format!("a{c}b");
+            assert!(is_invisible(c) && deceives(c), "{text:?}");
+            assert_eq!(one_line(&text), format!("a{}b", c.escape_default()));
+            assert_eq!(prose(&text, 10), "ab");
+        }
+        let family = "\u{1f468}\u{200d}\u{1f469} \u{645}\u{6cc}\u{200c}\u{62e}";
+        assert_eq!(
+            (one_line(family).as_str(), prose(family, 10).as_str()),
+            (family, family)
+        );
+        assert!(is_invisible('\u{200d}') && !is_invisible(' '));
     }
 
     #[test]

@@ -199,7 +199,23 @@ fn the_arrow_check_sees_every_form_of_use() {
             "{text}: {seen:?}"
         );
     }
+    // What is built without tests too, and what stands behind that which is not.
     for text in [
+        "#[cfg(any(test, feature = \"x\"))] use crate::runs::log;",
+        "#[cfg(not(test))] use crate::runs::log;",
+        "struct S { #[cfg(test)] pub(crate) a: u8, b: crate::runs::log::Logs }",
+        "fn f(x: u8) { match x { #[cfg(test)] 1 => g(), _ => crate::runs::log::f() } }",
+        "#[cfg(test)] #[derive(Debug)] struct S; use crate::runs::log;",
+    ] {
+        let sources = made_up(&[
+            ("llm.rs", text),
+            ("runs/mod.rs", "mod log;"),
+            ("runs/log.rs", ""),
+        ]);
+        assert_eq!(forbidden(&sources).len(), 1, "{text}");
+    }
+    for text in [
+        "#[cfg(all(test, unix))] pub(crate) fn f<A, B>() { crate::runs::log::f() }",
         "// crate::runs::log",
         "/// [`crate::runs::log`]\nfn f() {}",
         "const A: &str = \"crate::runs::log\";",

@@ -192,15 +192,15 @@ impl RunTask {
             Some(Stop::ServerStopping) => COLLECT_LIMIT_STOPPING,
             Some(_) => COLLECT_LIMIT_STOPPED,
         };
-        let collected = files::collect(
+        let mut collecting = files::Collecting::begin(
             workspace.sandbox.as_ref(),
             &workspace.baseline,
-            &files::CollectLimits::default(),
+            files::CollectLimits::default(),
             Deadline::after(limit),
         )
         .await;
-        let mut omitted = collected.omitted;
-        for file in collected.files {
+        let mut refused = Vec::new();
+        while let Some(file) = collecting.next().await {
             let event = files::file_event(&file, self.id.file_url(&file.path));
             let stored = StoredFile {
                 record: FileRecord {
@@ -212,19 +212,21 @@ impl RunTask {
                 bytes: file.bytes,
             };
             if let Err(error) = self.store.put_file(self.writer.lease(), stored).await {
-                omitted.push(files::Omitted {
+                refused.push(files::Omitted {
                     path: file.path,
                     reason: format!("the store failed: {error}"),
                 });
                 continue;
             }
             if let Err(error) = self.writer.emit(RunEvent::File(event)).await {
-                omitted.push(files::Omitted {
+                refused.push(files::Omitted {
                     path: file.path,
                     reason: format!("{error}; GET /runs/{} lists it", self.id),
                 });
             }
         }
+        let mut omitted = collecting.omitted();
+        omitted.append(&mut refused);
         if !omitted.is_empty() {
             self.warn_omitted(&omitted).await;
         }

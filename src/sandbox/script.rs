@@ -37,7 +37,8 @@ impl Script<'_> {
     ///
     /// # Errors
     /// The sandbox's own. `Timeout` at `limit`; it has been killed then. `TemplateIncompatible` if the
-    /// sandbox has no shell: a script that can't be started for another reason is `NotStarted`.
+    /// sandbox has no shell: a script that can't be started for another reason is `NotStarted`. `Backend` if some of
+    /// the output was lost, for the rest would read as an answer to another question.
     pub(crate) async fn run(
         self,
         sandbox: &dyn Sandbox,
@@ -48,7 +49,14 @@ impl Script<'_> {
         let work = async {
             let stream = exec_sh(sandbox, self.spec()).await?;
             control = Some(Arc::clone(&stream.control));
-            stream.collect(self.keep).await
+            let collected = stream.collect(self.keep).await?;
+            if collected.gap {
+                return Err(SandboxError::Backend(
+                    "the connection to the sandbox broke, and what it said was lost; try again"
+                        .to_owned(),
+                ));
+            }
+            Ok(collected)
         };
         if let Ok(ended) = tokio::time::timeout_at(limit.instant(), work).await {
             return ended;
@@ -218,6 +226,41 @@ pub(crate) async fn require_shell(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::ExecControl;
+
+    struct Nothing;
+
+    #[async_trait::async_trait]
+    impl ExecControl for Nothing {
+        async fn kill(&self) {}
+    }
+
+    async fn collected(said: Vec<ExecOutput>) -> ExecCollected {
+        let (sender, output) = tokio::sync::mpsc::channel(said.len() + 1);
+        for piece in said.into_iter().chain([ExecOutput::Exit(0)]) {
+            sender.try_send(Ok(piece)).unwrap();
+        }
+        let control = Arc::new(Nothing);
+        let stream = ExecStream { output, control };
+        stream.collect(16).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn of_much_standard_error_the_beginning_and_the_end_are_kept() {
+        let much = Bytes::from("find: ./x: Permission denied\n".repeat(10_000));
+        let mut said = vec![ExecOutput::Stderr("begin\n".into())];
+        said.extend(std::iter::repeat_n(ExecOutput::Stderr(much), 60));
+        said.push(ExecOutput::Stderr("sandcaster: 3: Cannot fork\n".into()));
+        let found = collected(said).await;
+        assert!(found.truncated && found.stderr.len() <= 128 * 1024 + 1);
+        assert!(found.stderr.starts_with(b"begin\nfind: "));
+        assert_eq!(unforked(&found.stderr), Some(NEITHER));
+        let few = collected(vec![ExecOutput::Stderr("few".into()), ExecOutput::Gap]).await;
+        assert_eq!(
+            (&*few.stderr, few.truncated, few.gap),
+            (&b"few"[..], false, true)
+        );
+    }
 
     #[test]
     fn that_no_process_could_be_started_is_told_from_names_and_other_words() {

@@ -192,7 +192,8 @@ impl ExecStream {
         })
     }
 
-    /// Reads to the exit, keeping at most `keep` bytes of each stream and counting the rest.
+    /// Reads to the exit, keeping the first `keep` bytes of standard output, and of standard error the first and the
+    /// last 64 KiB.
     ///
     /// # Errors
     /// As [`Self::next`].
@@ -208,14 +209,15 @@ impl ExecStream {
                     collected.truncated |= room < bytes.len();
                 }
                 ExecOutput::Stderr(bytes) => {
-                    let room = keep.saturating_sub(collected.stderr.len()).min(bytes.len());
-                    collected
-                        .stderr
-                        .extend_from_slice(bytes.get(..room).unwrap_or_default());
-                    collected.truncated |= room < bytes.len();
+                    collected.stderr.extend_from_slice(&bytes);
+                    // Seldom, so that each byte is moved a few times at most.
+                    if collected.stderr.len() > 4 * STDERR_END {
+                        collected.truncated |= without_middle(&mut collected.stderr);
+                    }
                 }
-                ExecOutput::Gap => collected.truncated = true,
+                ExecOutput::Gap => collected.gap = true,
                 ExecOutput::Exit(code) => {
+                    collected.truncated |= without_middle(&mut collected.stderr);
                     collected.exit_code = code;
                     return Ok(collected);
                 }
@@ -224,15 +226,29 @@ impl ExecStream {
     }
 }
 
+/// Bytes of standard error that are kept from its beginning, and as many from its end.
+const STDERR_END: usize = 64 * 1024;
+
+/// Leaves the beginning and the end of a long standard error, with a line end between them; whether it was long.
+fn without_middle(bytes: &mut Vec<u8>) -> bool {
+    let long = bytes.len() > 2 * STDERR_END + 1;
+    if long {
+        bytes.splice(STDERR_END..bytes.len() - STDERR_END, [b'\n']);
+    }
+    long
+}
+
 /// A command's whole output.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExecCollected {
     /// Standard output, up to the limit.
     pub stdout: Vec<u8>,
-    /// Standard error, up to the limit.
+    /// Standard error; the beginning and the end of a long one.
     pub stderr: Vec<u8>,
     /// Something was left out.
     pub truncated: bool,
+    /// Some output was lost on the way, so that what stands on both sides of it seems to be one.
+    pub gap: bool,
     /// The exit code.
     pub exit_code: i32,
 }

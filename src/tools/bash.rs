@@ -94,6 +94,9 @@ impl Tool for Bash {
             Err(error) => {
                 // What was begun may still write: its file is not used for another command.
                 let begun = !matches!(error, SandboxError::NotStarted(_));
+                if !begun {
+                    call.forget(&args.command).await;
+                }
                 context.session.tell_output(output, begun);
                 context.session.settle_output(output);
                 return Err(error.into());
@@ -104,6 +107,7 @@ impl Tool for Bash {
                 .before(&ended)
                 .into_iter()
                 .fold(short.why.to_owned(), |why, note| format!("{why}\n[{note}]"));
+            call.forget(&args.command).await;
             context.session.tell_output(output, false);
             context.session.settle_output(output);
             return Err(Failure::Complaint(why));
@@ -265,7 +269,9 @@ impl Call<'_> {
 
     /// How much of the output is in its file, if it is any.
     async fn kept(&self, ended: &Ended) -> Option<u64> {
-        let record = ended.record.as_ref().filter(|_| ended.bytes < OUTPUT_FILE);
+        // After a gap the file has more than came here; a full one lacks the record.
+        let exact = !ended.gap && ended.bytes < OUTPUT_FILE;
+        let record = ended.record.as_ref().filter(|_| exact);
         let sandbox = self.context.sandbox.as_ref();
         let kept = kept(sandbox, &self.output_path, ended.bytes, record).await;
         kept.filter(|bytes| *bytes > 0)
@@ -276,7 +282,9 @@ impl Call<'_> {
             let lost = "It could not be kept in a file: write it to one, or filter it.";
             return ended.excerpt.with_notice(lost);
         };
-        let whole = if kept >= ended.bytes {
+        let whole = if ended.gap {
+            format!("What the sandbox kept of the output ({})", size(kept))
+        } else if kept >= ended.bytes {
             "Whole output".to_owned()
         } else {
             format!("The first {} of the output", size(kept))
@@ -413,7 +421,7 @@ impl Call<'_> {
         if ended.bytes >= READ {
             // It goes on in the file: what may be the beginning of a key is held back.
             let whole = read.trim_end_matches(['\u{fffd}', '\n']);
-            read = self.context.redactor.stream().push(whole);
+            read = self.context.redactor.clean_cut(whole);
         }
         let output = first_chars(&read, STARTED).trim_end();
         let mut text = output.to_owned();

@@ -350,6 +350,16 @@ impl Call<'_> {
         exec_sh(sandbox, wrapped.spec()).await
     }
 
+    /// Empties the file of a long command that was not begun, and so could not remove it.
+    pub(super) async fn forget(&self, command: &str) {
+        if command.len() > LONGEST_COMMAND {
+            let script = format!("{}.sh", self.output_path);
+            let sandbox = self.context.sandbox.as_ref();
+            let emptying = sandbox.write(&script, Bytes::new());
+            drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
+        }
+    }
+
     /// The path of an output file.
     pub(super) fn path_of(&self, number: u64) -> String {
         let name = self.context.session.output_file(number);
@@ -403,7 +413,7 @@ impl Call<'_> {
 /// What the sandbox says of processes that it killed itself, among the outer shell's words.
 fn killed(outer_said: &[u8], redactor: &Redactor) -> Vec<String> {
     // It may have been cut, in a key too.
-    let said = redactor.stream().push(&String::from_utf8_lossy(outer_said));
+    let said = redactor.clean_cut(&String::from_utf8_lossy(outer_said));
     said.lines()
         .filter_map(|line| line.strip_prefix("sandcaster: "))
         .filter(|said| said.starts_with("killed process "))

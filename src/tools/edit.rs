@@ -22,14 +22,14 @@ use super::place::{Kind, Place};
 use super::read::FETCHED;
 use super::replace::{Asked, Refusal, Replaced, replace};
 use super::schema::typed;
-use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext, fingerprint, off_the_runtime};
 
 const AROUND: usize = 3;
 const MOST_SHOWN_LINES: usize = 40;
 const MOST_DIFF: usize = 8_000;
 /// Lines that are compared, and for how long: then the rest counts as replaced whole.
 const MOST_COMPARED: usize = 20_000;
-const LONGEST: Duration = Duration::from_millis(if cfg!(test) { 10_000 } else { 100 });
+const LONGEST: Duration = Duration::from_millis(100);
 
 /// The tool.
 #[derive(Debug)]
@@ -118,6 +118,8 @@ async fn edit(args: EditArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     text.push_str(&shown.lines);
     Ok(ToolAnswer {
         diff: Some(shown.diff),
+        // What is shown of it may depend on how busy the host is.
+        outcome: Some(fingerprint((&place.path, replaced.count))),
         ..ToolAnswer::text(text)
     })
 }
@@ -147,7 +149,7 @@ fn change(file: &[u8], args: &EditArgs, redactor: &Redactor) -> Result<(Replaced
         Refusal::Because(why) => why,
         Refusal::NotFound => not_found(file, asked.old, asked.new, redactor),
     })?;
-    let shown = Shown::of(file, &replaced.bytes, redactor);
+    let shown = Shown::of(file, &replaced.bytes, redactor, LONGEST);
     Ok((replaced, shown))
 }
 
@@ -167,7 +169,8 @@ struct Shown {
 }
 
 impl Shown {
-    fn of(old: &[u8], new: &[u8], redactor: &Redactor) -> Self {
+    /// After `limit` what is not compared yet counts as replaced.
+    fn of(old: &[u8], new: &[u8], redactor: &Redactor, limit: Duration) -> Self {
         let same = |(a, b): &(&u8, &u8)| a == b;
         let start = old.iter().zip(new).take_while(same).count();
         let rest = old.len().min(new.len()) - start;
@@ -190,9 +193,7 @@ impl Shown {
             old.truncate(MOST_COMPARED);
             new.truncate(MOST_COMPARED);
         }
-        let diff = TextDiff::configure()
-            .timeout(LONGEST)
-            .diff_slices(&old, &new);
+        let diff = TextDiff::configure().timeout(limit).diff_slices(&old, &new);
         let mut shown = Self::default();
         let (mut left, mut unseen) = (MOST_SHOWN_LINES, cut);
         let mut groups = diff.grouped_ops(AROUND).into_iter().peekable();
@@ -251,6 +252,9 @@ impl Shown {
 mod tests {
     use super::*;
 
+    /// So that a busy machine changes nothing.
+    const AMPLE: Duration = Duration::from_secs(10);
+
     fn shown(old: &str, from: &str, to: &str) -> Shown {
         let asked = Asked {
             old: from,
@@ -259,7 +263,28 @@ mod tests {
             most: 1 << 20,
         };
         let replaced = replace(old.as_bytes(), asked).unwrap();
-        Shown::of(old.as_bytes(), &replaced.bytes, &Redactor::default())
+        Shown::of(old.as_bytes(), &replaced.bytes, &Redactor::default(), AMPLE)
+    }
+
+    #[test]
+    fn a_diff_that_has_no_time_says_only_what_is_so() {
+        let old = (0..3_000).fold(String::new(), |text, n| text + &n.to_string() + "\n");
+        let new = old
+            .replace("\n7\n", "\nseven\n")
+            .replace("\n2900\n", "\nlate\n");
+        let (none, redactor) = (Duration::ZERO, Redactor::default());
+        let shown = Shown::of(old.as_bytes(), new.as_bytes(), &redactor, none);
+        assert!(
+            shown.lines.starts_with("\n5\t4\n6\t5\n7\t6\n8\tseven\n"),
+            "{}",
+            shown.lines
+        );
+        let hunk = shown.diff.lines().skip(1).map(|line| line.split_at(1));
+        for (sign, line) in hunk.filter(|(_, line)| *line != "diff cut]") {
+            let there = |text: &str| text.lines().any(|known| known == line);
+            assert!(sign == "+" || there(&old), "{sign}{line}");
+            assert!(sign == "-" || there(&new), "{sign}{line}");
+        }
     }
 
     #[test]
@@ -345,8 +370,9 @@ mod tests {
         let lines = |range: std::ops::Range<usize>| -> String {
             range.fold(String::new(), |text, n| text + &n.to_string() + "\n")
         };
-        let diff =
-            |old: &str, new: &str| Shown::of(old.as_bytes(), new.as_bytes(), &Redactor::default());
+        let diff = |old: &str, new: &str| {
+            Shown::of(old.as_bytes(), new.as_bytes(), &Redactor::default(), AMPLE)
+        };
         for count in [MOST_COMPARED, MOST_COMPARED + AROUND] {
             let old = lines(0..count);
             let new = old.replace("\n10\n", "\nten\n") + "end\n";

@@ -160,7 +160,12 @@ pub(super) struct Trouble {
     first: Vec<String>,
     /// There were more words than are read.
     cut: bool,
+    /// A program had too little memory, and so left out nobody knows what.
+    pub(super) starved: bool,
 }
+
+/// Memory that each program of a search may use.
+pub(super) const MEMORY_MIB: u32 = 512;
 
 const SHOWN_TROUBLES: usize = 3;
 /// Bytes of complaints that are read.
@@ -175,7 +180,9 @@ impl Trouble {
         };
         for line in complaints(errors, redactor).lines() {
             let line = line.trim();
-            if !line.is_empty() && !is_expected(line) {
+            if is_starved(line) {
+                trouble.starved = true;
+            } else if !line.is_empty() && !is_expected(line) {
                 trouble.add(1, line);
             }
         }
@@ -194,10 +201,18 @@ impl Trouble {
         usize::try_from(self.lines).unwrap_or(usize::MAX)
     }
 
-    /// A line for the model, after a line end; nothing if all went well.
+    /// Lines for the model, each after a line end; nothing if all went well.
     pub(super) fn note(&self, what: &str) -> String {
+        let starved = if self.starved {
+            format!(
+                "\n[not all was searched: a program needed more memory than a search may use ({MEMORY_MIB} MiB), as \
+                 for a file with a line of hundreds of MB; leave such a file out by glob or path]"
+            )
+        } else {
+            String::new()
+        };
         if self.lines == 0 {
-            return String::new();
+            return starved;
         }
         let more = if self.lines > count(self.first.len()) {
             "; …"
@@ -205,7 +220,7 @@ impl Trouble {
             ""
         };
         format!(
-            "\n[{what}: {}{}: {}{more}]",
+            "{starved}\n[{what}: {}{}: {}{more}]",
             if self.cut { "at least " } else { "" },
             grouped(self.lines),
             self.first.join("; ")
@@ -216,7 +231,7 @@ impl Trouble {
 /// The beginning of standard error without secrets: these go before anything is cut, or half of one may stay.
 pub(super) fn complaints(errors: &[u8], redactor: &Redactor) -> String {
     match errors.get(..READ_TROUBLES) {
-        Some(first) => redactor.stream().push(&String::from_utf8_lossy(first)),
+        Some(first) => redactor.clean_cut(&String::from_utf8_lossy(first)),
         None => redactor
             .clean(&String::from_utf8_lossy(errors))
             .into_owned(),
@@ -229,6 +244,17 @@ fn is_expected(line: &str) -> bool {
     line.ends_with(": Broken pipe")
         || line.starts_with("xargs: ")
             && (line.ends_with("signal 13") || line.contains(" -s option "))
+}
+
+/// Whether programs make such a complaint for want of memory. What has a path in it is about a file.
+pub(super) fn is_starved(line: &str) -> bool {
+    let words = line.to_ascii_lowercase();
+    !line.contains("./")
+        && (words.ends_with("memory exhausted") || words.ends_with("out of memory"))
+        || words.starts_with("xargs: ")
+            && words.contains("terminated by signal")
+            && !words.ends_with("signal 13")
+        || words.starts_with("grep ended with exit code 1")
 }
 
 /// A script that prints something whatever it finds has printed nothing: it ended before that.
@@ -327,5 +353,23 @@ mod tests {
             listing.trouble.note("x"),
             "\n[x: 1: paths longer than 4,095 bytes]"
         );
+    }
+
+    #[test]
+    fn want_of_memory_is_told_from_trouble_with_files() {
+        for line in [
+            "grep: memory exhausted",
+            "grep: out of memory",
+            "xargs: grep: terminated by signal 9",
+        ] {
+            assert!(is_starved(line), "{line}");
+        }
+        for line in [
+            "grep: ./out of memory: Permission denied",
+            "xargs: grep: terminated by signal 13",
+            "grep: ./x: memory exhausted",
+        ] {
+            assert!(!is_starved(line), "{line}");
+        }
     }
 }

@@ -12,7 +12,7 @@ use memchr::{memmem, memrchr};
 
 use crate::encoding::composed;
 use crate::secrets::Redactor;
-use crate::show::{first_chars, one_line};
+use crate::show::{first_chars, is_invisible, one_line};
 
 use super::replace::only_line;
 
@@ -44,7 +44,12 @@ pub(super) fn not_found(file: &[u8], old: &str, new: &str, redactor: &Redactor) 
         .ok();
     }
     let Some(near) = nearest(file, old) else {
-        out.push_str("; no line of the file is similar. Read the part to be changed again");
+        let looked = if key(old.as_bytes()).is_empty() {
+            "it has nothing that can be seen, so no similar lines are looked for"
+        } else {
+            "no line of the file is similar"
+        };
+        write!(out, "; {looked}. Read the part to be changed again").ok();
         return out;
     };
     if let Some(what) = near.difference(old) {
@@ -258,10 +263,6 @@ fn squeezed(text: &str, blank: fn(char) -> bool) -> Cow<'_, str> {
 /// A blank of any width, but no line end.
 fn is_blank(c: char) -> bool {
     c == ' ' || (c.is_whitespace() && !c.is_control())
-}
-
-const fn is_invisible(c: char) -> bool {
-    matches!(c, '\u{ad}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2064}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// The quote or dash that is on a keyboard.

@@ -19,6 +19,8 @@ fn what_is_not_found_is_explained() {
             "x",
             "no line of the file is similar",
         ),
+        ("\n\n  \n", "x", "nothing that can be seen"),
+        ("prin\u{e0041}t('sum')", "x", "invisible characters"),
     ] {
         let why = explained(file, old, new);
         assert!(why.contains(words), "{old:?}: {why}");

@@ -177,7 +177,7 @@ impl Page<'_> {
         self.invalid |= matches!(text, Cow::Owned(_));
         // Of a line that goes on, an end that may be the beginning of a secret is held back.
         let text = if decoded.len() < line.len() || self.cut_line {
-            Cow::Owned(redactor.stream().push(&text))
+            Cow::Owned(redactor.clean_cut(&text))
         } else {
             redactor.clean(&text)
         };

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::listing::{count, unlooked};
 use super::names::forms;
 use super::script::Script;
+use crate::encoding::composed;
 use crate::paths::LONGEST_PATH;
 use crate::sandbox::{FileErrorKind, SandboxError};
 use crate::show::{alike, grouped, one_line, size};
@@ -71,8 +72,10 @@ done
 pub(super) enum Kind {
     Directory,
     File,
-    /// A pipe, a socket, a device, a link that leads nowhere.
+    /// A pipe, a socket, a device.
     Other,
+    /// A link to where nothing can be reached.
+    Dangling,
     Missing,
 }
 
@@ -187,8 +190,32 @@ impl Place {
                     return Ok(other);
                 }
             }
+            // Some parts may be typed in one way and some in the other.
+            let mut next = first.in_another_form();
+            for _ in path.split('/') {
+                let Some(form) = next else { break };
+                let other = Self::inspect(&form, count_lines, context).await?;
+                if other.kind != Kind::Missing {
+                    return Ok(other);
+                }
+                next = other.in_another_form();
+            }
         }
         Ok(first)
+    }
+
+    /// Of a missing one, the path with its first missing part as it is in its directory, if that differs only in how
+    /// accents are typed.
+    fn in_another_form(&self) -> Option<String> {
+        let below = self.path.strip_prefix(&self.directory)?;
+        let below = below.trim_start_matches('/');
+        let name = below.split('/').next().filter(|name| !name.is_ascii())?;
+        let wanted = composed(name);
+        let mut entries = self.entries.iter().map(|entry| entry.name.as_str());
+        let there = entries.find(|entry| *entry != name && composed(entry) == wanted)?;
+        let rest = below.get(name.len()..).unwrap_or_default();
+        let directory = self.directory.trim_end_matches('/');
+        Some(format!("{directory}/{there}{rest}"))
     }
 
     async fn inspect(
@@ -220,7 +247,7 @@ impl Place {
             "p" => (Kind::Other, "a pipe"),
             "s" => (Kind::Other, "a socket"),
             "v" => (Kind::Other, "a device"),
-            "l" => (Kind::Other, "a link"),
+            "l" => (Kind::Dangling, "a link that leads nowhere"),
             _ => (Kind::Missing, ""),
         };
         let (size, text, target, readable) = (field(), field(), field(), field() == "1");
@@ -268,11 +295,13 @@ impl Place {
             (Kind::File, _) if self.readable => return None,
             (Kind::File, _) => format!("{given}: permission denied"),
             (Kind::Directory, _) => format!("{given} is a directory"),
-            (Kind::Other, Some(target)) if self.other == "a link" => format!(
+            (Kind::Dangling, Some(target)) => format!(
                 "{given} is no regular file but a link to {}, where nothing can be reached",
                 one_line(target)
             ),
-            (Kind::Other, _) => format!("{given} is no regular file but {}: use bash", self.other),
+            (Kind::Other | Kind::Dangling, _) => {
+                format!("{given} is no regular file but {}: use bash", self.other)
+            }
             (Kind::Missing, _) => self.missing(&given, context),
         }))
     }

@@ -88,14 +88,15 @@ async fn read(given: &str, window: Window, context: &ToolContext) -> Result<Tool
     } else {
         (None, slice(&name, &place, window, context).await?)
     };
+    let bytes = file.as_ref().map_or(0, |file| count(file.len()));
+    let bytes = bytes.max(place.size);
     let told = |what: &str, advice: &str| {
-        let fetched = file.as_ref().map_or(0, |file| count(file.len()));
-        let size = size(place.size.max(fetched));
+        let size = size(bytes);
         ToolAnswer::text(format!("{name}: {what}, {size}. {advice}"))
     };
     match piece.content {
-        Content::Image(kind) if place.size > image::MOST_BYTES => {
-            let (size, what) = (size(place.size), kind);
+        Content::Image(kind) if bytes > image::MOST_BYTES => {
+            let (size, what) = (size(bytes), kind);
             Err(Failure::Complaint(format!(
                 "{name} is {size} of {what}; at most 3.7 MB can be shown. {SHRINK}"
             )))

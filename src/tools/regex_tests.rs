@@ -108,7 +108,7 @@ fn what_word_boundaries_cost_is_bounded() {
         let start = tokio::time::Instant::now();
         let translated = translate(&pattern, false);
         let took = start.elapsed();
-        assert!(took.as_millis() < 1_000, "{took:?}: {pattern:.20}");
+        assert!(took.as_millis() < 5_000, "{took:?}: {pattern:.20}");
         if let Err(why) = translated {
             assert!(
                 why.contains("boundaries") || why.contains("too long"),

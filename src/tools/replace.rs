@@ -343,11 +343,24 @@ impl<'a> Replacement<'a> {
             match line.strip_suffix('\n') {
                 Some(text) => {
                     end = ends.next().unwrap_or(end);
+                    // Two line ends must not become one.
+                    let follows_cr = match out.as_bytes().last() {
+                        Some(last) => *last == b'\r',
+                        None => at.start > 0 && self.file.get(at.start - 1) == Some(&b'\r'),
+                    };
                     out.push_str(text);
-                    out.push_str(if text.ends_with('\r') { "\n" } else { end });
+                    out.push_str(match end {
+                        _ if text.ends_with('\r') => "\n",
+                        "\n" if text.is_empty() && follows_cr => "\r",
+                        end => end,
+                    });
                 }
                 None => out.push_str(line),
             }
+        }
+        if self.new.ends_with('\n') && out.ends_with('\r') && self.file.get(at.end) == Some(&b'\n')
+        {
+            out.push('\n');
         }
         out.into()
     }

@@ -105,6 +105,30 @@ fn line_ends_of_the_replaced_text_are_kept() {
 }
 
 #[test]
+fn two_line_ends_that_are_asked_for_never_become_one() {
+    for (file, old, new, text) in [
+        ("p\rq\n", "p\nq\n", "a\n\n", "a\r\r"),
+        ("p\rq\n", "p\nq", "a\n", "a\r\n\n"),
+        ("x\rp\n", "p\n", "\ny\n", "x\r\ry\n"),
+        ("p\rq\n", "p\nq\n", "a\nb\n", "a\rb\n"),
+    ] {
+        let (edited, _) = edited(file, old, new);
+        assert_eq!(edited, text, "{file:?} {old:?} {new:?}");
+        let lines = |text: &str| {
+            text.replace("\r\n", "\n")
+                .replace('\r', "\n")
+                .matches('\n')
+                .count()
+        };
+        assert_eq!(
+            lines(&edited),
+            lines(file) - lines(old) + lines(new),
+            "{edited:?}"
+        );
+    }
+}
+
+#[test]
 fn a_surplus_line_end_is_helped_at_the_end_of_the_file_only() {
     let (text, note) = edited("last line", "last line\n", "new line\n");
     assert_eq!(text, "new line");
@@ -276,11 +300,20 @@ mod oracle {
         for (c, text) in seen(new, true) {
             if c == '\n' && text != "\r" {
                 let end = there.get(count).unwrap_or(there.last().unwrap());
-                out.push_str(if text == "\n" { end } else { &text });
+                let behind = if out.is_empty() { &before } else { &out };
+                let joins = text == "\n" && end == "\n" && behind.ends_with('\r');
+                out.push_str(match text.as_str() {
+                    _ if joins => "\r",
+                    "\n" => end,
+                    text => text,
+                });
                 count += 1;
             } else {
                 out.push_str(&text);
             }
+        }
+        if new.ends_with('\n') && out.ends_with('\r') && after.starts_with('\n') {
+            out.push('\n');
         }
         out
     }

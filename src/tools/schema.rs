@@ -85,22 +85,25 @@ const KINDS: &[(&str, &str)] = &[
 
 /// Unknown fields that are named in a note.
 const NAMED: usize = 10;
+/// Fields of a call: each unknown one is compared with all names that there are.
+const MOST_FIELDS: usize = 10_000;
 
 /// Arguments that fit the schema.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {
     /// Only fields of the schema, with values of its types.
     pub args: Map<String, Value>,
-    /// Fields that the schema doesn't know, on one line each, with what may have been meant.
+    /// How many fields the schema doesn't know.
+    ignored: usize,
+    /// The first ten of these, on one line each, with what may have been meant.
     pub ignored_fields: Vec<String>,
 }
 
 impl Prepared {
     /// The last line of the result, if something was ignored.
     pub fn note(&self) -> Option<String> {
-        let first = self.ignored_fields.get(..NAMED);
-        let fields = first.unwrap_or(&self.ignored_fields).join(", ");
-        match self.ignored_fields.len() {
+        let fields = self.ignored_fields.join(", ");
+        match self.ignored {
             0 => None,
             1 => Some(format!("[ignored unknown argument: {fields}]")),
             2..=NAMED => Some(format!("[ignored unknown arguments: {fields}]")),
@@ -117,7 +120,7 @@ impl Prepared {
 pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<Prepared, String> {
     let complain = |what: &str, got: &str| {
         // Cleaned before it is cut; it may have been cut in a key on its way here.
-        let got = redactor.stream().push(got);
+        let got = redactor.clean_cut(got);
         format!(
             "{}: {what}. Expected {}. Got: {}",
             spec.name,
@@ -136,10 +139,18 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<
     };
     let object = as_object(value)
         .ok_or_else(|| complain("the arguments are no JSON object", &value.to_string()))?;
+    if object.len() > MOST_FIELDS {
+        let what = format!(
+            "there are {} arguments, at most {MOST_FIELDS}",
+            object.len()
+        );
+        return Err(complain(&what, &value.to_string()));
+    }
     let empty = Map::new();
     let properties = properties(spec).unwrap_or(&empty);
     let mut prepared = Prepared {
         args: Map::new(),
+        ignored: 0,
         ignored_fields: Vec::new(),
     };
     let is_required = |name: &str| required(spec).any(|required| required == name);
@@ -152,8 +163,11 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<
         let meant =
             meaning(name, properties).filter(|(meant, _)| !prepared.args.contains_key(*meant));
         let Some((meant, schema)) = meant else {
-            let name = redactor.clean(name);
-            prepared.ignored_fields.push(unknown(&name, properties));
+            prepared.ignored += 1;
+            if prepared.ignored <= NAMED {
+                let name = redactor.clean(name);
+                prepared.ignored_fields.push(unknown(&name, properties));
+            }
             continue;
         };
         if !is_required(meant) && value.as_str().is_some_and(|text| text.trim().is_empty()) {
@@ -264,29 +278,31 @@ fn meaning<'p>(name: &str, properties: &'p Map<String, Value>) -> Option<(&'p st
         return None;
     }
     let of = |ours: &str| properties.get_key_value(ours);
+    let alike = |other: &str| letters(other).eq(letters(name));
     let synonym = |(theirs, ours): &(&str, &'static str)| {
-        (*theirs == name || (name.len() > 3 && letters(theirs) == letters(name))).then_some(*ours)
+        (*theirs == name || (name.len() > 3 && alike(theirs))).then_some(*ours)
     };
     of(name)
-        .or_else(|| {
-            properties
-                .iter()
-                .find(|(ours, _)| letters(ours) == letters(name))
-        })
+        .or_else(|| properties.iter().find(|(ours, _)| alike(ours)))
         .or_else(|| SYNONYMS.iter().filter_map(synonym).find_map(of))
         .map(|(name, schema)| (name.as_str(), schema))
 }
 
 /// A name without its style.
-fn letters(name: &str) -> String {
-    name.replace(['_', '-'], "").to_lowercase()
+fn letters(name: &str) -> impl Iterator<Item = char> {
+    let letters = name.chars().filter(|c| !matches!(c, '_' | '-'));
+    letters.flat_map(char::to_lowercase)
 }
 
 /// The value as ours has it, where theirs means something else than the same value would for us; null if it means
 /// that the field was not given.
 fn in_our_words(name: &str, value: &Value) -> Option<Value> {
     // A single letter means one thing, its capital another.
-    let name = if name.len() > 3 { &letters(name) } else { name };
+    let name = if name.len() > 3 {
+        &letters(name).collect::<String>()
+    } else {
+        name
+    };
     match (name, value) {
         ("type", Value::String(kind)) if kind.chars().all(char::is_alphanumeric) => {
             let glob = KINDS.iter().find(|(theirs, _)| theirs == kind);

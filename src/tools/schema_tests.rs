@@ -111,11 +111,23 @@ fn near_names_are_hinted_at_and_many_are_counted() {
         .map(|n| (format!("field{n}"), Value::from(n)))
         .collect();
     many.insert("path".to_owned(), Value::from("a"));
-    let note = prepared(&spec(), &ToolArgs::Json(Value::Object(many)))
-        .unwrap()
-        .note()
-        .unwrap();
+    let many = ToolArgs::Json(Value::Object(many));
+    let note = prepared(&spec(), &many).unwrap().note().unwrap();
     assert!(note.contains("5000 unknown") && note.len() < 1000, "{note}");
+    let texts = prepared(&spec(), &many).unwrap().ignored_fields;
+    assert_eq!(texts.len(), NAMED);
+}
+
+#[test]
+fn a_call_with_very_many_arguments_is_refused_at_once() {
+    let many: Map<String, Value> = (0..100_000)
+        .map(|n| (format!("pathh{n:05}"), json!(1)))
+        .collect();
+    let why = prepared(&spec(), &ToolArgs::Json(Value::Object(many))).unwrap_err();
+    assert!(
+        why.contains("there are 100000 arguments, at most 10000"),
+        "{why}"
+    );
 }
 
 #[test]

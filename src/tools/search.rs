@@ -306,6 +306,12 @@ pub(super) async fn not_listed(listing: &Listing, given: &str, context: &ToolCon
         Root::Closed => Failure::Complaint(format!("{name}: permission denied")),
         Root::File => Failure::Complaint(format!("{name} is a file, not a directory")),
         Root::Directory | Root::Missing => match Place::look(given, false, context).await {
+            Ok(place) if place.kind != Kind::Missing && place.path != listing.path => {
+                Failure::Complaint(format!(
+                    "{name}: its accents are typed in another way there (NFC, NFD): give {}",
+                    one_line(&place.path)
+                ))
+            }
             Ok(place) => place.not_a_file(given, context).unwrap_or_else(|| {
                 Failure::Complaint(format!("{name} has just appeared; try again"))
             }),

@@ -208,17 +208,20 @@ done
 exit 0
 "#;
 
-/// `$1` output file, `$2` bytes of output, `$3` bytes with the end record, `$4` how often to wait for these. Prints
-/// the file's size, which must not be believed too soon: `tee` writes to the pipe first. Then cuts the end record
-/// off; `tee` appends, so what a program in the background prints later follows without a gap.
+/// `$1` output file, `$2` bytes of output, `$3` bytes with the end record; nothing, if it isn't known that these are
+/// all. Prints the file's size, which must not be believed too soon: `tee` writes to the pipe first. Then cuts the end
+/// record off, or makes it blanks, if a program in the background has printed something behind it. `tee` appends, so what
+/// comes later follows without a gap.
 const KEPT: &str = r#"
 n=0
-while size=$(wc -c <"$1" 2>/dev/null) && [ "$size" -lt "$3" ] && [ "$n" -lt "$4" ]; do
+while size=$(wc -c <"$1" 2>/dev/null) && [ "$size" -lt "${3:-0}" ] && [ "$n" -lt 5 ]; do
 n=$((n+1))
-sleep 0.1 2>/dev/null || n=$4
+sleep 0.1 2>/dev/null || n=5
 done
 echo $size
-[ "${size:-0}" -le "$2" ] || dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null
+if [ -n "$3" ] && [ "${size:-0}" -eq "$3" ]; then dd if=/dev/null of="$1" bs=1 seek="$2" 2>/dev/null
+elif [ -n "$3" ] && [ "${size:-0}" -gt "$3" ]; then printf "%$(($3-$2-1))s\n" "" | dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null
+fi
 exit 0
 "#;
 
@@ -335,20 +338,19 @@ pub(super) async fn sweep(
     Some(left.lines().map(one_line).collect())
 }
 
-/// How much of `bytes` of output is in its file, and what is surely no more than that is cut off behind.
-/// `record` is what must come before that, if it will. `None`: nothing, or nobody knows. For at most two seconds.
+/// How much is in an output file. `record`, if the file must end with that behind all `bytes` of the output, is cut
+/// off. `None`: nothing, or nobody knows. For at most two seconds.
 pub(super) async fn kept(
     sandbox: &dyn Sandbox,
     output: &str,
     bytes: u64,
     record: Option<&EndRecord>,
 ) -> Option<u64> {
-    let all = bytes.saturating_add(record.map_or(0, |record| record.length));
-    let (bytes, all) = (bytes.to_string(), all.to_string());
-    let times = if record.is_some() { "5" } else { "0" };
+    let all = record.map(|record| bytes.saturating_add(record.length).to_string());
+    let bytes = bytes.to_string();
     let kept = Script {
         text: KEPT,
-        args: vec![output, &bytes, &all, times],
+        args: vec![output, &bytes, all.as_deref().unwrap_or("")],
         keep: 64,
         ..Script::default()
     }

@@ -90,13 +90,14 @@ async fn write(given: &str, content: &str, context: &ToolContext) -> Result<Tool
                 "{name} is a directory; give the path of a file in it"
             )));
         }
-        // A dangling link has no other way to be written than through it, which creates its target.
-        Kind::Other if place.target.is_none() => {
+        Kind::Other => {
             return Err(Failure::Complaint(format!(
-                "{name} is no regular file (a pipe, socket or device): use bash"
+                "{name}{} is no regular file (a pipe, socket or device): use bash",
+                place.arrow()
             )));
         }
-        Kind::Other | Kind::File | Kind::Missing => {}
+        // A dangling link has no other way to be written than through it, which creates its target.
+        Kind::Dangling | Kind::File | Kind::Missing => {}
     }
     super::store(
         &place.path,

@@ -247,24 +247,73 @@ fn test_item(tokens: &[TokenTree]) -> Option<usize> {
     let [hash, TokenTree::Group(attribute), ..] = tokens else {
         return None;
     };
-    let text = attribute.stream().to_string();
-    let words: Vec<&str> = text
-        .split(|c: char| !c.is_alphanumeric() && c != '_')
-        .filter(|word| !word.is_empty())
-        .collect();
-    let tests = punct(hash, '#')
-        && words.first() == Some(&"cfg")
-        && words.contains(&"test")
-        && !words.contains(&"not");
+    let attribute: Vec<TokenTree> = attribute.stream().into_iter().collect();
+    let [TokenTree::Ident(cfg), TokenTree::Group(wanted)] = attribute.as_slice() else {
+        return None;
+    };
+    let wanted: Vec<TokenTree> = wanted.stream().into_iter().collect();
+    if !punct(hash, '#') || cfg != "cfg" || !only_tests(&wanted) {
+        return None;
+    }
+    // Further attributes belong to it.
+    let mut start = 2;
+    while tokens.get(start).is_some_and(|token| punct(token, '#')) {
+        start += 2;
+    }
+    let words = tokens.iter().skip(start).filter_map(|token| match token {
+        TokenTree::Ident(word) => Some(word.to_string()),
+        _ => None,
+    });
+    let first = words.into_iter().find(|word| word != "pub");
+    let is_item = first.is_some_and(|first| ITEMS.contains(&first.as_str()));
+    // A field or an arm ends with a comma as well.
     let end = |token: &TokenTree| {
         punct(token, ';')
+            || !is_item && punct(token, ',')
             || matches!(token, TokenTree::Group(group) if group.delimiter() == Delimiter::Brace)
     };
-    let length = || {
-        tokens
-            .iter()
+    let rest = tokens.get(start..).unwrap_or_default();
+    Some(
+        rest.iter()
             .position(end)
-            .map_or(tokens.len(), |at| at + 1)
-    };
-    tests.then(length)
+            .map_or(tokens.len(), |at| start + at + 1),
+    )
+}
+
+/// Words that items and statements begin with.
+const ITEMS: &[&str] = &[
+    "async",
+    "const",
+    "enum",
+    "extern",
+    "fn",
+    "impl",
+    "let",
+    "macro_rules",
+    "mod",
+    "static",
+    "struct",
+    "trait",
+    "type",
+    "unsafe",
+    "use",
+];
+
+/// Whether what a `cfg` asks for is so in tests alone.
+fn only_tests(wanted: &[TokenTree]) -> bool {
+    match wanted {
+        [TokenTree::Ident(word)] => word == "test",
+        [TokenTree::Ident(word), TokenTree::Group(group)] => {
+            let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+            let mut parts = inner
+                .split(|token| punct(token, ','))
+                .filter(|part| !part.is_empty());
+            match word.to_string().as_str() {
+                "all" => parts.any(only_tests),
+                "any" => parts.all(only_tests),
+                _ => false,
+            }
+        }
+        _ => false,
+    }
 }

@@ -9,10 +9,13 @@ use bytes::Bytes;
 use sandcaster::clock::Deadline;
 use sandcaster::events::FileEncoding;
 use sandcaster::paths::SandboxPath;
-use sandcaster::sandbox::files::{Baseline, CollectLimits, Collected, collect, file_event, upload};
+use sandcaster::sandbox::files::{
+    Baseline, CollectLimits, CollectedFile, Collecting, Omitted, file_event, upload,
+};
 use sandcaster::spec::InputFile;
 
 use super::{Rig, in_every_shell};
+use crate::support::host_sandbox::{Shell, write_program};
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(30))
@@ -32,14 +35,30 @@ async fn start(rig: &Rig, inputs: &[InputFile]) -> Baseline {
         .unwrap()
 }
 
+/// All that came out.
+struct Collected {
+    files: Vec<CollectedFile>,
+    omitted: Vec<Omitted>,
+}
+
+async fn collect(
+    rig: &Rig,
+    before: &Baseline,
+    limits: CollectLimits,
+    deadline: Deadline,
+) -> Collected {
+    let sandbox = rig.sandbox.as_ref();
+    let mut collecting = Collecting::begin(sandbox, before, limits, deadline).await;
+    let mut files = Vec::new();
+    while let Some(file) = collecting.next().await {
+        files.push(file);
+    }
+    let omitted = collecting.omitted();
+    Collected { files, omitted }
+}
+
 async fn end(rig: &Rig, before: &Baseline) -> Collected {
-    collect(
-        rig.sandbox.as_ref(),
-        before,
-        &CollectLimits::default(),
-        soon(),
-    )
-    .await
+    collect(rig, before, CollectLimits::default(), soon()).await
 }
 
 fn paths(collected: &Collected) -> Vec<&str> {
@@ -122,7 +141,7 @@ in_every_shell! {
         rig.put("c", vec![b'c'; 500]);
         rig.put("d", vec![b'd'; 400]);
         let limits = CollectLimits { files: 10, file_bytes: 1000, total_bytes: 1000 };
-        let collected = collect(rig.sandbox.as_ref(), &before, &limits, soon()).await;
+        let collected = collect(&rig, &before, limits, soon()).await;
         assert_eq!(paths(&collected), ["a", "d"]);
         assert!(reason(&collected, "b").contains("at most 0 MiB"));
         assert!(reason(&collected, "c").contains("all files together"));
@@ -142,9 +161,56 @@ in_every_shell! {
         let before = start(&rig, &[]).await;
         rig.put("a", "x");
         let gone = Deadline::after(Duration::ZERO);
-        let collected = collect(rig.sandbox.as_ref(), &before, &CollectLimits::default(), gone).await;
+        let collected = collect(&rig, &before, CollectLimits::default(), gone).await;
         assert_eq!(collected.files, []);
         assert_eq!(collected.omitted.len(), 1);
         assert!(collected.omitted[0].reason.contains("could not be listed"));
     }
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+async fn files_that_cannot_be_listed_are_no_empty_directory() {
+    let rig = Rig::new(Shell::Dash);
+    let bin = rig.sandbox.bin();
+    rig.put("old", "x");
+    for missing in ["find", "head", "xargs", "stat"] {
+        let before = start(&rig, &[]).await;
+        rig.put("made", "x");
+        std::fs::rename(bin.join(missing), bin.join("hidden")).unwrap();
+        let unlisted = end(&rig, &before).await;
+        // Nor is all that was there before the run new.
+        let unlooked = start(&rig, &[]).await;
+        std::fs::rename(bin.join("hidden"), bin.join(missing)).unwrap();
+        for collected in [unlisted, end(&rig, &unlooked).await] {
+            assert_eq!(collected.files, []);
+            let reason = reason(&collected, &rig.home()).to_owned();
+            assert!(reason.ends_with(&format!("has no `{missing}`")), "{reason}");
+        }
+        assert_eq!(paths(&end(&rig, &before).await), ["made"]);
+        std::fs::remove_file(rig.sandbox.home().join("made")).unwrap();
+    }
+    // One that is there, but knows nothing of this.
+    let before = start(&rig, &[]).await;
+    std::fs::rename(bin.join("stat"), bin.join("hidden")).unwrap();
+    write_program(&bin.join("stat"), "#!/bin/sh\nexit 1\n");
+    let collected = end(&rig, &before).await;
+    assert!(reason(&collected, &rig.home()).contains("can't be used for it"));
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn files_are_read_one_by_one() {
+    let rig = Rig::new(Shell::Bash);
+    let before = start(&rig, &[]).await;
+    rig.put("a", "1");
+    rig.put("b", "2");
+    let sandbox = rig.sandbox.as_ref();
+    let mut collecting =
+        Collecting::begin(sandbox, &before, CollectLimits::default(), soon()).await;
+    assert_eq!(collecting.next().await.unwrap().path, "a");
+    // The second is read when it is asked for, and not before.
+    rig.put("b", "two");
+    assert_eq!(collecting.next().await.unwrap().bytes, "two");
+    assert!(collecting.next().await.is_none());
 }

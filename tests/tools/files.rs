@@ -7,6 +7,7 @@ use sandcaster::chat::{Image, ImageType};
 use sandcaster::tools::Failure;
 use serde_json::json;
 
+use super::failing::Limited;
 use super::in_every_shell;
 
 /// A PNG of these sides, whole: nothing but its picture is wrong.
@@ -178,24 +179,23 @@ in_every_shell! {
     async fn a_reason_is_permission_only_if_it_is(rig) {
         rig.put("closed/in/x", "1");
         rig.put("secret", "1");
-        let home = rig.sandbox.home();
+        let mut limited = rig;
+        // Root is refused nothing.
+        Limited::of(&mut limited).await;
+        let home = limited.sandbox.home();
         let mode = |path: &str, mode| std::fs::set_permissions(home.join(path), std::fs::Permissions::from_mode(mode)).unwrap();
         mode("closed", 0o000);
         mode("secret", 0o000);
-        let free = std::fs::read(home.join("secret")).is_ok();
-        let told = [
-            rig.call("file_read", json!({"path": "closed"})).await,
-            rig.call("file_read", json!({"path": "closed/in/x"})).await,
-            rig.call("file_read", json!({"path": "secret"})).await,
-        ];
-        mode("closed", 0o700);
-        for answer in told {
-            match answer {
-                // Whoever is root may all.
-                Ok(answer) if free => assert!(!answer.text.contains("denied"), "{answer:?}"),
-                Err(Failure::Complaint(why)) if !free => assert!(why.contains("permission denied"), "{why}"),
-                other => panic!("{other:?}"),
-            }
+        for path in ["closed", "closed/in/x", "secret"] {
+            let why = limited.complaint("file_read", json!({"path": path})).await;
+            assert!(why.contains("permission denied"), "{path}: {why}");
+        }
+        mode("closed", 0o755);
+        mode("closed/in", 0o755);
+        mode("secret", 0o644);
+        for path in ["closed", "closed/in/x", "secret"] {
+            let text = limited.text("file_read", json!({"path": path})).await;
+            assert!(!text.contains("denied"), "{path}: {text}");
         }
     }
 
@@ -266,6 +266,14 @@ in_every_shell! {
             assert_eq!(rig.get(stored), b"three");
             assert!(!rig.sandbox.home().join(asked).exists());
         }
+        // Some parts in one way, some in the other.
+        rig.put("cafe\u{301}/th\u{e9}/x.txt", "one");
+        let asked = "caf\u{e9}/the\u{301}";
+        assert_eq!(rig.text("file_read", json!({"path": format!("{asked}/x.txt")})).await, "1\tone");
+        let why = rig.complaint("grep", json!({"pattern": "one", "path": asked})).await;
+        let given = why.rsplit_once(": give ").unwrap().1;
+        let text = rig.text("grep", json!({"pattern": "one", "path": given})).await;
+        assert!(text.ends_with("x.txt:1:one"), "{text}");
         rig.text("file_write", json!({"path": "neu\u{e9}", "content": "x"})).await;
         assert_eq!(rig.get("neu\u{e9}"), b"x");
     }
@@ -291,6 +299,19 @@ in_every_shell! {
             let page = rig.text("file_read", json!({"path": "note"})).await;
             assert_eq!(page, format!("1\t{}", text.trim_end()));
         }
+    }
+
+    async fn nothing_is_written_through_a_link_to_a_pipe(rig) {
+        rig.bash("mkfifo pipe; ln -s pipe link; ln -s new dangling").await;
+        for name in ["pipe", "link"] {
+            let why = rig.complaint("file_write", json!({"path": name, "content": "x"})).await;
+            assert!(why.contains("is no regular file"), "{why}");
+            let why = rig.complaint("file_read", json!({"path": name})).await;
+            assert!(why.contains("is no regular file but a pipe"), "{why}");
+        }
+        let text = rig.text("file_write", json!({"path": "dangling", "content": "x"})).await;
+        assert!(text.starts_with("created dangling -> "), "{text}");
+        assert_eq!(rig.get("new"), b"x");
     }
 
     async fn a_cancelled_call_still_answers(rig) {

@@ -1,11 +1,14 @@
 //! `bash`: output, the files that it is kept in, and programs in the background.
 
-use sandcaster::sandbox::Sandbox as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandcaster::sandbox::{ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError};
 use sandcaster::secrets::{Redactor, Secret};
 use serde_json::json;
 
-use super::{Events, in_every_shell};
-use crate::support::host_sandbox::write_program;
+use super::{Events, Rig, in_every_shell};
+use crate::support::host_sandbox::{HostSandbox, Shell, write_program};
 use crate::support::processes::until;
 
 in_every_shell! {
@@ -169,6 +172,17 @@ in_every_shell! {
         }
     }
 
+    async fn after_a_gap_all_that_the_sandbox_kept_stays(rig) {
+        let mut rig = rig;
+        rig.bash("true").await;
+        rig.context.sandbox = Arc::new(Gappy(rig.sandbox.clone()));
+        let answer = rig.bash("i=0; while [ $i -lt 30000 ]; do echo line $i; i=$((i+1)); done").await;
+        assert!(answer.text.contains("the connection to the sandbox broke"), "{}", answer.text);
+        assert!(!answer.text.contains("hole output:"), "{}", answer.text);
+        let kept = std::fs::read_to_string(answer.output_path.unwrap()).unwrap();
+        assert!(kept.contains("line 29999\n"), "{:?}", &kept[kept.len() - 100..]);
+    }
+
     async fn an_output_that_could_not_be_kept_is_told(rig) {
         let many = "i=0; while [ $i -lt 9000 ]; do echo line $i; i=$((i+1)); done";
         let first = rig.bash(many).await.output_path.unwrap();
@@ -201,5 +215,86 @@ in_every_shell! {
         let path = answer.output_path.unwrap();
         let kept = std::fs::read_to_string(path).unwrap();
         assert!(kept.ends_with("line 8999\n"), "{:?}", &kept[kept.len() - 100..]);
+    }
+}
+
+/// `BusyBox` has a `wc` of its own, which nobody can replace.
+#[tokio::test]
+#[cfg_attr(
+    not(all(program = "bash", program = "dash")),
+    ignore = "needs bash and dash"
+)]
+async fn what_is_printed_after_the_end_of_a_command_stays() {
+    for shell in [Shell::Bash, Shell::Dash] {
+        let rig = Rig::new(shell);
+        let program = rig.sandbox.bin().join("wc");
+        std::fs::remove_file(&program).ok();
+        // Somebody prints on just before the file's size is asked for.
+        let late = "[ $# -gt 1 ] || echo late >>\"$(readlink /proc/self/fd/0)\"";
+        write_program(
+            &program,
+            &format!("#!/bin/sh\n{late}\nexec /usr/bin/wc \"$@\"\n"),
+        );
+        let many = "i=0; while [ $i -lt 9000 ]; do echo line $i; i=$((i+1)); done";
+        let answer = rig.bash(many).await;
+        assert!(answer.text.contains("Whole output: "), "{}", answer.text);
+        let kept = std::fs::read_to_string(answer.output_path.unwrap()).unwrap();
+        let (before, after) = kept.split_once("line 8999\n").unwrap();
+        assert!(before.starts_with("line 0\n"));
+        assert!(
+            after.ends_with("\nlate\n") && !after.contains('\u{1e}'),
+            "{after:?}"
+        );
+    }
+}
+
+/// The host's sandbox, over a connection that loses the second piece of what a command prints, and reads no file.
+struct Gappy(Arc<HostSandbox>);
+
+#[async_trait::async_trait]
+impl Sandbox for Gappy {
+    fn id(&self) -> &str {
+        self.0.id()
+    }
+    fn working_dir(&self) -> &str {
+        self.0.working_dir()
+    }
+    async fn exec(&self, spec: ExecSpec) -> Result<ExecStream, SandboxError> {
+        let mut whole = self.0.exec(spec).await?;
+        let control = Arc::clone(&whole.control);
+        let (sender, output) = tokio::sync::mpsc::channel(4);
+        let losing = async move {
+            let mut pieces = 0;
+            while let Some(mut said) = whole.output.recv().await {
+                if let Ok(ExecOutput::Stdout(_)) = said {
+                    pieces += 1;
+                    if pieces == 2 {
+                        said = Ok(ExecOutput::Gap);
+                    }
+                }
+                sender.send(said).await.ok();
+            }
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a helper of the tests; it ends with the command"
+        )]
+        tokio::spawn(losing);
+        Ok(ExecStream { output, control })
+    }
+    async fn read(&self, _: &str, _: u64) -> Result<bytes::Bytes, SandboxError> {
+        Err(SandboxError::Backend("no way to it".to_owned()))
+    }
+    async fn write(&self, path: &str, bytes: bytes::Bytes) -> Result<(), SandboxError> {
+        self.0.write(path, bytes).await
+    }
+    async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
+        Ok(())
+    }
+    async fn kill(&self) -> Result<(), SandboxError> {
+        self.0.kill().await
+    }
+    async fn gone(&self) -> SandboxError {
+        self.0.gone().await
     }
 }

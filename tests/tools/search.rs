@@ -323,6 +323,29 @@ in_every_shell! {
             let text = rig.text("grep", json!({"pattern": "needle"})).await;
             assert!(!text.contains("sandc"), "{at}: {text}");
         }
+        // The last line that is fetched is cut within a key.
+        for over in [8, 20, 30] {
+            let line = format!("needle {}\n", "x".repeat(993));
+            let last = format!("needle {key} end\n");
+            // `./a.txt:1000:` and the like stand before each.
+            let (mut text, mut printed) = (String::new(), 0);
+            for number in 1.. {
+                let before = format!("./a.txt:{number}:").len();
+                let left = (1024 * 1024_usize).saturating_sub(printed + before);
+                if left < line.len() + 100 {
+                    // The last but one leaves just so much of the key.
+                    let short = left - before - "needle ".len() - over - "needle \n".len();
+                    text.extend(["needle ", &"x".repeat(short), "\n"]);
+                    text += &last.repeat(2);
+                    break;
+                }
+                text.push_str(&line);
+                printed += before + line.len();
+            }
+            rig.put("a.txt", text);
+            let text = rig.text("grep", json!({"pattern": "needle"})).await;
+            assert!(!text.contains("sandc") && text.contains("by file"), "{over}: {text}");
+        }
         // So many that what is left of the line is short.
         rig.put("a.txt", format!("needle {}\n", format!("{key} ").repeat(100)));
         let text = rig.text("grep", json!({"pattern": "needle"})).await;
@@ -384,6 +407,54 @@ in_every_shell! {
         assert_eq!(text, format!("{home}/cafe\u{301}/menu.txt:1:x"));
         let none = find(json!({"pattern": "x", "glob": "*.zig"})).await;
         assert!(none.starts_with("(no matches: of 8 files none has a name like *.zig)"), "{none}");
+    }
+}
+
+/// `BusyBox` takes a line that it has no memory for as the end of its file, and says nothing.
+#[tokio::test]
+#[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+async fn a_file_with_a_line_that_no_memory_holds_hides_no_other() {
+    let rig = super::Rig::new(Shell::Dash);
+    rig.put("a.txt", "needle\n");
+    let huge = std::fs::File::create(rig.sandbox.home().join("huge.bin")).unwrap();
+    // Nothing but a hole, which is one line.
+    huge.set_len(700 << 20).unwrap();
+    let told =
+        "[not all was searched: a program needed more memory than a search may use (512 MiB)";
+    let text = rig.text("grep", json!({"pattern": "needle"})).await;
+    assert!(
+        text.starts_with("a.txt:1:needle\n") && text.contains(told),
+        "{text}"
+    );
+    assert!(!text.contains("pattern"), "{text}");
+    let why = rig
+        .complaint("grep", json!({"pattern": "needle", "path": "huge.bin"}))
+        .await;
+    assert!(
+        why.contains("can't be searched") && why.contains(told),
+        "{why}"
+    );
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn that_not_all_names_were_looked_at_is_told_whatever_was_found() {
+    let rig = super::Rig::new(Shell::Bash);
+    // More names than a listing takes, and a directory that can't be entered.
+    let find = "echo \"find: './closed': Permission denied\" >&2\n\
+        yes ./d/0123456789012345678901234567890123456789012345678901234567890123456789.txt | head -c 9000000 | tr '\\n' '\\0'";
+    write_program(
+        &rig.sandbox.bin().join("find"),
+        &format!("#!/bin/sh\n{find}\n"),
+    );
+    for glob in ["*.zig", "d"] {
+        let text = rig
+            .text("grep", json!({"pattern": "x", "glob": glob}))
+            .await;
+        assert!(text.starts_with("(no matches"), "{text}");
+        let notes =
+            "\n[too many files to look at all of them: give a narrower path]\n[not looked into: ";
+        assert!(text.contains(notes), "{glob}: {text}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sandcaster::clock::Deadline;
-use sandcaster::sandbox::files::{Baseline, CollectLimits, collect};
+use sandcaster::sandbox::files::{Baseline, CollectLimits, Collecting};
 use sandcaster::sandbox::{ExecControl, ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError};
 use sandcaster::secrets::Redactor;
 use sandcaster::tools::{ShellSession, ToolContext, tool};
@@ -162,16 +162,20 @@ fn output_that_was_lost_is_read_again_off_the_threads_of_the_runtime() {
     });
 }
 
+const LISTED: &str = ".\0./a\0\x0041ed|6|1|1.5|.\n81a4|7|1|1.5|./a\n\0\0\0";
+
 #[test]
 fn files_are_collected_off_the_threads_of_the_runtime() {
     on_one_thread(async {
-        let listed =
-            |_: &ExecSpec| vec![ExecOutput::Stdout("./a\0\x0081a4|7|1|1.5|./a\n\0".into())];
+        let listed = |_: &ExecSpec| vec![ExecOutput::Stdout(LISTED.into())];
         let sandbox = Memory::new(b"content", listed);
         let (before, limits) = (Baseline::default(), CollectLimits::default());
         let deadline = Deadline::after(Duration::from_secs(50));
         let (free, taken) = take_the_thread();
-        let mut collecting = Box::pin(collect(sandbox.as_ref(), &before, &limits, deadline));
+        let mut collecting = Box::pin(async {
+            let mut all = Collecting::begin(sandbox.as_ref(), &before, limits, deadline).await;
+            (all.next().await, all.omitted())
+        });
         // The listing waits for its turn, and behind it stands what takes the thread once more.
         assert!(is_stuck(&mut collecting).await);
         assert_eq!(sandbox.reads.load(Ordering::Relaxed), 0);
@@ -184,8 +188,68 @@ fn files_are_collected_off_the_threads_of_the_runtime() {
         }
         assert!(is_stuck(&mut collecting).await);
         drop(again);
-        let collected = collecting.await;
-        assert_eq!(collected.files.len(), 1, "{collected:?}");
+        let (file, omitted) = collecting.await;
+        assert!(file.is_some(), "{omitted:?}");
         taken_again.await.unwrap();
     });
+}
+
+/// Makes `work` wait for the only thread again and again, until it is done: how often it asked for it.
+async fn turns<T>(mut work: impl Future<Output = T> + Unpin) -> usize {
+    let taken = || {
+        let (free, until) = channel::<()>();
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        drop(tokio::task::spawn_blocking(move || {
+            begun.send(()).ok();
+            until.recv().ok();
+        }));
+        (free, begins)
+    };
+    let (mut free, begins) = taken();
+    begins.await.unwrap();
+    for turn in 0..20 {
+        if !is_stuck(&mut work).await {
+            return turn;
+        }
+        // Behind what the work waits for: when this has begun, that is done.
+        let (next, begins) = taken();
+        drop(std::mem::replace(&mut free, next));
+        begins.await.unwrap();
+    }
+    panic!("it waits for something else");
+}
+
+/// What the scripts of the tools print of a directory with a file of one line.
+fn directory(spec: &ExecSpec) -> Vec<ExecOutput> {
+    let text = spec.argv.get(2).map_or("", String::as_str);
+    let printed = if text.contains("ulimit -v") {
+        "./a:1:x\n"
+    } else if text.contains("-type l") {
+        "d\0./a\0"
+    } else {
+        "f\x0020\0\0\x001\0"
+    };
+    vec![ExecOutput::Stdout(printed.into())]
+}
+
+#[test]
+fn tools_compute_off_the_threads_of_the_runtime() {
+    const PNG: &[u8] = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR\0\0\0\x01\0\0\0\x01";
+    for (name, given, file, times) in [
+        // The pattern, the listing, the names that match.
+        ("glob", json!({"pattern": "*"}), &b"x"[..], 3),
+        // The pattern, the listing, the names; the lines, and those that mark files in UTF-16.
+        ("grep", json!({"pattern": "x"}), b"x", 5),
+        // The lines, and the page of them.
+        ("file_read", json!({"path": "a"}), b"x\n", 2),
+        // The lines, and the image.
+        ("file_read", json!({"path": "a"}), PNG, 2),
+    ] {
+        on_one_thread(async {
+            let context = context(Memory::new(file, directory));
+            let built = tool(name).unwrap().built.unwrap();
+            let call = built.tool.call(args(&given), &context);
+            assert_eq!(turns(call).await, times, "{name}");
+        });
+    }
 }

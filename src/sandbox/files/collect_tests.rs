@@ -2,12 +2,12 @@ use super::*;
 
 #[test]
 fn a_name_tells_where_its_line_ends_whatever_is_in_it() {
-    let mut output = b"./b\n81a4|9|9|x|./fake\0./gone\0./a b\0\0".to_vec();
+    let mut output = b".\0./b\n81a4|9|9|x|./fake\0./gone\0./a b\0\x0041ed|6|1|x|.\n".to_vec();
     output
         .extend(b"81a4|5|1700000000|2023-11-14 22:13:20.500000000 +0000|./b\n81a4|9|9|x|./fake\n");
     output.extend(b"a1ff|3|1700000001|2023|./a b\n\0");
-    output.extend(b"./d/c\0\x0081a4|7|1700000002|2023|./d/c\n\0");
-    let listing = parse(&output);
+    output.extend(b"./d/c\0\x0081a4|7|1700000002|2023|./d/c\n\0\0\0");
+    let listing = parse(&output, false).unwrap();
     assert!(!listing.cut);
     let paths: Vec<&[u8]> = listing
         .files
@@ -18,8 +18,42 @@ fn a_name_tells_where_its_line_ends_whatever_is_in_it() {
     assert!(!listing.files[0].1.regular);
     assert!(listing.files[1].1.is_fine() && listing.files[1].1.size == 5);
     assert!(!listing.files[2].1.is_fine());
-    assert!(parse(b"./cut").cut && parse(b"./cut\0\x0081a4|").cut);
-    assert!(!parse(b"").cut);
+}
+
+#[test]
+fn a_listing_without_a_beginning_or_an_end_is_none() {
+    let whole = b".\0./a\0\x0041ed|6|1|x|.\n81a4|7|2|x|./a\n\0\0\0";
+    assert_eq!(parse(whole, false).unwrap().files.len(), 1);
+    for cut in 0..whole.len() - 1 {
+        assert!(parse(&whole[..cut], false).is_none(), "{cut}");
+    }
+    assert!(parse(&whole[..whole.len() - 2], true).unwrap().cut);
+    // The programs are there, but give something else.
+    assert!(parse(b".\0./a\0\0\0\0\0", false).is_none());
+    assert!(parse(b"\0\0", false).is_none());
+}
+
+#[test]
+fn a_listing_of_very_many_files_is_cut_and_costs_linear_time() {
+    let (mut names, mut lines) = (b".\0".to_vec(), b"41ed|6|1|x|.\n".to_vec());
+    for n in 0..LISTED / 2 {
+        names.extend(format!("./{n}\0").bytes());
+        lines.extend(format!("81a4|7|2|x|./{n}\n").bytes());
+    }
+    let batch = [&names[..], b"\0", &lines, b"\0"].concat();
+    let listing = parse(&[batch.repeat(3), b"\0\0".to_vec()].concat(), false).unwrap();
+    assert_eq!((listing.files.len(), listing.cut), (LISTED, true));
+    // Lines without a mark, which no name may look through.
+    let blank = vec![b'x'; lines.len()];
+    let output = [&names[..], b"\0", &lines[..13], &blank, b"\0\0\0"].concat();
+    let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    assert_eq!(parse(&output, false).unwrap().files.len(), 0);
+    let took = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .saturating_sub(started);
+    // 0.02 s when it was measured, and minutes without a bound.
+    assert!(took < std::time::Duration::from_secs(5), "{took:?}");
 }
 
 #[test]

@@ -15,10 +15,10 @@ use sha2::{Digest as _, Sha256};
 use crate::clock::Deadline;
 use crate::events::{FileEncoding, FileEvent};
 use crate::paths::SandboxPath;
-use crate::show::{one_line, size};
+use crate::show::{one_line, short, size};
 use crate::spec::InputFile;
 
-use super::script::Script;
+use super::script::{Script, unforked};
 use super::types::{FileErrorKind, Sandbox, SandboxError};
 
 mod mime;
@@ -31,6 +31,12 @@ pub const INLINE_MOST: usize = 1024 * 1024;
 const SIDE_BY_SIDE: usize = 8;
 /// Of names.
 const LISTING: usize = 8 * 1024 * 1024;
+/// Of what a listing prints: the names twice, and what stands before each the second time.
+const PRINTED: usize = 4 * LISTING;
+/// Files that are listed.
+const LISTED: usize = 200_000;
+/// Bytes of a line of a listing before the name.
+const BEFORE_NAME: usize = 256;
 /// Omissions that are named one by one; the others are counted.
 const NAMED: usize = 100;
 /// Files that are compared before others get their turn: well below a millisecond.
@@ -51,21 +57,27 @@ pub(crate) const SKIPPED: &[&str] = &[
     ".cache",
 ];
 
-/// Everything but directories below the working directory, without dot names and the directories named
-/// `$1`, `$2`, …. In batches: the names, each with NUL, and one NUL more; a line
+/// The working directory itself, and everything but directories below it, without dot names and the directories
+/// named `$1`, `$2`, …. In batches: the names, each with NUL, and one NUL more; a line
 /// `mode|size|time|time in words|name` for each that is still there, in the same order; NUL. As the names
-/// are known, each tells where its line ends, whatever is in it.
+/// are known, each tells where its line ends, whatever is in it. A batch of nothing is the last.
+///
+/// The directory comes first: that it is there shows that all these programs do what they are to do.
 const SNAPSHOT: &str = r#"
+for p in find head xargs stat; do
+command -v "$p" >/dev/null || { echo "$p" >&2; exit 7; }
+done
 n=$#
 for s in "$@"; do set -- "$@" -o -name "$s"; done
 while [ "$n" -gt 0 ]; do shift; n=$((n-1)); done
-find . ! -name . \( -name '.*' "$@" \) -prune -o ! -type d -print0 2>/dev/null | head -c 8388608 | xargs -0 sh -c '
+find . -name . -print0 -o \( -name '.*' "$@" \) -prune -o ! -type d -print0 2>/dev/null | head -c 8388608 | xargs -0 sh -c '
 [ $# -gt 0 ] || exit 0
 printf "%s\000" "$@"
 printf "\000"
 stat -c "%f|%s|%Y|%y|%n" "$@" 2>/dev/null
 printf "\000"
-' sandcaster
+' sandcaster || exit 8
+printf '\000\000'
 "#;
 
 /// What may come out of a run.
@@ -115,15 +127,6 @@ pub struct Omitted {
     pub reason: String,
 }
 
-/// What a run made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// By depth, then path.
-    pub files: Vec<CollectedFile>,
-    /// What was left out, in the same order; at most 100, and one more that counts the rest.
-    pub omitted: Vec<Omitted>,
-}
-
 /// Places the request's files in the working directory, several at once.
 ///
 /// # Errors
@@ -144,6 +147,8 @@ pub async fn upload(sandbox: &dyn Sandbox, files: &[InputFile]) -> Result<(), Sa
 pub struct Baseline {
     seen: HashMap<Vec<u8>, Print>,
     inputs: HashMap<Vec<u8>, [u8; 32]>,
+    /// Why nobody knows: then what is new can't be told from what was there.
+    unlooked: Option<String>,
 }
 
 /// What tells one state of a file from another without reading it.
@@ -171,7 +176,8 @@ impl Print {
 }
 
 impl Baseline {
-    /// Looks at the working directory, into which `inputs` have just been placed.
+    /// Looks at the working directory, into which `inputs` have just been placed. A sandbox that lacks what the
+    /// look needs can be used all the same; [`Collecting`] tells why no file is returned.
     ///
     /// # Errors
     /// The sandbox's own; `Timeout` when the look takes longer than `deadline` allows.
@@ -180,7 +186,15 @@ impl Baseline {
         inputs: &[InputFile],
         deadline: Deadline,
     ) -> Result<Self, SandboxError> {
-        let listing = snapshot(sandbox, deadline).await?;
+        let listing = match snapshot(sandbox, deadline).await? {
+            Look::Seen(listing) => listing,
+            Look::Failed(why) => {
+                return Ok(Self {
+                    unlooked: Some(why),
+                    ..Self::default()
+                });
+            }
+        };
         let inputs = inputs.to_vec();
         apart(move || {
             let digested = |file: InputFile| {
@@ -190,6 +204,7 @@ impl Baseline {
             Self {
                 seen: listing.files.into_iter().collect(),
                 inputs: inputs.into_iter().map(digested).collect(),
+                unlooked: None,
             }
         })
         .await
@@ -202,7 +217,14 @@ struct Snapshot {
     cut: bool,
 }
 
-async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Snapshot, SandboxError> {
+/// A look at the working directory.
+enum Look {
+    Seen(Snapshot),
+    /// The script could not do it: why.
+    Failed(String),
+}
+
+async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, SandboxError> {
     let found = Script {
         text: SNAPSHOT,
         args: SKIPPED
@@ -211,13 +233,26 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Snapshot,
             .filter(|name| !name.starts_with('.'))
             .collect(),
         cwd: sandbox.working_dir(),
-        // The names twice, and what stands before each the second time.
-        keep: 6 * LISTING,
+        keep: PRINTED,
         ..Script::default()
     }
     .run(sandbox, deadline)
     .await?;
-    apart(move || parse(&found.stdout)).await
+    let failed = if let Some(why) = unforked(&found.stderr) {
+        why.to_owned()
+    } else if found.exit_code == 7 {
+        let program = String::from_utf8_lossy(&found.stderr);
+        format!("the sandbox has no `{}`", short(program.trim(), 100))
+    } else if found.exit_code != 0 {
+        format!("the script for it ended with exit {}", found.exit_code)
+    } else {
+        let reading = move || parse(&found.stdout, found.stdout.len() >= PRINTED);
+        return Ok(apart(reading).await?.map_or_else(
+            || Look::Failed("the sandbox's find, xargs or stat can't be used for it".to_owned()),
+            Look::Seen,
+        ));
+    };
+    Ok(Look::Failed(failed))
 }
 
 /// A listing may have 200,000 names, a file 25 MiB: too much for the runtime's threads.
@@ -228,38 +263,55 @@ async fn apart<T: Send + 'static>(
     done.ok_or_else(|| SandboxError::Backend("the server is stopping".to_owned()))
 }
 
-fn parse(output: &[u8]) -> Snapshot {
+/// What a listing printed; `full` if that may not be all. `None` if it has no beginning, or no end, or more
+/// names at once than any program is given.
+fn parse(output: &[u8], full: bool) -> Option<Snapshot> {
     let mut files = Vec::new();
     let mut rest = output;
     let mut named = 0;
-    let mut cut = false;
-    while !rest.is_empty() {
+    let (mut begun, mut ended, mut cut) = (false, false, full);
+    while !ended {
         let mut names = Vec::new();
         while let Some(name) = up_to_nul(&mut rest).filter(|name| !name.is_empty()) {
             named += name.len() + 1;
             names.push(name);
+            if names.len() > LISTED {
+                return None;
+            }
         }
         let Some(mut lines) = up_to_nul(&mut rest) else {
-            cut = true;
             break;
         };
+        ended = names.is_empty() && lines.is_empty();
         for name in names {
             let Some((print, after)) = line(lines, name) else {
                 continue;
             };
             lines = after;
+            if name == b"." {
+                begun = true;
+                continue;
+            }
             let path = name.strip_prefix(b"./").unwrap_or(name);
             files.push((path.to_vec(), print));
         }
+        // What is beyond these would take many times its size.
+        if named >= LISTING || files.len() >= LISTED {
+            cut = true;
+            files.truncate(LISTED);
+            break;
+        }
     }
-    cut |= named >= LISTING;
-    files.sort_by_cached_key(|(path, _)| (depth(path), path.clone()));
-    Snapshot { files, cut }
+    files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    files.sort_by_cached_key(|(path, _)| depth(path));
+    (begun && (ended || cut)).then_some(Snapshot { files, cut })
 }
 
 /// Takes any output of the script, for [`crate::fuzz`].
 pub(crate) fn fuzz(output: &[u8]) {
-    let files = parse(output).files;
+    let Some(Snapshot { files, .. }) = parse(output, true) else {
+        return;
+    };
     assert!(files.len() <= output.len(), "more files than names");
 }
 
@@ -278,12 +330,20 @@ fn up_to_nul<'o>(rest: &mut &'o [u8]) -> Option<&'o [u8]> {
 
 /// The line of `name` if it is the next, and what follows it. A file that is gone has none.
 fn line<'o>(rest: &'o [u8], name: &[u8]) -> Option<(Print, &'o [u8])> {
-    let mut fields = rest.splitn(5, |b| *b == b'|');
+    // Without a bound each name would look through all that has no such mark.
+    let mut fields = rest
+        .get(..BEFORE_NAME)
+        .unwrap_or(rest)
+        .split(|b| *b == b'|');
     let mode = fields.next()?;
     let size = fields.next()?;
     let changed = fields.next()?;
     let in_words = fields.next()?;
-    let after = fields.next()?.strip_prefix(name)?.strip_prefix(b"\n")?;
+    let before = mode.len() + size.len() + changed.len() + in_words.len() + 4;
+    let after = rest
+        .get(before..)?
+        .strip_prefix(name)?
+        .strip_prefix(b"\n")?;
     let mode = u32::from_str_radix(std::str::from_utf8(mode).ok()?, 16).ok()?;
     Some((
         Print {
@@ -300,78 +360,103 @@ fn number(digits: &[u8]) -> Option<u64> {
     std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Reads what is new or changed since `before`, within `limits` and until `deadline`.
-///
-/// Never fails: when the sandbox does, what was read until then is returned and the rest is named as left
-/// out.
-pub async fn collect(
-    sandbox: &dyn Sandbox,
-    before: &Baseline,
-    limits: &CollectLimits,
-    deadline: Deadline,
-) -> Collected {
-    let now = match snapshot(sandbox, deadline).await {
-        Ok(now) => now,
-        Err(error) => {
-            return Collected {
-                files: Vec::new(),
-                omitted: vec![Omitted {
-                    path: one_line(sandbox.working_dir()),
-                    reason: format!("its files could not be listed: {error}"),
-                }],
-            };
-        }
-    };
-    let mut collecting = Collecting {
-        sandbox,
-        limits,
-        deadline,
-        total: 0,
-        files: Vec::new(),
-        omitted: Vec::new(),
-        further: 0,
-    };
-    for (nth, (path, print)) in now.files.iter().enumerate() {
-        if nth.is_multiple_of(COMPARED) {
-            tokio::task::yield_now().await;
-        }
-        let seen = before.seen.get(path);
-        let input = before.inputs.get(path);
-        if seen == Some(print) && (input.is_none() || print.is_fine()) {
-            continue;
-        }
-        collecting.file(path, print, input).await;
-    }
-    if now.cut {
-        collecting.omit(
-            sandbox.working_dir(),
-            "it has more files than can be listed; some were not looked at",
-        );
-    }
-    collecting.done()
-}
-
-struct Collecting<'a> {
+/// Reads what is new or changed since a [`Baseline`], one file at a time: no more than one is ever held.
+pub struct Collecting<'a> {
     sandbox: &'a dyn Sandbox,
-    limits: &'a CollectLimits,
+    before: &'a Baseline,
+    limits: CollectLimits,
     deadline: Deadline,
+    /// What is still to be looked at: by depth, then path.
+    left: std::iter::Enumerate<std::vec::IntoIter<(Vec<u8>, Print)>>,
+    /// There were more names than can be listed.
+    cut: bool,
     total: u64,
-    files: Vec<CollectedFile>,
+    returned: usize,
     omitted: Vec<Omitted>,
     further: u64,
 }
 
-impl Collecting<'_> {
-    async fn file(&mut self, raw: &[u8], print: &Print, input: Option<&[u8; 32]>) {
-        let shown = String::from_utf8_lossy(raw);
-        match self.read(raw, print, input).await {
-            Ok(Some(file)) => {
-                self.total += length(&file.bytes);
-                self.files.push(file);
-            }
-            Ok(None) => {}
-            Err(reason) => self.omit(&shown, &reason),
+impl<'a> Collecting<'a> {
+    /// Looks at the working directory; reads within `limits` and until `deadline`.
+    ///
+    /// Never fails: when the sandbox does, what can't be returned is named as left out.
+    pub async fn begin(
+        sandbox: &'a dyn Sandbox,
+        before: &'a Baseline,
+        limits: CollectLimits,
+        deadline: Deadline,
+    ) -> Self {
+        let look = match &before.unlooked {
+            Some(why) => Look::Failed(why.clone()),
+            None => match snapshot(sandbox, deadline).await {
+                Ok(look) => look,
+                Err(error) => Look::Failed(error.to_string()),
+            },
+        };
+        let (files, cut, failed) = match look {
+            Look::Seen(now) => (now.files, now.cut, None),
+            Look::Failed(why) => (Vec::new(), false, Some(why)),
+        };
+        let mut collecting = Self {
+            sandbox,
+            before,
+            limits,
+            deadline,
+            left: files.into_iter().enumerate(),
+            cut,
+            total: 0,
+            returned: 0,
+            omitted: Vec::new(),
+            further: 0,
+        };
+        if let Some(why) = failed {
+            let why = format!("its files could not be listed: {why}");
+            collecting.omit(sandbox.working_dir(), &why);
         }
+        collecting
+    }
+
+    /// The next file; `None` after the last.
+    pub async fn next(&mut self) -> Option<CollectedFile> {
+        while let Some((nth, (path, print))) = self.left.next() {
+            if nth.is_multiple_of(COMPARED) {
+                tokio::task::yield_now().await;
+            }
+            let seen = self.before.seen.get(&path);
+            let input = self.before.inputs.get(&path);
+            if seen == Some(&print) && (input.is_none() || print.is_fine()) {
+                continue;
+            }
+            match self.read(&path, &print, input).await {
+                Ok(Some(file)) => {
+                    self.total += length(&file.bytes);
+                    self.returned += 1;
+                    return Some(file);
+                }
+                Ok(None) => {}
+                Err(reason) => self.omit(&String::from_utf8_lossy(&path), &reason),
+            }
+        }
+        None
+    }
+
+    /// What was left out, in the same order; at most 100, and one or two more for the rest.
+    pub fn omitted(mut self) -> Vec<Omitted> {
+        let mut add = |path: &str, reason: String| {
+            self.omitted.push(Omitted {
+                path: one_line(path),
+                reason,
+            });
+        };
+        if self.further > 0 {
+            let further = self.further;
+            add("…", format!("{further} further files were left out"));
+        }
+        if self.cut {
+            let why = "it has more files than can be listed; some were not looked at";
+            add(self.sandbox.working_dir(), why.to_owned());
+        }
+        self.omitted
     }
 
     /// The file, `None` if it is an input that is as it was, or why it is left out.
@@ -421,7 +506,7 @@ impl Collecting<'_> {
 
     fn fits(&self, bytes: u64) -> Result<(), String> {
         let limits = self.limits;
-        if self.files.len() >= limits.files {
+        if self.returned >= limits.files {
             return Err(format!("at most {} files are returned", limits.files));
         }
         if bytes > limits.file_bytes {
@@ -467,19 +552,6 @@ impl Collecting<'_> {
             });
         } else {
             self.further += 1;
-        }
-    }
-
-    fn done(mut self) -> Collected {
-        if self.further > 0 {
-            self.omitted.push(Omitted {
-                path: "…".to_owned(),
-                reason: format!("{} further files were left out", self.further),
-            });
-        }
-        Collected {
-            files: self.files,
-            omitted: self.omitted,
         }
     }
 }

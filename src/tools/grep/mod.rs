@@ -145,13 +145,16 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
             let (base, start) = (listing.path.clone(), prefix.clone());
             let filtering = move || Chosen::of(files, filter.as_ref(), &base, &start);
             let chosen = off_the_runtime(filtering).await??;
+            let prefix = one_line(&prefix);
             if let Some(dir) = chosen.directory {
-                let dir = one_line(&format!("{prefix}{}", String::from_utf8_lossy(&dir)));
+                let dir = one_line(&String::from_utf8_lossy(&dir));
                 return Ok(answer(
                     context,
                     &format!(
-                        "(no matches): glob names files, and {dir} is a directory. Give it as path, or {}/** as glob",
-                        short(&glob, 200)
+                        "(no matches): glob names files, and {prefix}{dir} is a directory. Give it as path, or {}/** as \
+                         glob{}",
+                        short(&context.redactor.clean(&glob), 200),
+                        unlooked(&listing)
                     ),
                 ));
             }
@@ -170,13 +173,13 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
                 .rsplit_once('/')
                 .map_or(root.as_str(), |(_, name)| name);
             let given = path.trim_end_matches('/');
-            let shown = given.strip_suffix(asked).unwrap_or("").to_owned();
+            let shown = one_line(given.strip_suffix(asked).unwrap_or(""));
             let files = Files::new(vec![name.as_bytes().to_vec()]);
             (format!("{dir}/"), shown, files, 0)
         }
         Root::Closed | Root::Missing => return Err(not_listed(&listing, &path, context).await),
     };
-    if files.known.is_empty() && all > 0 && odd_names == 0 {
+    if files.count() == 0 && all > 0 && odd_names == 0 {
         return Ok(answer(
             context,
             &format!(
@@ -184,7 +187,7 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
                 number(all, "file"),
                 short(&context.redactor.clean(&glob), 200),
                 skipped_note(&named),
-                listing.trouble.note(UNREAD)
+                unlooked(&listing)
             ),
         ));
     }
@@ -199,26 +202,32 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         mut text,
         notes,
         unsearched,
+        starved,
     } = match mode {
-        _ if search.files.known.is_empty() => Answer::default(),
+        _ if search.files.count() == 0 => Answer::default(),
         Mode::Content => search.content(around.clamp(0, MOST_CONTEXT)).await?,
         Mode::Files => search.summary(SHOWN_FILES).await?,
         Mode::Count => search.summary(0).await?,
     };
     if text.is_empty() {
-        let searched = search.files.known.len().saturating_sub(unsearched);
-        if is_file && searched == 0 {
+        let searched = search.files.count().saturating_sub(unsearched);
+        if is_file && (searched == 0 || starved) {
             return Err(Failure::Complaint(format!(
                 "{} can't be searched:{notes}",
                 one_line(&path)
             )));
         }
-        let skipped = if path.is_empty() || search.files.known.is_empty() {
+        let skipped = if path.is_empty() || search.files.count() == 0 {
             skipped_note(&named)
         } else {
             String::new()
         };
-        text = format!("(no matches in {}){skipped}", number(searched, "file"));
+        let searched = if starved {
+            "what was searched".to_owned()
+        } else {
+            number(searched, "file")
+        };
+        text = format!("(no matches in {searched}){skipped}");
         text.push_str(&search.plainly(plain, &given).await?);
     } else if search.pattern.wide {
         text.push_str(WIDE);
@@ -232,11 +241,18 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         )
         .ok();
     }
-    if listing.cut {
-        text.push_str("\n[too many files to search all of them: give a narrower path]");
-    }
-    text.push_str(&listing.trouble.note(UNREAD));
+    text.push_str(&unlooked(&listing));
     Ok(answer(context, &text))
+}
+
+/// What is said of files that the listing has not.
+fn unlooked(listing: &Listing) -> String {
+    let cut = if listing.cut {
+        "\n[too many files to look at all of them: give a narrower path]"
+    } else {
+        ""
+    };
+    format!("{cut}{}", listing.trouble.note(UNREAD))
 }
 
 /// What a search found.
@@ -248,6 +264,8 @@ struct Answer {
     notes: String,
     /// Files that could not be searched.
     unsearched: usize,
+    /// Nor were others, for want of memory: nobody knows how many.
+    starved: bool,
 }
 
 /// The files that a search is for.
@@ -296,9 +314,17 @@ impl Chosen {
 impl Search<'_> {
     /// Lines with their places; with counts, if they are too many.
     async fn content(&self, around: i64) -> Result<Answer, Failure> {
-        let printed = self.run(Form::Lines(&around.to_string())).await?;
+        let Printed {
+            mut output,
+            trouble,
+        } = self.run(Form::Lines(&around.to_string())).await?;
         let wide = self.wide().await?;
-        let many = printed.output.len() >= KEEP_LINES;
+        let many = output.len() >= KEEP_LINES;
+        if many {
+            // The last line may be cut, in a key too.
+            let end = memchr::memrchr(b'\n', &output).map_or(0, |end| end + 1);
+            output.truncate(end);
+        }
         let (files, redactor) = (Arc::clone(&self.files), self.context.redactor.clone());
         let (prefix, marked) = (self.prefix.clone(), wide.clone());
         let reading = move || {
@@ -306,14 +332,16 @@ impl Search<'_> {
                 prefix: &prefix,
                 redactor: &redactor,
             };
-            Lines::new(&printed.output, &files, marked, &shown)
+            Lines::new(&output, &files, marked, &shown)
         };
         let lines = off_the_runtime(reading).await?;
         let mut text = lines.text;
         let mut notes = String::new();
-        let mut unsearched = lines.counts.wide.len() + printed.trouble.count();
+        let mut unsearched = lines.counts.wide.len() + trouble.count();
+        let mut starved = trouble.starved;
         if many {
             let counts = self.counts(wide).await?;
+            starved |= counts.trouble.starved;
             text.push_str(&counts.after(lines.shown, &self.prefix));
             notes = counts.notes(&self.prefix);
             unsearched = counts.unsearched();
@@ -333,12 +361,13 @@ impl Search<'_> {
                 .ok();
             }
             notes.push_str(&lines.counts.notes(&self.prefix));
-            notes.push_str(&printed.trouble.note(UNSEARCHED));
+            notes.push_str(&trouble.note(UNSEARCHED));
         }
         Ok(Answer {
             text: text.trim_start().to_owned(),
             notes,
             unsearched,
+            starved,
         })
     }
 
@@ -354,12 +383,13 @@ impl Search<'_> {
             text,
             notes: counts.notes(&self.prefix),
             unsearched: counts.unsearched(),
+            starved: counts.trouble.starved,
         })
     }
 
     /// Where nothing matches: what `plain`, the pattern's own text, would have found.
     async fn plainly(&self, plain: Option<Pattern>, given: &str) -> Result<String, Failure> {
-        let Some(pattern) = plain.filter(|_| !self.files.known.is_empty()) else {
+        let Some(pattern) = plain.filter(|_| self.files.count() > 0) else {
             return Ok(String::new());
         };
         let again = Search {

@@ -1,6 +1,6 @@
 //! What `grep` printed, read and made fit to be shown.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use crate::secrets::Redactor;
@@ -28,7 +28,7 @@ pub(super) fn number(n: usize, what: &str) -> String {
 pub(super) fn marked(output: &[u8], files: &Files) -> BTreeSet<Vec<u8>> {
     let lines = output.split(|b| *b == b'\n');
     lines
-        .filter_map(|line| Line::parse(line, &files.known))
+        .filter_map(|line| Line::parse(line, files))
         .filter(|line| line.number == b"1" && begins_as_wide(line.text))
         .map(|line| line.name.to_vec())
         .collect()
@@ -198,7 +198,7 @@ impl Lines {
                 gap = true;
                 continue;
             }
-            let Some(parsed) = Line::parse(line, &files.known) else {
+            let Some(parsed) = Line::parse(line, files) else {
                 continue;
             };
             let Line { name, matches, .. } = parsed;
@@ -252,7 +252,7 @@ impl Shown<'_> {
         let text = text.join("\t");
         let text = if cut {
             // Its end may be the beginning of a secret: that much is held back.
-            self.redactor.stream().push(&text)
+            self.redactor.clean_cut(&text)
         } else {
             self.redactor.clean(&text).into_owned()
         };
@@ -276,20 +276,16 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Names may have colons and dashes in them: the right one is one of those that are `known`.
-    fn parse(line: &'a [u8], known: &HashSet<Vec<u8>>) -> Option<Self> {
+    /// Names may have colons and dashes in them: the right one is one of those of `files`.
+    fn parse(line: &'a [u8], files: &Files) -> Option<Self> {
         let line = line.strip_prefix(b"./")?;
-        let marks = line
-            .iter()
-            .enumerate()
-            .filter(|(_, b)| matches!(b, b':' | b'-'));
-        marks.into_iter().find_map(|(at, mark)| {
-            let (name, rest) = line.split_at_checked(at)?;
-            let rest = rest.get(1..)?;
+        files.beginnings(line).find_map(|length| {
+            let (name, rest) = line.split_at_checked(length)?;
+            let (mark, rest) = rest.split_first()?;
             let end = rest.iter().position(|b| !b.is_ascii_digit())?;
             let (number, text) = rest.split_at_checked(end)?;
             let text = text.strip_prefix(std::slice::from_ref(mark))?;
-            (!number.is_empty() && known.contains(name)).then_some(Self {
+            (matches!(mark, b':' | b'-') && !number.is_empty()).then_some(Self {
                 name,
                 matches: *mark == b':',
                 number,
@@ -319,7 +315,7 @@ fn is_junk(text: &[u8]) -> bool {
 
 /// Takes any output of `grep`, for [`crate::fuzz`].
 pub(crate) fn fuzz_grep(output: &[u8]) {
-    let known = HashSet::from([b"a".to_vec(), b"a:1".to_vec()]);
+    let known = Files::new(vec![b"a".to_vec(), b"a:1".to_vec()]);
     for line in output.split(|b| *b == b'\n') {
         if let Some(line) = Line::parse(line, &known) {
             is_junk(line.text);
@@ -332,7 +328,14 @@ pub(crate) fn fuzz_grep(output: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "a test measures real time")]
+    fn now() -> Instant {
+        Instant::now()
+    }
 
     #[test]
     fn counts_of_any_size_are_summed() {
@@ -356,6 +359,48 @@ mod tests {
             text: b"needle",
         };
         assert_eq!(shown.line(&line, false), format!("{name}:7:needle"));
+    }
+
+    #[test]
+    fn a_line_is_read_in_time_that_grows_with_its_length() {
+        let line = [&b"./a"[..], &b"-1".repeat(512 * 1024)].concat();
+        let names: [&[u8]; 3] = [b"a-1-1-1-2", &line[2..4_002], b"a-1-1"];
+        let files = Files::new(names.map(<[u8]>::to_vec).to_vec());
+        let shown = Shown {
+            prefix: "",
+            redactor: &Redactor::default(),
+        };
+        let started = now();
+        let parsed = Line::parse(&line, &files).unwrap();
+        assert_eq!((parsed.name, parsed.number), (&b"a-1-1"[..], &b"1"[..]));
+        assert_eq!(marked(&line, &files).len(), 0);
+        let lines = Lines::new(&line, &files, BTreeSet::new(), &shown);
+        assert_eq!(lines.shown, 1);
+        // 0.1 s when it was measured, and an hour when each mark asked for all before it.
+        assert!(started.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn the_right_name_is_the_first_that_a_number_follows() {
+        let names = ["a", "a:1", "a:1:x", "b-2", "b"].map(|name| name.as_bytes().to_vec());
+        let files = Files::new(names.to_vec());
+        let read = |line: &'static str| {
+            let line = Line::parse(line.as_bytes(), &files)?;
+            Some((line.name, line.matches, line.number, line.text))
+        };
+        for (line, name, matches, number, text) in [
+            ("./a:1:x:2:y", "a", true, "1", "x:2:y"),
+            ("./a:1-7-y", "a:1", false, "7", "y"),
+            ("./a:1:x:y:3:z", "a", true, "1", "x:y:3:z"),
+            ("./b-2-3-", "b", false, "2", "3-"),
+            ("./b-2:3:", "b-2", true, "3", ""),
+        ] {
+            let (name, number, text) = (name.as_bytes(), number.as_bytes(), text.as_bytes());
+            assert_eq!(read(line), Some((name, matches, number, text)), "{line}");
+        }
+        for line in ["a:1:x", "./c:1:x", "./a:1", "./a::x", "./a", "./"] {
+            assert_eq!(read(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The sandbox's `grep`, run over a list of files.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::show::short;
-use crate::tools::listing::{Trouble, complaints, no_program};
+use crate::tools::listing::{MEMORY_MIB, Trouble, complaints, no_program};
 use crate::tools::place::store;
 use crate::tools::regex::Pattern;
 use crate::tools::script::Script;
@@ -22,8 +22,6 @@ pub(super) const KEEP_LINES: usize = 1024 * 1024;
 const KEEP_COUNTS: usize = 16 * 1024 * 1024;
 /// Bytes of a line that are fetched, beside its file's name.
 const LINE: usize = 1_300;
-/// Memory that each program of a search may use.
-const MEMORY_MIB: u32 = 512;
 
 /// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
 /// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
@@ -70,21 +68,52 @@ esac | head -c "$keep"
 pub(super) struct Files {
     /// Their names, relative to the search's base, as the script wants them.
     list: Bytes,
-    pub(super) known: HashSet<Vec<u8>>,
+    /// Sorted by their bytes.
+    names: Vec<Vec<u8>>,
     /// The length of the longest name.
     longest: usize,
 }
 
 impl Files {
-    pub(super) fn new(files: Vec<Vec<u8>>) -> Self {
-        let names = files
+    pub(super) fn new(mut files: Vec<Vec<u8>>) -> Self {
+        let list = files
             .iter()
             .flat_map(|name| [b"./", name.as_slice(), b"\0"]);
+        let list = list.collect::<Vec<&[u8]>>().concat().into();
+        files.sort_unstable();
         Self {
-            list: names.collect::<Vec<&[u8]>>().concat().into(),
+            list,
             longest: files.iter().map(Vec::len).max().unwrap_or(0),
-            known: files.into_iter().collect(),
+            names: files,
         }
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The lengths of the names that `line` begins with, shortest first. No byte of it is looked at more often than a
+    /// search in a sorted list takes: what a sandbox prints may be made to have as many beginnings as it has bytes.
+    pub(super) fn beginnings(&self, line: &[u8]) -> impl Iterator<Item = usize> {
+        let mut names = self.names.as_slice();
+        let mut line = line.iter();
+        let mut length = 0;
+        std::iter::from_fn(move || {
+            loop {
+                let first = names.first()?;
+                if first.len() == length {
+                    // The shorter one stands first.
+                    names = names.get(1..).unwrap_or_default();
+                    return Some(length);
+                }
+                let next = line.next()?;
+                let at = |name: &Vec<u8>| name.get(length).copied();
+                let from = names.partition_point(|name| at(name) < Some(*next));
+                let to = names.partition_point(|name| at(name) <= Some(*next));
+                names = names.get(from..to).unwrap_or_default();
+                length += 1;
+            }
+        })
     }
 
     /// A bound on a line of grep's output.
@@ -162,7 +191,7 @@ impl Search<'_> {
         let (wanted, memory) = (keep.to_string(), (MEMORY_MIB * 1024).to_string());
         let mut args = vec![list.as_str(), &self.base, &wanted, &line, &memory, &options];
         args.extend(more);
-        let found = Script {
+        let ran = Script {
             text: SEARCH,
             args,
             stdin: stdin.into(),
@@ -171,20 +200,27 @@ impl Search<'_> {
             ..Script::default()
         }
         .run_for(self.context, LIMIT)
-        .await?;
+        .await;
+        if let Err(Failure::Complaint(_)) = ran
+            && !list.is_empty()
+        {
+            // Where no process could be started it was not removed.
+            let emptying = self.context.sandbox.write(&list, Bytes::new());
+            drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
+        }
+        let found = ran?;
         let redactor = &self.context.redactor;
         let said = || short(complaints(&found.stderr, redactor).trim(), 300);
-        let starved = complaints(&found.stderr, redactor)
-            .lines()
-            .any(|line| is_starved(line.trim()));
+        let trouble = Trouble::read(&found.stderr, redactor);
         Err(match found.exit_code {
-            0 | 8 if starved => Failure::Complaint(format!(
-                "grep needs more memory than a search may use ({MEMORY_MIB} MiB), so not all was searched; make the pattern \
-                 simpler (smaller counts), or give a narrower path"
+            // With the pattern alone, before any file.
+            8 if trouble.starved => Failure::Complaint(format!(
+                "grep needs more memory for this pattern than a search may use ({MEMORY_MIB} MiB), so nothing was searched; \
+                 make it simpler (smaller counts)"
             )),
             0 => {
                 return Ok(Printed {
-                    trouble: Trouble::read(&found.stderr, redactor),
+                    trouble,
                     output: found.stdout,
                 });
             }
@@ -198,39 +234,5 @@ impl Search<'_> {
                 said()
             )),
         })
-    }
-}
-
-/// Whether programs make such a complaint for want of memory. What has a path in it is about a file.
-fn is_starved(line: &str) -> bool {
-    let words = line.to_ascii_lowercase();
-    !line.contains("./")
-        && (words.ends_with("memory exhausted") || words.ends_with("out of memory"))
-        || words.starts_with("xargs: ")
-            && words.contains("terminated by signal")
-            && !words.ends_with("signal 13")
-        || words.starts_with("grep ended with exit code 1")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn want_of_memory_is_told_from_trouble_with_files() {
-        for line in [
-            "grep: memory exhausted",
-            "grep: out of memory",
-            "xargs: grep: terminated by signal 9",
-        ] {
-            assert!(is_starved(line), "{line}");
-        }
-        for line in [
-            "grep: ./out of memory: Permission denied",
-            "xargs: grep: terminated by signal 13",
-            "grep: ./x: memory exhausted",
-        ] {
-            assert!(!is_starved(line), "{line}");
-        }
     }
 }
