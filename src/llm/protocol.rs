@@ -79,6 +79,9 @@ pub trait Decoder: Send + 'static {
     /// About how many bytes are looked at to take `event`: its own, and those of a block that ends with it.
     fn work(&self, event: &SseEvent) -> usize;
 
+    /// About how many bytes [`Decoder::on_end`] looks at.
+    fn work_of_end(&self) -> usize;
+
     /// Whether the answer is there but for the mark of its end: [`Decoder::on_end`] would make a stop.
     fn is_complete(&self) -> bool;
 }

@@ -172,7 +172,7 @@ where
         // Dropping the wait loses nothing: what arrived stays in the stream.
         let next = timeout_at(self.content_at + patience, self.events.next()).await;
         match next {
-            Ok(Some(Ok(event))) if event.data.trim() == DONE => decoder.on_end(ready),
+            Ok(Some(Ok(event))) if event.data.trim() == DONE => end(decoder, ready),
             Ok(Some(Ok(event))) => {
                 let heard = aside(decoder.work(&event), || decoder.on_event(&event, ready))?;
                 if let Heard::Content(size) = heard {
@@ -183,11 +183,11 @@ where
             }
             Ok(None) => {
                 self.open = false;
-                decoder.on_end(ready)
+                end(decoder, ready)
             }
             Ok(Some(Err(_))) | Err(_) if complete => {
                 self.open = false;
-                decoder.on_end(ready)
+                end(decoder, ready)
             }
             Ok(Some(Err(error))) => Err(broken(provider, &error)),
             Err(_) => Err(empty(provider, limits.content)),
@@ -202,6 +202,11 @@ where
             drop(timeout(TAIL_TIME, tail).await);
         }
     }
+}
+
+/// Tells the decoder that nothing comes any more.
+fn end(decoder: &mut impl Decoder, ready: &mut Deltas) -> Result<(), LlmError> {
+    aside(decoder.work_of_end(), || decoder.on_end(ready))
 }
 
 #[cfg(test)]

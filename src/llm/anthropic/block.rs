@@ -164,10 +164,28 @@ impl OpenBlock {
         }
     }
 
-    /// Takes a piece that fits.
-    pub(super) fn delta(&mut self, delta: &Delta<'_>, out: &mut Deltas) -> Heard {
+    /// What the piece `delta` is if it is one that the block takes.
+    pub(super) fn takes(&self, delta: &Delta<'_>) -> Option<DeltaKind> {
+        let kinds: &[DeltaKind] = match &self.kind {
+            Kind::Text => &[DeltaKind::Text, DeltaKind::Citation],
+            Kind::Thinking => &[DeltaKind::Thinking, DeltaKind::Signature],
+            Kind::Call { .. } => &[DeltaKind::Json],
+            Kind::Compaction => &[DeltaKind::Compaction],
+            Kind::Other { has_input, .. } => {
+                if *has_input {
+                    &[DeltaKind::Json]
+                } else {
+                    &[]
+                }
+            }
+        };
+        kinds.iter().copied().find(|kind| delta.has(*kind))
+    }
+
+    /// Takes a piece that fits, which is of `kind`.
+    pub(super) fn delta(&mut self, kind: DeltaKind, delta: &Delta<'_>, out: &mut Deltas) -> Heard {
         let mut other = false;
-        match delta.kind.unwrap_or_default() {
+        match kind {
             DeltaKind::Text => self.add(delta.text.as_ref(), out),
             DeltaKind::Thinking => self.add(delta.thinking.as_ref(), out),
             DeltaKind::Compaction => self.add(delta.content.as_ref(), out),
@@ -293,6 +311,21 @@ impl OpenBlock {
         }
     }
 
+    /// Whether it is as it would be with its end, should the model have ended by itself: a call's JSON tells.
+    pub(super) fn is_whole(&self) -> bool {
+        let input = match &self.kind {
+            // Empty input is what a call begins with.
+            Kind::Call { .. } => Fields::of(&self.start).raw("input").filter(|input| input.get() != "{}"),
+            Kind::Other { has_input: true, .. } => Some(&*self.start),
+            Kind::Text | Kind::Thinking | Kind::Compaction | Kind::Other { .. } => return true,
+        };
+        if self.json.trim().is_empty() {
+            return input.is_some();
+        }
+        let json = mended(&self.json);
+        serde_json::from_str::<serde::de::IgnoredAny>(&json).is_ok()
+    }
+
     /// What is left of a block whose end never came. If the answer is good otherwise, the end alone may be missing:
     /// what is whole without it is. Else it would be refused in the next request; text was shown and counts.
     pub(super) fn cut_off(
@@ -302,25 +335,19 @@ impl OpenBlock {
         args: &mut ArgsReader,
         out: &mut Deltas,
     ) -> Option<Block> {
+        if answer_is_good && self.is_whole() {
+            return self.complete(ids, args, out);
+        }
         self.end_text(out);
-        match &mut self.kind {
+        match self.kind {
             Kind::Text => Some(Block::text(self.text)),
             Kind::Call { id, name } => {
-                let is_json = || {
-                    let json = mended(&self.json);
-                    serde_json::from_str::<serde::de::IgnoredAny>(&json).is_ok()
+                let args = ToolArgs::Malformed {
+                    raw: self.json,
+                    error: "the call was cut off".to_owned(),
                 };
-                let args = if answer_is_good && is_json() {
-                    args.read(self.json)
-                } else {
-                    ToolArgs::Malformed {
-                        raw: self.json,
-                        error: "the call was cut off".to_owned(),
-                    }
-                };
-                Some(Block::Call(call(ids, id, take(name), args)))
+                Some(Block::Call(call(ids, &id, name, args)))
             }
-            Kind::Thinking if answer_is_good => self.complete(ids, args, out),
             Kind::Thinking | Kind::Compaction | Kind::Other { .. } => None,
         }
     }

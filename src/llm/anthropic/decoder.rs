@@ -36,6 +36,8 @@ pub struct AnthropicDecoder {
     args: ArgsReader,
     tally: Tally,
     stop: Option<LlmStop>,
+    /// Nothing but the ends of the open blocks is missing.
+    only_ends_missing: bool,
     finished: bool,
     /// How much the model wrote in blocks that came whole, or began.
     size: Size,
@@ -58,6 +60,9 @@ impl AnthropicDecoder {
         out: &mut Deltas,
     ) -> Result<Heard, LlmError> {
         let index = event.index.as_ref().map_or(0, |index| index.0);
+        if kind != EventKind::MessageDelta {
+            self.only_ends_missing = false;
+        }
         match kind {
             EventKind::MessageStart => {
                 if let Some(message) = event.message
@@ -87,6 +92,7 @@ impl AnthropicDecoder {
                 if told_before || self.stop.is_none() {
                     return Ok(Heard::Ping);
                 }
+                self.only_ends_missing = self.could_end();
             }
             EventKind::MessageStop => self.finish(out),
             EventKind::BlockStop | EventKind::Error | EventKind::Other => return Ok(Heard::Ping),
@@ -112,6 +118,7 @@ impl AnthropicDecoder {
             .or_else(|| event.event.clone())
             .unwrap_or_default();
         let kind = EventKind::of(name.as_bytes());
+        let has_error = tree.get("error").is_some_and(|error| !error.is_null());
         let of_delta = text(tree.get("delta").and_then(|delta| delta.get("type")));
         let of_delta = of_delta.map(|name| DeltaKind::of(name.as_bytes()));
         // What a piece doesn't need can't fail it.
@@ -122,10 +129,10 @@ impl AnthropicDecoder {
             });
         }
         let json = tree.to_string();
-        if kind == EventKind::Error {
+        if kind == EventKind::Error || (kind == EventKind::Other && has_error) {
             return Err(failed(&json));
         }
-        match serde_json::from_str::<Event<'_>>(&json) {
+        match Event::read(&json) {
             Ok(event) => self.take(kind, &event, out),
             Err(_) if kind == EventKind::Other => Ok(Heard::Ping),
             Err(_) if of_delta == Some(DeltaKind::Other) => Ok(Heard::Content(Size::default())),
@@ -160,8 +167,11 @@ impl AnthropicDecoder {
         delta: &Delta<'_>,
         out: &mut Deltas,
     ) -> Result<Heard, LlmError> {
-        let kind = delta.kind.unwrap_or_default();
         let open = self.open.get_mut(&index);
+        // Without a type, what the open block takes, or else what there is.
+        let of_block = open.as_ref().and_then(|block| block.takes(delta));
+        let kind = delta.kind.or(of_block).or_else(|| delta.found());
+        let kind = kind.unwrap_or_default();
         if delta.is_empty() && delta.kind != Some(DeltaKind::Other) {
             return Ok(Heard::Ping);
         }
@@ -187,7 +197,7 @@ impl AnthropicDecoder {
             }
         }
         let block = self.open.get_mut(&index);
-        Ok(block.map_or(Heard::Ping, |block| block.delta(delta, out)))
+        Ok(block.map_or(Heard::Ping, |block| block.delta(kind, delta, out)))
     }
 
     fn block_start(
@@ -245,13 +255,24 @@ impl AnthropicDecoder {
         });
     }
 
+    /// Whether the model ended by itself.
+    const fn ended_well(&self) -> bool {
+        !matches!(
+            self.stop,
+            None | Some(LlmStop::MaxTokens | LlmStop::ContextFull)
+        )
+    }
+
+    /// Whether all that matters is there. Looks at all that is held.
+    fn could_end(&self) -> bool {
+        let is_whole = || self.ended_well() && self.open.values().all(OpenBlock::is_whole);
+        self.stop.is_some() && (self.open.is_empty() || is_whole())
+    }
+
     /// The end: what never stopped was cut off, unless the answer ended well.
     fn finish(&mut self, out: &mut Deltas) {
         self.finished = true;
-        let is_good = !matches!(
-            self.stop,
-            None | Some(LlmStop::MaxTokens | LlmStop::ContextFull)
-        );
+        let is_good = self.ended_well();
         for block in take(&mut self.open).into_values() {
             let block = block.cut_off(is_good, &self.ids, &mut self.args, out);
             self.push(block, out);
@@ -285,7 +306,7 @@ impl Decoder for AnthropicDecoder {
             self.held + data.len()
         };
         few_values(data)?;
-        let parsed = match serde_json::from_str::<Event<'_>>(data) {
+        let parsed = match Event::read(data) {
             Ok(parsed) => parsed,
             Err(error) => return self.odd(event, &error, out),
         };
@@ -296,7 +317,7 @@ impl Decoder for AnthropicDecoder {
                 .map(|name| EventKind::of(name.as_bytes()))
         };
         let kind = parsed.kind.or_else(by_name).unwrap_or_default();
-        if kind == EventKind::Error {
+        if kind == EventKind::Error || (kind == EventKind::Other && parsed.error.is_some()) {
             return Err(failed(data));
         }
         self.take(kind, &parsed, out)
@@ -306,7 +327,7 @@ impl Decoder for AnthropicDecoder {
         if self.finished {
             return Ok(());
         }
-        if !self.is_complete() {
+        if !self.could_end() {
             return Err(cut(NAME));
         }
         self.finish(out);
@@ -337,7 +358,7 @@ impl Decoder for AnthropicDecoder {
 
     fn work(&self, event: &SseEvent) -> usize {
         let data = &event.data;
-        let ends = || data.contains("_stop") || data.contains("_start");
+        let ends = || ["_stop", "_start", "stop_reason"].iter().any(|end| data.contains(end));
         let held = if self.held > data.len() && ends() {
             self.held
         } else {
@@ -347,7 +368,11 @@ impl Decoder for AnthropicDecoder {
     }
 
     fn is_complete(&self) -> bool {
-        self.stop.is_some() && self.open.is_empty()
+        self.stop.is_some() && (self.open.is_empty() || self.only_ends_missing)
+    }
+
+    fn work_of_end(&self) -> usize {
+        if self.open.is_empty() { 0 } else { self.held }
     }
 }
 

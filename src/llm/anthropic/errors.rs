@@ -1,4 +1,4 @@
-//! What Anthropic's errors mean: by the error's type, and by the status where there is none.
+//! What Anthropic's errors mean: by the error's type, and by the status where there is none or they contradict.
 
 use serde_json::Value;
 
@@ -39,12 +39,35 @@ pub(super) fn classify(status: u16, body: &str) -> (LlmErrorKind, String) {
         "rate_limit_error" => LlmErrorKind::RateLimited,
         "overloaded_error" => LlmErrorKind::Overloaded,
         "api_error" | "timeout_error" => LlmErrorKind::Unavailable,
-        _ => match by_status(status) {
-            LlmErrorKind::BadRequest => by_words(message, LlmErrorKind::BadRequest),
-            kind => kind,
-        },
+        _ => by_words_too(by_status(status), message),
+    };
+    let told = by_status(status);
+    let kind = if status == 200 || agree(told, kind) {
+        kind
+    } else {
+        by_words_too(told, message)
     };
     (by_size(status, kind), words)
+}
+
+/// Whether an error's type may be of `kind` where its status says `told`: a failure that passes is none of the
+/// request's, and what the key may not do is no fault of the request's shape.
+const fn agree(told: LlmErrorKind, kind: LlmErrorKind) -> bool {
+    use LlmErrorKind as K;
+    let passes = matches!(kind, K::RateLimited | K::Overloaded | K::Unavailable);
+    match told {
+        K::RateLimited | K::Overloaded | K::Unavailable => passes,
+        K::Auth | K::Billing => matches!(kind, K::Auth | K::Billing),
+        K::BadRequest => !passes,
+        _ => true,
+    }
+}
+
+fn by_words_too(kind: LlmErrorKind, message: &str) -> LlmErrorKind {
+    match kind {
+        LlmErrorKind::BadRequest => by_words(message, LlmErrorKind::BadRequest),
+        kind => kind,
+    }
 }
 
 fn by_status(status: u16) -> LlmErrorKind {
@@ -162,7 +185,20 @@ mod tests {
             504 timeout_error Unavailable
             529 overloaded_error Overloaded
             200 overloaded_error Overloaded Overloaded
-            200 brand_new_error Unavailable";
+            200 brand_new_error Unavailable
+            401 invalid_request_error Auth no key
+            403 not_found_error Auth model: claude-x
+            403 billing_error Billing
+            402 invalid_request_error Billing
+            429 invalid_request_error RateLimited slow down
+            500 invalid_request_error Unavailable
+            503 authentication_error Unavailable
+            529 not_found_error Overloaded
+            503 overloaded_error Overloaded
+            400 overloaded_error BadRequest
+            400 api_error ContextTooLong prompt is too long
+            400 authentication_error Auth
+            200 invalid_request_error BadRequest";
         for row in TABLE.trim().lines() {
             let fields: Vec<&str> = row.trim().splitn(4, ' ').collect();
             let [status, name, expected, ref message @ ..] = fields[..] else {

@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 use std::str::FromStr;
 
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -249,7 +251,7 @@ pub(super) struct Event<'a> {
     #[serde(rename = "type")]
     pub(super) kind: Option<EventKind>,
     pub(super) index: Option<Index>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "object")]
     pub(super) delta: Option<Delta<'a>>,
     #[serde(borrow)]
     pub(super) content_block: Option<&'a RawValue>,
@@ -257,6 +259,42 @@ pub(super) struct Event<'a> {
     pub(super) message: Option<&'a RawValue>,
     #[serde(borrow)]
     pub(super) usage: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub(super) error: Option<&'a RawValue>,
+}
+
+impl<'a> Event<'a> {
+    /// The event in `json`, which is an object or `null`.
+    pub(super) fn read(json: &'a str) -> serde_json::Result<Self> {
+        let mut json = serde_json::Deserializer::from_str(json);
+        let event = object(&mut json)?.ok_or_else(|| serde_json::Error::custom("it is null"))?;
+        json.end()?;
+        Ok(event)
+    }
+}
+
+/// A `T` from an object alone, if there is one: what is derived would take its fields from a list as well.
+fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(of: D) -> Result<Option<T>, D::Error> {
+    struct Object<T>(T);
+    struct Fields<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+        type Value = Object<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+        }
+    }
+    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+        fn deserialize<D: Deserializer<'de>>(of: D) -> Result<Self, D::Error> {
+            of.deserialize_map(Fields(PhantomData))
+        }
+    }
+    let found: Option<Object<T>> = Deserialize::deserialize(of)?;
+    Ok(found.map(|Object(found)| found))
 }
 
 /// A piece of a block, or the end of the message. Some gateways send all fields, most of them empty.
@@ -283,16 +321,36 @@ pub(super) struct Delta<'a> {
 }
 
 impl Delta<'_> {
+    /// Whether it has what a piece of `kind` brings.
+    pub(super) fn has(&self, kind: DeltaKind) -> bool {
+        let text = match kind {
+            DeltaKind::Text => &self.text,
+            DeltaKind::Thinking => &self.thinking,
+            DeltaKind::Signature => &self.signature,
+            DeltaKind::Json => &self.partial_json,
+            DeltaKind::Compaction => &self.content,
+            DeltaKind::Citation => return self.citation.is_some(),
+            DeltaKind::Other => return false,
+        };
+        text.as_ref().is_some_and(|text| !text.is_empty())
+    }
+
+    /// The first kind of piece that it has.
+    pub(super) fn found(&self) -> Option<DeltaKind> {
+        let kinds = [
+            DeltaKind::Text,
+            DeltaKind::Thinking,
+            DeltaKind::Json,
+            DeltaKind::Signature,
+            DeltaKind::Compaction,
+            DeltaKind::Citation,
+        ];
+        kinds.into_iter().find(|kind| self.has(*kind))
+    }
+
     /// Whether there is nothing in it.
     pub(super) fn is_empty(&self) -> bool {
-        let texts = [
-            &self.text,
-            &self.thinking,
-            &self.signature,
-            &self.partial_json,
-            &self.content,
-        ];
-        self.citation.is_none() && texts.into_iter().flatten().all(Piece::is_empty)
+        self.found().is_none()
     }
 }
 
@@ -370,16 +428,17 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 /// More tokens than any request can have: figures beyond it are nonsense that no sum should overflow on.
 pub(super) const MOST_TOKENS: u64 = 1_000_000_000_000;
 
-/// A block's number, as an integer or written like `1.0`.
+/// A block's number, as an integer or written like `1.0`, or either of them in quotes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Index(pub(super) i64);
 
 impl<'de> Deserialize<'de> for Index {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let number = Number::deserialize(deserializer)?;
-        integer(&number)
-            .map(Self)
-            .ok_or_else(|| D::Error::custom(format!("{number} is no index of a block")))
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        let number: Option<Number> = serde_json::from_str(raw.trim_matches('"')).ok();
+        let index = number.as_ref().and_then(integer);
+        let fault = || D::Error::custom("its index is no number of a block");
+        index.map(Self).ok_or_else(fault)
     }
 }
 
