@@ -141,7 +141,11 @@ fn build_providers(
         if made_from.key.is_none() && !def.key_vars.is_empty() {
             continue;
         }
-        let provider = build(made_from);
+        let redactor = config.redactor();
+        let provider = build(llm::ProviderConfig {
+            redactor,
+            ..made_from
+        });
         providers.insert(def.name, provider);
     }
     providers

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::types::LlmProvider;
 use crate::net::HttpClient;
 use crate::net::sse::SseLimits;
-use crate::secrets::Secret;
+use crate::secrets::{Redactor, Secret};
 
 /// A row of [`super::PROVIDERS`].
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,9 @@ pub struct ProviderConfig {
     pub base_url: String,
     /// How long it may take, and how much it may say.
     pub limits: StreamLimits,
+    /// Knows what may not be shown of what it says: its key at least, better all that the process has, since what
+    /// is shown is cut to a length, and of half a secret nobody can tell later that it is one.
+    pub redactor: Redactor,
 }
 
 impl ProviderDef {
@@ -73,6 +76,7 @@ impl ProviderDef {
         let base_url = base_url.unwrap_or(self.default_base_url);
         ProviderConfig {
             http,
+            redactor: Redactor::new(key.as_ref()),
             key,
             key_var,
             base_url: base_url.trim_end_matches('/').to_owned(),

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::account::Account;
 use super::def::{ProviderConfig, StreamLimits};
 use super::estimate::Size;
 use super::fault::{bad, broken, cleaned, cut, empty, id_of, out_of_time};
@@ -39,7 +40,7 @@ pub(super) struct Client<P> {
     http: HttpClient,
     protocol: P,
     limits: StreamLimits,
-    /// Knows the key: what a provider or a gateway says may repeat it.
+    /// What a provider or a gateway says may repeat a secret.
     redactor: Redactor,
 }
 
@@ -48,7 +49,7 @@ pub(super) fn build<P: Protocol>(config: ProviderConfig) -> Arc<dyn LlmProvider>
     Arc::new(Client {
         protocol: P::new(&config),
         limits: config.limits,
-        redactor: Redactor::new(config.key.as_ref()),
+        redactor: config.redactor,
         http: config.http,
     })
 }
@@ -58,9 +59,17 @@ impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let mut wire = aside(size(request.messages), || self.protocol.request(request))?;
         let input = estimated_input(&wire, request.messages);
+        let facts = self.model(request.model);
         let reader = || {
             let decoder = P::decoder(request.call_ids);
-            Reader::new(P::NAME, decoder, self.redactor.clone(), self.limits, input)
+            let account = Account::new(input, facts);
+            Reader::new(
+                P::NAME,
+                decoder,
+                self.redactor.clone(),
+                self.limits,
+                account,
+            )
         };
         let unread = reader;
         let mut reader = reader();
@@ -250,15 +259,15 @@ fn read<P: Protocol>(
     }
 }
 
-/// Whether a document is an error object.
+/// Whether a document is an error object; a list is none.
 fn is_error(document: &str) -> bool {
     #[derive(Deserialize)]
     struct Failed<'a> {
         #[serde(borrow)]
         error: Option<&'a RawValue>,
     }
-    serde_json::from_str::<Failed<'_>>(document)
-        .is_ok_and(|failed| failed.error.is_some_and(|error| error.get() != "null"))
+    document.trim_start().starts_with('{')
+        && serde_json::from_str::<Failed<'_>>(document).is_ok_and(|failed| failed.error.is_some())
 }
 
 /// The tokens of a request, by its size; pictures and documents are no text.

@@ -47,13 +47,13 @@ struct Reading<D, S> {
 }
 
 impl<D: Decoder> Reader<D> {
-    /// For an answer of `provider` to a request of about `input` tokens.
+    /// For an answer of `provider`, counted by `account`.
     pub(super) fn new(
         provider: &'static str,
         decoder: D,
         redactor: Redactor,
         limits: StreamLimits,
-        input: u64,
+        account: Account,
     ) -> Self {
         Self {
             provider,
@@ -62,7 +62,7 @@ impl<D: Decoder> Reader<D> {
             request_id: None,
             limits,
             ready: Deltas::new(),
-            account: Account::new(input),
+            account,
         }
     }
 

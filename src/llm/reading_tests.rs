@@ -28,7 +28,13 @@ async fn hear_then(
 ) -> (Vec<Result<LlmDelta, LlmError>>, Duration) {
     let decoder = Anthropic::decoder(&CallIds::default());
     let limits = StreamLimits::default();
-    let reader = Reader::new("anthropic", decoder, Redactor::new(None), limits, 1);
+    let reader = Reader::new(
+        "anthropic",
+        decoder,
+        Redactor::new(None),
+        limits,
+        Account::new(1, None),
+    );
     let first: Vec<SseEvent> = first.iter().map(|data| event(data)).collect();
     let pings = stream::unfold((), move |()| async move {
         tokio::time::sleep(pause).await;
@@ -102,7 +108,13 @@ async fn what_repeats_itself_or_is_empty_is_no_answer() {
 fn broken_off(events: &[String]) -> LlmStream {
     let decoder = Anthropic::decoder(&CallIds::default());
     let limits = StreamLimits::default();
-    let reader = Reader::new("anthropic", decoder, Redactor::new(None), limits, 50);
+    let reader = Reader::new(
+        "anthropic",
+        decoder,
+        Redactor::new(None),
+        limits,
+        Account::new(50, None),
+    );
     let mut all: Vec<_> = events.iter().map(|data| Ok(event(data))).collect();
     all.push(Err(SseError::Broken("reset".to_owned())));
     reader.stream(stream::iter(all))

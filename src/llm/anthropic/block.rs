@@ -315,8 +315,12 @@ impl OpenBlock {
     pub(super) fn is_whole(&self) -> bool {
         let input = match &self.kind {
             // Empty input is what a call begins with.
-            Kind::Call { .. } => Fields::of(&self.start).raw("input").filter(|input| input.get() != "{}"),
-            Kind::Other { has_input: true, .. } => Some(&*self.start),
+            Kind::Call { .. } => Fields::of(&self.start)
+                .raw("input")
+                .filter(|input| input.get() != "{}"),
+            Kind::Other {
+                has_input: true, ..
+            } => Some(&*self.start),
             Kind::Text | Kind::Thinking | Kind::Compaction | Kind::Other { .. } => return true,
         };
         if self.json.trim().is_empty() {

@@ -358,7 +358,11 @@ impl Decoder for AnthropicDecoder {
 
     fn work(&self, event: &SseEvent) -> usize {
         let data = &event.data;
-        let ends = || ["_stop", "_start", "stop_reason"].iter().any(|end| data.contains(end));
+        let ends = || {
+            ["_stop", "_start", "stop_reason"]
+                .iter()
+                .any(|end| data.contains(end))
+        };
         let held = if self.held > data.len() && ends() {
             self.held
         } else {

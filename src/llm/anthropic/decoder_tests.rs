@@ -1042,3 +1042,158 @@ fn whole_figures_may_be_written_as_fractions() {
         assert_eq!(usage.output, expected, "{figure}");
     }
 }
+
+#[test]
+fn an_error_without_a_type_is_one() {
+    let named = |name: Option<&str>, data: &str| SseEvent {
+        event: name.map(str::to_owned),
+        data: data.to_owned(),
+    };
+    let auth = r#"{"error":{"type":"authentication_error","message":"no"}}"#;
+    let novel = r#"{"type":"novel","error":{"type":"authentication_error"}}"#;
+    let odd = r#"{"index":"x","error":{"type":"authentication_error"}}"#;
+    for event in [
+        named(None, auth),
+        named(Some("message"), auth),
+        named(None, novel),
+        named(None, odd),
+    ] {
+        let error = hear(&mut AnthropicDecoder::default(), &event).unwrap_err();
+        assert_eq!(error.kind, LlmErrorKind::Auth, "{event:?}");
+    }
+    let none = r#"{"error":null}"#;
+    assert_eq!(feed_raw(&mut AnthropicDecoder::default(), none), []);
+}
+
+#[test]
+fn an_answer_whose_last_ends_are_missing_is_whole_where_the_model_ended() {
+    let [text_start, text_piece, _] = text(0, "said");
+    let thinking = json!({"type": "content_block_start", "index": 0,
+        "content_block": {"type": "thinking", "thinking": "hm", "signature": "s"}});
+    let whole_start = json!({"type": "content_block_start", "index": 0,
+        "content_block": {"type": "tool_use", "id": "t", "name": "bash", "input": {"a": 1}}});
+    let search = json!({"type": "content_block_start", "index": 0,
+        "content_block": {"type": "server_tool_use", "id": "t", "name": "web_search", "input": {}}});
+    let said = vec![text_start, text_piece];
+    let call = |pieces: &str| vec![call_start(0), piece(0, pieces)];
+    for (blocks, reason, is_whole) in [
+        (said.clone(), "end_turn", true),
+        (said.clone(), "max_tokens", false),
+        (said, "model_context_window_exceeded", false),
+        (vec![thinking], "end_turn", true),
+        (call("{}"), "tool_use", true),
+        (call("{"), "tool_use", false),
+        (call("{}"), "max_tokens", false),
+        (vec![call_start(0)], "tool_use", false),
+        (vec![whole_start], "tool_use", true),
+        (
+            vec![search.clone(), piece(0, r#"{"query":"q"}"#)],
+            "end_turn",
+            true,
+        ),
+        (vec![search, piece(0, r#"{"query":"#)], "end_turn", false),
+    ] {
+        let [reason_event, _] = end(reason);
+        let mut decoder = AnthropicDecoder::default();
+        for event in [vec![start("a")], blocks.clone(), vec![reason_event]].concat() {
+            feed(&mut decoder, &event);
+        }
+        assert_eq!(decoder.is_complete(), is_whole, "{blocks:?} {reason}");
+        assert!(decoder.work_of_end() > 0);
+        let mut out = Deltas::new();
+        let ended = decoder.on_end(&mut out);
+        assert_eq!(ended.is_ok(), is_whole, "{blocks:?} {reason}");
+        let kept = |delta: &LlmDelta| matches!(delta, LlmDelta::Block(_));
+        assert_eq!(out.iter().any(kept), is_whole, "{blocks:?} {reason}");
+        if let Some(args) = args_of(&Vec::from(out)) {
+            assert!(matches!(args, ToolArgs::Json(_)), "{args:?}");
+        }
+    }
+}
+
+#[test]
+fn a_piece_after_the_reason_makes_the_end_uncertain_again() {
+    let [text_start, text_piece, _] = text(0, "said");
+    let [reason, _] = end("end_turn");
+    let mut decoder = AnthropicDecoder::default();
+    for event in [start("a"), text_start, text_piece, reason, call_start(1)] {
+        feed(&mut decoder, &event);
+    }
+    assert!(!decoder.is_complete());
+    feed(&mut decoder, &piece(1, "{"));
+    assert!(decoder.on_end(&mut Deltas::new()).is_err());
+}
+
+#[test]
+fn a_piece_without_a_type_is_what_its_block_takes() {
+    let begin =
+        |block: Value| json!({"type": "content_block_start", "index": 0, "content_block": block});
+    let delta = |delta: Value| json!({"type": "content_block_delta", "index": 0, "delta": delta});
+    let said = all(&[
+        text(0, "")[0].clone(),
+        delta(json!({"text": "x"})),
+        block_end(0),
+    ]);
+    assert_eq!(
+        said,
+        [
+            LlmDelta::Text("x".to_owned()),
+            LlmDelta::Block(Block::text("x"))
+        ]
+    );
+    let call = all(&[
+        call_start(0),
+        delta(json!({"text": "", "partial_json": "{\"a\":"})),
+        delta(json!({"partial_json": "1}"})),
+        block_end(0),
+    ]);
+    assert_eq!(args_of(&call), Some(&ToolArgs::Json(json!({"a": 1}))));
+    let thought = all(&[
+        begin(json!({"type": "thinking", "thinking": ""})),
+        delta(json!({"thinking": "hm"})),
+        delta(json!({"signature": "s"})),
+        block_end(0),
+    ]);
+    assert!(thought.contains(&LlmDelta::Thinking("hm".to_owned())));
+    assert!(echo_of(&thought).is_some_and(|echo| echo.contains("\"s\"")));
+    // What the block doesn't take, and what no block is open for.
+    for before in [vec![call_start(0)], vec![]] {
+        let deltas = all(&[before, vec![delta(json!({"text": "x"}))]].concat());
+        assert_eq!(texts(&deltas), "x");
+    }
+    let mut decoder = AnthropicDecoder::default();
+    let lost = delta(json!({"partial_json": "{}"}));
+    assert_eq!(
+        fails(&mut decoder, lost.to_string()).kind,
+        LlmErrorKind::BadResponse
+    );
+    assert_eq!(feed(&mut decoder, &delta(json!({"text": ""}))), []);
+}
+
+#[test]
+fn the_number_of_a_block_may_stand_in_quotes() {
+    let mut events = [text(0, "a"), text(1, "b")].concat();
+    for event in &mut events {
+        event["index"] = json!(event["index"].to_string());
+    }
+    let deltas = all(&events);
+    for said in ["a", "b"] {
+        assert!(
+            deltas.contains(&LlmDelta::Block(Block::text(said))),
+            "{deltas:?}"
+        );
+    }
+}
+
+#[test]
+fn a_list_is_no_object() {
+    let mut decoder = AnthropicDecoder::default();
+    feed(&mut decoder, &text(0, "")[0]);
+    let usage = r#"{"type":"message_delta","delta":{},"usage":[7,8]}"#;
+    assert_eq!(feed_raw(&mut decoder, usage), []);
+    let event = r#"["content_block_delta",0,{"type":"text_delta","text":"x"},null,null,null,null]"#;
+    assert_eq!(feed_raw(&mut decoder, event), []);
+    let delta = r#"{"type":"content_block_delta","index":0,"delta":["text_delta","x",null,null,null,null,null,null,null]}"#;
+    let error = fails(&mut decoder, delta);
+    assert_eq!(error.kind, LlmErrorKind::BadResponse);
+}
