@@ -80,3 +80,11 @@ fn a_certificates_fault_names_no_host() {
         assert_eq!(nameless(whole), whole);
     }
 }
+
+#[test]
+fn an_error_object_is_an_object_with_an_error() {
+    assert!(is_error(r#"{"error": {"type": "x"}}"#));
+    for none in [r#"[{"type": "x"}]"#, r#"{"error": null}"#, "{}", r#""x""#] {
+        assert!(!is_error(none), "{none}");
+    }
+}

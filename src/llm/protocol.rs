@@ -56,7 +56,7 @@ pub struct Wire {
     pub warnings: Vec<(WarningCode, String)>,
 }
 
-/// Reads one answer. Pure: no I/O, no clock.
+/// Reads one answer. Pure: no I/O, no clock. What it tells for people may be long: it is cut where secrets are known.
 pub trait Decoder: Send + 'static {
     /// Takes one event; pushes nothing after [`LlmDelta::Stop`].
     ///

@@ -12,14 +12,19 @@ use super::account::Account;
 use super::def::StreamLimits;
 use super::fault::{broken, cleaned, empty};
 use super::protocol::{Decoder, Deltas, Heard};
-use super::types::{LlmDelta, LlmError, LlmStream};
+use super::types::{Citation, LlmDelta, LlmError, LlmStop, LlmStream};
 use crate::apart::aside;
 use crate::net::sse::{SseError, SseEvent};
 use crate::secrets::Redactor;
+use crate::show::start;
 
 /// How long the end of the body, which is at hand, is waited for after the answer is complete, so that the
 /// connection can be used again.
 const TAIL_TIME: Duration = Duration::from_millis(20);
+/// The longest name or reason that is told of an answer.
+const NAME_CHARS: usize = 200;
+/// The longest query, title or quotation.
+const SHOWN_CHARS: usize = 2000;
 /// What ends a stream, with several providers and gateways.
 const DONE: &str = "[DONE]";
 
@@ -100,7 +105,8 @@ impl<D: Decoder> Reader<D> {
     /// The next delta that is ready. What was not told of the usage is estimated before a stop, and before
     /// what came is void.
     fn pop(&mut self) -> Option<LlmDelta> {
-        let delta = self.ready.pop_front()?;
+        let mut delta = self.ready.pop_front()?;
+        shorten(&mut delta, &self.redactor);
         let usage = match &delta {
             LlmDelta::Usage(usage) => return Some(LlmDelta::Usage(self.account.told(*usage))),
             LlmDelta::Stop(_) => self.account.complete(),
@@ -201,6 +207,41 @@ where
             // Not reaching the end costs a connection, nothing else.
             drop(timeout(TAIL_TIME, tail).await);
         }
+    }
+}
+
+/// Cuts what is told of an answer for people. Secrets are out of it before: of a half nobody can tell that it is one.
+fn shorten(delta: &mut LlmDelta, redactor: &Redactor) {
+    let cut = |text: &mut String, most: usize| {
+        if start(text, most).len() < text.len() {
+            *text = start(&redactor.clean(text), most).to_owned();
+        }
+    };
+    match delta {
+        LlmDelta::ServedModel(name) | LlmDelta::Stop(LlmStop::Unknown(name)) => {
+            cut(name, NAME_CHARS);
+        }
+        LlmDelta::ServerToolUse { query, .. } => cut(query, SHOWN_CHARS),
+        LlmDelta::Citation(Citation { url, title, quote }) => {
+            for text in [url, title, quote].into_iter().flatten() {
+                cut(text, SHOWN_CHARS);
+            }
+        }
+        LlmDelta::Stop(LlmStop::Refusal {
+            category,
+            explanation,
+        }) => {
+            for text in [category, explanation].into_iter().flatten() {
+                cut(text, SHOWN_CHARS);
+            }
+        }
+        LlmDelta::Text(_)
+        | LlmDelta::Thinking(_)
+        | LlmDelta::Block(_)
+        | LlmDelta::Warning { .. }
+        | LlmDelta::Usage(_)
+        | LlmDelta::Restarted
+        | LlmDelta::Stop(_) => {}
     }
 }
 

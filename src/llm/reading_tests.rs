@@ -233,3 +233,44 @@ async fn what_was_not_told_of_the_usage_is_estimated_at_the_end() {
         );
     }
 }
+
+#[test]
+fn what_is_told_for_people_is_cut_only_after_secrets_are_out_of_it() {
+    let redactor = Redactor::searching("process-secret");
+    let texts = |text: String| {
+        let some = || Some(text.clone());
+        let citation = Citation {
+            url: some(),
+            title: some(),
+            quote: some(),
+        };
+        let refusal = LlmStop::Refusal {
+            category: some(),
+            explanation: some(),
+        };
+        [
+            LlmDelta::ServedModel(text.clone()),
+            LlmDelta::Stop(LlmStop::Unknown(text.clone())),
+            LlmDelta::Stop(refusal),
+            LlmDelta::Citation(citation),
+            LlmDelta::ServerToolUse {
+                tool: "web_search",
+                query: text,
+            },
+        ]
+    };
+    for bound in [NAME_CHARS, SHOWN_CHARS] {
+        for before in bound - 14..bound {
+            let long = format!("{}process-secret{}", "z".repeat(before), "y".repeat(5000));
+            for mut delta in texts(long) {
+                shorten(&mut delta, &redactor);
+                let shown = format!("{delta:?}");
+                assert!(!shown.contains("zp") && shown.len() < 7000, "{shown}");
+            }
+        }
+    }
+    for mut delta in texts("short".to_owned()) {
+        shorten(&mut delta, &redactor);
+        assert!(format!("{delta:?}").contains("\"short\""));
+    }
+}

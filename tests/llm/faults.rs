@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use sandcaster::chat::Block;
 use sandcaster::clock::Deadline;
-use sandcaster::llm::{LlmDelta, LlmError, LlmErrorKind, LlmStop, StreamLimits};
+use sandcaster::llm::{LlmDelta, LlmError, LlmErrorKind, LlmStop, ProviderConfig, StreamLimits};
+use sandcaster::secrets::{Redactor, Secret};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -292,6 +293,55 @@ async fn an_echoed_key_is_not_passed_on() {
         let (_, error) = fault(reply).await;
         assert_eq!(error.kind, LlmErrorKind::Auth);
         assert!(error.message.contains("[redacted]"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn no_half_of_any_secret_is_left_where_a_message_is_cut() {
+    let other = "process-secret-0123456789-0123456789";
+    for row in rows() {
+        for before in (400..500).step_by(6) {
+            let words = format!("{}{other}", "x".repeat(before));
+            let llm = row
+                .llm([Reply::error(400, "invalid_request_error", &words)])
+                .await;
+            let config = row.config(&llm.base_url());
+            let secrets = [Secret::new(KEY), Secret::new(other)];
+            let redactor = Redactor::new(&secrets);
+            let provider = row.provider_of(ProviderConfig { redactor, ..config });
+            let error = ask(&*provider, &row.prompt()).await.1.unwrap();
+            assert!(!error.message.contains("proc"), "{before}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_without_a_type_in_a_stream_is_no_answer_and_free() {
+    let event = "data: {\"error\":{\"type\":\"authentication_error\",\"message\":\"no\"}}\n\n";
+    for row in rows() {
+        let reply = Reply::body(200, "text/event-stream", event.as_bytes());
+        let (deltas, error) = row.ask_once(reply, short()).await;
+        let error = error.unwrap();
+        assert_eq!(error.kind, LlmErrorKind::Auth, "{error}");
+        assert!(!error.retryable());
+        assert_eq!(deltas, []);
+    }
+}
+
+#[tokio::test]
+async fn a_figure_that_cannot_be_is_estimated() {
+    for row in rows() {
+        let reply = Reply::new()
+            .text("said")
+            .usage(10, 1_000_000_000_000_000_000);
+        let (deltas, error) = row.ask_once(reply, short()).await;
+        assert!(error.is_none(), "{error:?}");
+        let usage = deltas.iter().rev().find_map(|delta| match delta {
+            LlmDelta::Usage(usage) => Some(*usage),
+            _ => None,
+        });
+        let usage = usage.unwrap();
+        assert!(usage.estimated && usage.output < 100, "{usage:?}");
     }
 }
 

@@ -40,11 +40,15 @@ impl Row {
         self.def.config(http(), key, Some(base_url))
     }
 
-    pub fn provider_with(&self, base_url: &str, limits: StreamLimits) -> Arc<dyn LlmProvider> {
+    pub fn provider_of(&self, config: ProviderConfig) -> Arc<dyn LlmProvider> {
         let Build::With(build) = self.def.build else {
             panic!("{} is not built", self.def.name)
         };
-        build(ProviderConfig {
+        build(config)
+    }
+
+    pub fn provider_with(&self, base_url: &str, limits: StreamLimits) -> Arc<dyn LlmProvider> {
+        self.provider_of(ProviderConfig {
             limits,
             ..self.config(base_url)
         })

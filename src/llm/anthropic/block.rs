@@ -14,8 +14,6 @@ use crate::llm::types::{Citation, LlmDelta};
 
 /// The longest id, name or reason that is kept of what a model or a gateway says.
 pub(super) const NAME_CHARS: usize = 200;
-/// The longest query, title or quotation.
-pub(super) const SHOWN_CHARS: usize = 2000;
 
 #[derive(Debug)]
 enum Kind {
@@ -257,7 +255,7 @@ impl OpenBlock {
         let cited = Fields::of(&citation);
         let text = |field: &str| {
             let piece: Option<Piece<'_>> = cited.get(field);
-            piece.map(|piece| piece.bounded(SHOWN_CHARS))
+            piece.map(|piece| piece.text().into_owned())
         };
         out.push_back(LlmDelta::Citation(Citation {
             url: text("url"),
@@ -386,8 +384,8 @@ pub(super) fn name(piece: &Piece<'_>) -> String {
 
 /// Tells who answers.
 pub(super) fn served(model: Option<&Piece<'_>>, out: &mut Deltas) {
-    let model = model.map(name).filter(|model| !model.is_empty());
-    out.extend(model.map(LlmDelta::ServedModel));
+    let model = model.filter(|model| !model.is_empty());
+    out.extend(model.map(|model| LlmDelta::ServedModel(model.text().into_owned())));
 }
 
 fn call(ids: &CallIds, id: &str, name: String, args: ToolArgs) -> ToolCall {
@@ -425,6 +423,6 @@ fn searched(start: &RawValue, streamed: Option<&RawValue>) -> Option<LlmDelta> {
     }
     let asked = Fields::of(streamed.or_else(|| start.raw("input"))?);
     let query: Piece<'_> = asked.get("query").or_else(|| asked.get("url"))?;
-    let query = query.bounded(SHOWN_CHARS);
+    let query = query.text().into_owned();
     Some(LlmDelta::ServerToolUse { tool, query })
 }

@@ -6,7 +6,7 @@ use std::mem::take;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use super::block::{Fit, OpenBlock, SHOWN_CHARS, name, served};
+use super::block::{Fit, OpenBlock, name, served};
 use super::errors::classify;
 use super::usage::Tally;
 use super::wire::{Delta, DeltaKind, Event, EventKind, Fields, NAME};
@@ -244,14 +244,14 @@ impl AnthropicDecoder {
                 let details = details.map(Fields::of).unwrap_or_default();
                 let text = |field: &str| {
                     let piece: Option<Piece<'_>> = details.get(field);
-                    piece.map(|piece| piece.bounded(SHOWN_CHARS))
+                    piece.map(|piece| piece.text().into_owned())
                 };
                 LlmStop::Refusal {
                     category: text("category"),
                     explanation: text("explanation"),
                 }
             }
-            _ => LlmStop::Unknown(reason.bounded(100)),
+            _ => LlmStop::Unknown(reason.text().into_owned()),
         });
     }
 

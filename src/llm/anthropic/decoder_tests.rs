@@ -465,15 +465,9 @@ fn a_whole_input_in_the_start_survives_empty_pieces() {
 #[test]
 fn a_stop_reason_with_all_blocks_closed_is_an_end() {
     let [reason, _] = end("end_turn");
-    let [begin, piece, stop] = text(0, "x");
-    let whole = vec![
-        start("a"),
-        begin.clone(),
-        piece.clone(),
-        stop,
-        reason.clone(),
-    ];
-    let cut = vec![start("a"), begin, piece, reason];
+    let [begin, said, stop] = text(0, "x");
+    let whole = vec![start("a"), begin, said, stop, reason.clone()];
+    let cut = vec![start("a"), call_start(0), piece(0, "{"), reason];
     for (events, ends) in [
         (whole.clone(), true),
         (cut, false),
