@@ -179,12 +179,13 @@ impl Agent<'_> {
         if let Some(warning) = self.limits.warning(turn - 1, spent) {
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
-        if !self.conversation.can_pay_for(Purpose::LastTurn) {
-            return Err(self.no_answer(LastTurn::Budget).into());
-        }
+        // Any other turn is one that the budget pays for.
         let Some(reason) = self.last_turn(turn) else {
             return Ok(None);
         };
+        if !self.conversation.can_pay_for(Purpose::LastTurn) {
+            return Err(self.no_answer(LastTurn::Budget).into());
+        }
         // A run of one turn has no tools from the start, which is no news to its client and its model.
         if turn > 1 || reason != LastTurn::Turns {
             let (code, message) = self.limits.last_turn_warning(reason);
@@ -437,16 +438,18 @@ impl Agent<'_> {
             .hint("send a larger timeout (up to 3600), or a smaller task"),
             LastTurn::Budget => Problem::new(ErrorCode::BudgetExceeded, {
                 let budget = spec.max_budget.unwrap_or(NanoUsd(0));
-                let used = if self.context.tally.spent().0 < budget.0 {
-                    "nearly used"
+                let what = if self.context.tally.spent().0 >= budget.0 {
+                    "was used without an answer"
+                } else if self.conversation.can_pay_for(Purpose::LastTurn) {
+                    "was nearly used without an answer"
                 } else {
-                    "used"
+                    "does not pay for an answer to all that would have to be sent"
                 };
                 let failed = self.unpaid.as_ref().map_or_else(String::new, |error| {
                     format!("; the last request failed ({error})")
                 });
                 format!(
-                    "the budget of {} USD was {used} without an answer{failed}",
+                    "the budget of {} USD {what}{failed}",
                     budget.to_usd()
                 )
             })

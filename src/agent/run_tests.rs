@@ -372,17 +372,26 @@ async fn a_request_without_figures_is_not_counted_as_free() {
         ..Scripted::default()
     };
     let broken = vec![Err(fault(LlmErrorKind::Overloaded))];
-    for (provider, replies, complete) in [
-        (Scripted::default(), vec![billed()], true),
-        (Scripted::default(), vec![says("Done.")], false),
-        (Scripted::default(), vec![broken, billed()], false),
-        (after(LlmErrorKind::Timeout), vec![billed()], false),
-        (after(LlmErrorKind::RateLimited), vec![billed()], true),
-        (silent, vec![], false),
+    let cut_off = vec![Ok(LlmDelta::Text("Well".to_owned()))];
+    let ten = 10..11;
+    // Of the prompt's 20,000 letters, besides the system prompt and the tools.
+    let sent = 5000..50_000;
+    for (provider, replies, complete, input) in [
+        (Scripted::default(), vec![billed()], true, &ten),
+        (Scripted::default(), vec![says("Done.")], false, &sent),
+        (Scripted::default(), vec![broken, billed()], false, &ten),
+        (Scripted::default(), vec![cut_off], false, &sent),
+        (after(LlmErrorKind::Timeout), vec![billed()], false, &ten),
+        (after(LlmErrorKind::RateLimited), vec![billed()], true, &ten),
+        (silent, vec![], false, &sent),
     ] {
-        let ran = run_with(provider, spec(), replies).await;
+        let mut spec = spec();
+        spec.prompt = "word ".repeat(4000);
+        let ran = run_with(provider, spec, replies).await;
         let totals = ran.tally.totals(Duration::ZERO);
         assert_eq!(totals.usage_complete, complete, "{:?}", ran.end);
+        assert!(input.contains(&totals.input_tokens), "{totals:?}");
+        assert!(totals.cost_usd > Some(0.0), "{totals:?}");
     }
 }
 
@@ -536,7 +545,7 @@ async fn a_summary_that_came_to_nothing_is_not_paid_for_again() {
             reply
         };
         let mut replies: Vec<Deltas> = (1..=turns).map(turn).collect();
-        replies.push(says("Done."));
+        replies.push(ends(Some(used(0)), "Done.", LlmStop::End));
         let provider = Scripted {
             summary: Some(summary),
             ..Scripted::default()
@@ -1000,7 +1009,7 @@ async fn an_answer_whose_rest_does_not_fit_is_given_as_far_as_it_came() {
 async fn a_first_turn_that_has_to_be_the_last_is_told_to_the_model() {
     let spec = RunSpec {
         prompt: "word ".repeat(100_000),
-        max_budget: Some(NanoUsd::from_usd(0.5)),
+        max_budget: Some(NanoUsd::from_usd(0.59)),
         ..spec()
     };
     let ran = run_with(Scripted::default(), spec, [says("Long.")]).await;

@@ -125,9 +125,14 @@ impl Tally {
         self.inner.lock().price_unknown
     }
 
-    /// The cost, if every price is known.
+    /// The cost, if every price is known, also that of a request under way.
     pub fn cost(&self) -> Option<NanoUsd> {
-        (!self.price_unknown()).then(|| self.spent())
+        let inner = self.inner.lock();
+        let flying = match &inner.in_flight {
+            Some(usage) => self.price_as_served(usage, inner.served_model.as_deref())?,
+            None => NanoUsd::default(),
+        };
+        (!inner.price_unknown).then_some(NanoUsd(inner.cost.0.saturating_add(flying.0)))
     }
 
     /// Everything, as a terminal event shows it. A request still under way counts as incomplete.
@@ -288,6 +293,7 @@ mod tests {
             id: "claude-unheard-of-9".to_owned(),
         });
         tally.in_flight(usage(10, 10));
+        assert_eq!(tally.totals(Duration::ZERO).cost_usd, None);
         tally.settle(true);
         assert_eq!(tally.totals(Duration::ZERO).cost_usd, None);
         assert!(tally.price_unknown());
