@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::context::{Change, History, Need, Window};
 use super::limits::reserve;
 use super::prompt;
-use super::turn::{Audience, Failed, Response, Stage, Streams, Warned, calls, open, read};
-use super::types::{Halt, RunContext};
+use super::turn::{Audience, Failed, Response, Stage, Streams, calls, open, read};
+use super::types::{Halt, RunContext, Told};
 use crate::chat::{Block, CallIds, Message, Reply, ToolCall, ToolResult, ToolSpec};
 use crate::clock::Deadline;
 use crate::error::WarningCode;
@@ -53,7 +53,7 @@ pub(super) struct Conversation<'a> {
     thinking: ThinkingLevel,
     summaries: Summaries,
     streams: Streams,
-    warned: Warned,
+    warned: Told,
 }
 
 /// A place in the conversation, to go back to with [`Conversation::back_to`].
@@ -151,7 +151,7 @@ impl<'a> Conversation<'a> {
             thinking: spec.thinking,
             summaries: Summaries::default(),
             streams: Streams::new(&context.redactor),
-            warned: Warned::default(),
+            warned: Told::default(),
         }
     }
 

@@ -884,7 +884,7 @@ async fn an_answer_cut_by_the_window_makes_room_and_is_told_of() {
     replies.extend([thought(all_that_fits), says("GOAL: fly."), says("Done.")]);
     let ran = run(replies).await;
     assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
-    assert_eq!(ran.warnings()[3..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
+    assert_eq!(ran.warnings()[1..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
 }
 
 #[tokio::test]
@@ -978,7 +978,7 @@ async fn what_was_shown_of_an_answer_that_is_asked_for_anew_is_told_to_be_void()
     replies.extend([too_long, says("GOAL: fly."), says("Done.")]);
     let ran = run(replies).await;
     assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
-    assert_eq!(ran.warnings()[3..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
+    assert_eq!(ran.warnings()[1..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
 
     // What only its provider understands is not shown: it may be asked for again.
     let echo = Echo::of(&json!({"type": "thinking", "thinking": ""})).unwrap();
@@ -1012,9 +1012,18 @@ async fn a_first_turn_that_has_to_be_the_last_is_told_to_the_model() {
         max_budget: Some(NanoUsd::from_usd(0.59)),
         ..spec()
     };
-    let ran = run_with(Scripted::default(), spec, [says("Long.")]).await;
+    let ran = run_with(Scripted::default(), spec.clone(), [says("Long.")]).await;
     assert_eq!(ran.warnings(), ["MAX_BUDGET"]);
     assert!(ran.requests[0].contains("budget is nearly used. No more tools."));
+
+    let less = RunSpec {
+        max_budget: Some(NanoUsd::from_usd(0.5)),
+        ..spec
+    };
+    let ran = run_with(Scripted::default(), less, []).await;
+    assert!(ran.requests.is_empty());
+    let told = "the budget of 0.5 USD does not pay for an answer to all that would have to be sent";
+    assert_eq!(ran.failure(), told);
 }
 
 #[tokio::test]

@@ -4,11 +4,10 @@ use futures::StreamExt as _;
 
 use super::calls::TOLD_CALLS;
 use super::shown::provider_tool;
-use super::types::{Halt, RunContext};
+use super::types::{Halt, RunContext, Told};
 use crate::apart::aside;
 use crate::chat::{Block, CallIds, ToolCall};
 use crate::encoding::json_pieces;
-use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent};
 use crate::llm::{LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, LlmStream, Usage};
 use crate::secrets::{RedactingStream, Redactor};
@@ -79,24 +78,6 @@ pub(super) enum Audience {
     Agent,
 }
 
-/// What the provider has warned of: the same thing in every response is told once.
-#[derive(Debug, Default)]
-pub(super) struct Warned(Vec<(WarningCode, String)>);
-
-impl Warned {
-    /// At most so many things in a run.
-    const MOST: usize = 20;
-
-    fn is_new(&mut self, code: WarningCode, message: &str) -> bool {
-        let known = |(told, words): &(WarningCode, String)| *told == code && words == message;
-        if self.0.len() == Self::MOST || self.0.iter().any(known) {
-            return false;
-        }
-        self.0.push((code, message.to_owned()));
-        true
-    }
-}
-
 /// What clients of a run join to texts: a secret is found in them also where it goes on in a later response.
 #[derive(Debug)]
 pub(super) struct Streams {
@@ -119,7 +100,7 @@ pub(super) struct Stage<'a> {
     pub(super) turn: u32,
     pub(super) audience: Audience,
     pub(super) streams: &'a mut Streams,
-    pub(super) warned: &'a mut Warned,
+    pub(super) warned: &'a mut Told,
     pub(super) call_ids: &'a CallIds,
     /// What was sent for it, as it is likely to be billed.
     pub(super) sent: Usage,

@@ -240,17 +240,14 @@ fn turns() -> Vec<Case> {
             ..case("not even the prompt", 0.6, vec![]).fails("BUDGET_EXCEEDED")
         },
         case("hardly anything", 0.000_001, vec![]).fails("BUDGET_EXCEEDED"),
-        // 0.06 dollars are spent, and what came since costs 0.15 or more.
+        // 0.06 dollars, then an input alone of some 0.086.
         case(
             "a last turn that costs more than the whole budget",
-            0.1,
-            (1..8)
-                .map(|n| long(n, 10, 5))
-                .chain([long(8, 20_000, 10)])
-                .collect(),
+            0.07,
+            vec![long(1, 20_000, 10)],
         )
         .fails("BUDGET_EXCEEDED")
-        .warns(&[]),
+        .warns(&["SOFT_LIMIT"]),
         Case {
             prompt: "word ".repeat(120_000),
             ..case("the prompt alone", 0.7, vec![says("Long.", 180_000, 100)])
