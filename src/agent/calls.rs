@@ -12,9 +12,9 @@ use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
 use super::context::{MOST_MEDIA, MOST_MEDIA_BYTES};
-use super::loops::{LoopGuard, Outcome, call_key};
+use super::loops::{LoopGuard, Outcome, Refused, call_key};
 use super::shown;
-use super::types::{Halt, RunContext};
+use super::types::{Halt, RunContext, Told};
 use crate::apart::aside;
 use crate::chat::{Image, Part, ToolCall, ToolResult};
 use crate::clock::Deadline;
@@ -69,8 +69,8 @@ enum Plan {
     },
     /// Answered without running anything.
     Refuse(String),
-    /// Refused as a repeat: what came of it before.
-    Repeat(u64),
+    /// Refused as a repeat.
+    Repeat(Refused),
 }
 
 struct Planned<'a> {
@@ -85,6 +85,7 @@ struct Planned<'a> {
 pub(super) async fn run_calls(
     context: &RunContext,
     guard: &mut LoopGuard,
+    told: &mut Told,
     calls: &[&ToolCall],
     turn: u32,
     limits: CallLimits,
@@ -107,7 +108,7 @@ pub(super) async fn run_calls(
         let events: Vec<ToolUseEvent> = events.collect();
         (planned, events)
     });
-    warned.emit(context).await?;
+    warned.emit(context, told).await?;
     for event in events {
         context.emit(RunEvent::ToolUse(event)).await?;
     }
@@ -146,6 +147,7 @@ pub(super) async fn run_calls(
             tool: &one.name,
             call: one.key,
             result: answered.fingerprint,
+            took: answered.took,
             complaint: answered.complaint,
         })
         .collect();
@@ -186,13 +188,13 @@ fn beside_others(one: &Planned<'_>) -> bool {
 /// What is said of the calls of one response: the same thing once, with how often.
 #[derive(Debug, Default)]
 struct Warned {
-    told: Vec<Told>,
+    told: Vec<Complaint>,
     /// Calls of yet other tools that don't exist.
     others: u64,
 }
 
 #[derive(Debug)]
-struct Told {
+struct Complaint {
     code: WarningCode,
     tool: Name,
     message: String,
@@ -204,14 +206,14 @@ impl Warned {
     const MOST: usize = 8;
 
     fn of(&mut self, code: WarningCode, tool: &Name, message: String) {
-        let known = |told: &&mut Told| told.code == code && told.tool == *tool;
+        let known = |told: &&mut Complaint| told.code == code && told.tool == *tool;
         if let Some(told) = self.told.iter_mut().find(known) {
             told.count += 1;
         } else if code == WarningCode::ToolUnknown && self.told.len() >= Self::MOST {
             self.others += 1;
         } else {
             let (tool, count) = (tool.clone(), 1);
-            self.told.push(Told {
+            self.told.push(Complaint {
                 code,
                 tool,
                 message,
@@ -220,8 +222,15 @@ impl Warned {
         }
     }
 
-    async fn emit(self, context: &RunContext) -> Result<(), Halt> {
-        let told = self.told.into_iter().map(|told| {
+    async fn emit(self, context: &RunContext, run: &mut Told) -> Result<(), Halt> {
+        // The guard bounds what it refuses.
+        let news = |told: &Complaint| {
+            told.code == WarningCode::LoopDetected || run.is_new(told.code, &told.tool)
+        };
+        let mut told = self.told;
+        told.retain(news);
+        let others = self.others > 0 && run.is_new(WarningCode::ToolUnknown, "");
+        let told = told.into_iter().map(|told| {
             let (message, count) = (told.message, told.count);
             let message = match count {
                 1 => message,
@@ -231,7 +240,7 @@ impl Warned {
                 .fact("toolName", told.tool)
                 .fact("count", count)
         });
-        let others = (self.others > 0).then(|| {
+        let others = others.then(|| {
             let message = format!("{} calls of yet other tools that do not exist", self.others);
             WarningEvent::new(WarningCode::ToolUnknown, message).fact("count", self.others)
         });
@@ -339,6 +348,8 @@ struct Answered {
     answer: ToolAnswer,
     /// Of the answer as the tool gave it.
     fingerprint: u64,
+    /// How long the tool was at work.
+    took: Duration,
     complaint: bool,
 }
 
@@ -346,6 +357,7 @@ impl Answered {
     fn new(answer: ToolAnswer, complaint: bool) -> Self {
         Self {
             fingerprint: answer.fingerprint(),
+            took: Duration::ZERO,
             answer,
             complaint,
         }
@@ -373,9 +385,15 @@ async fn answer(
     let (mut answered, halt) = match &mut one.plan {
         Plan::Refuse(text) => (Answered::failed(std::mem::take(text)), None),
         Plan::Repeat(before) => {
-            let text = "Not run: this call was made several times in a row with the same result. Try another way, or answer with what you have.";
-            let mut answered = Answered::failed(text);
-            answered.fingerprint = *before;
+            let what = if before.among_others {
+                "this call and others were made in turn several times, each with the same result as before"
+            } else {
+                "this call was made several times in a row with the same result"
+            };
+            let mut answered = Answered::failed(format!(
+                "Not run: {what}. Try another way, or answer with what you have."
+            ));
+            answered.fingerprint = before.result;
             (answered, None)
         }
         Plan::Run { .. } if ending || context.token.is_cancelled() => {
@@ -429,13 +447,18 @@ async fn act(
     };
     // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
     let limit = left_behind_at(wrap_up, context.deadline);
+    let started = tokio::time::Instant::now();
     let outcome = match bounded(built.tool.call(args, &tool_context), limit, &context.token).await {
         Ok(outcome) => outcome,
         Err(left_behind) => return (Answered::failed(left_behind), None),
     };
     match outcome {
         // That a command failed is no complaint: a test that fails is what it is run for.
-        Ok(answer) => (Answered::new(answer, false), None),
+        Ok(answer) => {
+            let mut answered = Answered::new(answer, false);
+            answered.took = started.elapsed();
+            (answered, None)
+        }
         Err(Failure::Complaint(text)) => (Answered::failed(text), None),
         // A call without a result would spoil the history, even that of a run that is over.
         Err(Failure::Cancelled) => (Answered::failed("[cancelled]"), None),

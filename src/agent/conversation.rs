@@ -10,8 +10,8 @@ use std::time::Duration;
 use super::context::{Change, History, Need, Window};
 use super::limits::reserve;
 use super::prompt;
-use super::turn::{Audience, Failed, Response, Stage, Streams, Warned, calls, open, read};
-use super::types::{Halt, RunContext};
+use super::turn::{Audience, Failed, Response, Stage, Streams, calls, open, read};
+use super::types::{Halt, RunContext, Told};
 use crate::chat::{Block, CallIds, Message, Reply, ToolCall, ToolResult, ToolSpec};
 use crate::clock::Deadline;
 use crate::error::WarningCode;
@@ -53,7 +53,7 @@ pub(super) struct Conversation<'a> {
     thinking: ThinkingLevel,
     summaries: Summaries,
     streams: Streams,
-    warned: Warned,
+    warned: Told,
 }
 
 /// A place in the conversation, to go back to with [`Conversation::back_to`].
@@ -126,8 +126,10 @@ enum Funds {
     Unbounded,
     /// So many output tokens, besides the input.
     Output(u32),
-    /// Nothing: the budget is used.
-    Spent,
+    /// Not even the input, which the whole budget would have paid for.
+    Late,
+    /// Nothing: the budget is used, or the input alone costs more than all of it.
+    Nothing,
 }
 
 /// The budget does not allow a request.
@@ -149,7 +151,7 @@ impl<'a> Conversation<'a> {
             thinking: spec.thinking,
             summaries: Summaries::default(),
             streams: Streams::new(&context.redactor),
-            warned: Warned::default(),
+            warned: Told::default(),
         }
     }
 
@@ -297,6 +299,10 @@ impl<'a> Conversation<'a> {
             let Ok(affordable) = self.affordable(purpose) else {
                 return Ok(Ok(Asked::NoFunds(None)));
             };
+            let sent = Usage {
+                estimated: true,
+                ..self.input(purpose)
+            };
             // The window bounds the answer too.
             let room = self.history.room_for_answer().max(LEAST_OUTPUT);
             let opened = {
@@ -306,7 +312,7 @@ impl<'a> Conversation<'a> {
                 let tools = specs(&context.spec);
                 let most = self.room(affordable);
                 let request = self.request(purpose, most, &system, &tools);
-                open(context, &request).await?
+                open(context, &request, sent).await?
             };
             let stage = Stage {
                 turn,
@@ -314,6 +320,7 @@ impl<'a> Conversation<'a> {
                 streams: &mut self.streams,
                 warned: &mut self.warned,
                 call_ids: &self.call_ids,
+                sent,
             };
             let mut failed = match opened {
                 Ok(deltas) => match read(context, deltas, stage).await? {
@@ -436,9 +443,12 @@ impl<'a> Conversation<'a> {
         match self.funds(purpose) {
             Funds::Unbounded => Ok(None),
             Funds::Output(tokens) if tokens >= LEAST_OUTPUT => Ok(Some(tokens)),
-            // The one request that may pass the budget: without it all that was done would be lost.
-            Funds::Output(_) if purpose == Purpose::LastTurn => Ok(Some(LEAST_OUTPUT)),
-            Funds::Output(_) | Funds::Spent => Err(NoFunds),
+            // The one request that may pass the budget: without it all that was done would be lost. It costs at
+            // most as much again, and its output.
+            Funds::Output(_) | Funds::Late if purpose == Purpose::LastTurn => {
+                Ok(Some(LEAST_OUTPUT))
+            }
+            Funds::Output(_) | Funds::Late | Funds::Nothing => Err(NoFunds),
         }
     }
 
@@ -449,7 +459,7 @@ impl<'a> Conversation<'a> {
         };
         let NanoUsd(spent) = self.context.tally.spent();
         let Some(rest) = budget.checked_sub(spent).filter(|rest| *rest > 0) else {
-            return Funds::Spent;
+            return Funds::Nothing;
         };
         // Without a last turn after it, a summary would be paid for in vain.
         let held_back = match purpose {
@@ -460,13 +470,27 @@ impl<'a> Conversation<'a> {
             Purpose::Turn | Purpose::LastTurn | Purpose::GoOn { .. } => None,
         };
         let rest = rest.saturating_sub(held_back.unwrap_or_default().0);
-        let input = if purpose.without_tools() {
+        let input = self.input(purpose);
+        let tally = &self.context.tally;
+        let Some(output) = tally.affordable_output(&input, NanoUsd(rest)) else {
+            return Funds::Unbounded;
+        };
+        if output > 0 {
+            Funds::Output(output)
+        } else if tally.affordable_output(&input, NanoUsd(budget)) > Some(0) {
+            Funds::Late
+        } else {
+            Funds::Nothing
+        }
+    }
+
+    /// The input of a request for `purpose`, as it is likely to be billed.
+    fn input(&self, purpose: Purpose) -> Usage {
+        if purpose.without_tools() {
             self.history.uncached(self.history.estimate())
         } else {
             self.history.next_input()
-        };
-        let output = self.context.tally.affordable_output(&input, NanoUsd(rest));
-        output.map_or(Funds::Unbounded, Funds::Output)
+        }
     }
 
     /// Makes room ahead of the last turn, if the window is nearly full: without paying for it.

@@ -3,13 +3,14 @@
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
 use crate::chat::ToolArgs;
 
 /// So many calls of a cycle are named.
 const NAMED_CALLS: usize = 6;
 /// At most this many recent responses are compared.
-const WINDOW: usize = 32;
+const WINDOW: usize = 128;
 /// Cycles of up to this many responses are recognised.
 const LONGEST_CYCLE: usize = 3;
 /// So many repeats: the model is told.
@@ -18,6 +19,12 @@ const NUDGE_AT: usize = 3;
 const REFUSE_AT: usize = 5;
 /// So many repeats: the run's last turn.
 const STOP_AT: usize = 8;
+/// A round that takes so long, on average, waits for something: a job in the background, a server.
+const WAITS: Duration = Duration::from_millis(500);
+/// It is refused only after so many times as many rounds,
+const PATIENCE: usize = 3;
+/// and so long; and the run ends only after it was refused as often as any other.
+const LEAST_WAIT: Duration = Duration::from_mins(1);
 /// So many complaints in a row: the model is told.
 const COMPLAINTS_NUDGE: u32 = 10;
 /// So many complaints in a row: the run's last turn, if the model was told before.
@@ -46,7 +53,20 @@ pub(super) enum Stuck {
 }
 
 /// The distinct calls of one response with what came of them, in the order asked.
-type Round = Vec<Step>;
+#[derive(Debug, Default)]
+struct Round {
+    steps: Vec<Step>,
+    took: Duration,
+}
+
+/// A call that is not run any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// What came of it before.
+    pub(super) result: u64,
+    /// It is one of several that come round and round.
+    pub(super) among_others: bool,
+}
 
 /// A call and what came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +93,8 @@ pub(super) struct Outcome<'a> {
     pub(super) call: u64,
     /// The answer's fingerprint.
     pub(super) result: u64,
+    /// How long its tool was at work.
+    pub(super) took: Duration,
     /// It was refused, or the tool could do nothing with it.
     pub(super) complaint: bool,
 }
@@ -90,19 +112,51 @@ pub(super) fn call_key(tool: &str, args: &ToolArgs) -> u64 {
 }
 
 impl LoopGuard {
-    /// Whether `call` belongs to the fifth or a later round of a cycle without effect, and must not be run:
-    /// then what came of it before.
-    pub(super) fn refuses(&self, call: u64) -> Option<u64> {
+    /// Whether `call` belongs to the fifth or a later round of a cycle without effect, and must not be run.
+    pub(super) fn refuses(&self, call: u64) -> Option<Refused> {
         (1..=LONGEST_CYCLE).find_map(|length| {
             let expected = self.seen.iter().rev().nth(length - 1)?;
-            let step = expected.iter().find(|step| step.call == call)?;
-            (self.rounds(length) + 1 >= REFUSE_AT).then_some(step.result)
+            let step = expected.steps.iter().find(|step| step.call == call)?;
+            let refused = Refused {
+                result: step.result,
+                among_others: length > 1 || expected.steps.len() > 1,
+            };
+            let rounds = self.rounds(length) + 1;
+            let most = match self.waited(length) {
+                None => REFUSE_AT,
+                Some(waited) if waited >= LEAST_WAIT => REFUSE_AT * PATIENCE,
+                Some(_) => usize::MAX,
+            };
+            (rounds >= most).then_some(refused)
         })
+    }
+
+    /// How long the rounds at the end took in all, if they wait for something. One that was refused took no time.
+    fn waited(&self, length: usize) -> Option<Duration> {
+        let rounds = self.seen.iter().rev().take(self.equal(length) + length);
+        let took = rounds
+            .map(|round| round.took)
+            .filter(|took| !took.is_zero());
+        let (ran, all) = took.fold((0, Duration::ZERO), |(ran, all), took| {
+            (ran + 1, all + took)
+        });
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        (ran > 0 && all * length >= WAITS * ran).then_some(all)
+    }
+
+    /// Whether the rounds at the end have gone on for so long that the run should end.
+    fn is_endless(&self, cycle: &Cycle) -> bool {
+        let refused = || {
+            let newest = self.seen.iter().rev();
+            let mut newest = newest.take((STOP_AT - REFUSE_AT + 1) * cycle.length);
+            newest.all(|round| round.took.is_zero())
+        };
+        cycle.rounds >= STOP_AT && (self.waited(cycle.length).is_none() || refused())
     }
 
     /// Takes note of the answered calls of one response; what the model should be told.
     pub(super) fn record(&mut self, outcomes: &[Outcome<'_>]) -> Vec<String> {
-        let mut round = Round::new();
+        let mut round = Round::default();
         let told_before = self.told;
         for outcome in outcomes {
             let step = Step {
@@ -110,10 +164,11 @@ impl LoopGuard {
                 call: outcome.call,
                 result: outcome.result,
             };
-            if round.contains(&step) {
+            round.took += outcome.took;
+            if round.steps.contains(&step) {
                 continue;
             }
-            round.push(step);
+            round.steps.push(step);
             if outcome.complaint {
                 self.complaints += 1;
             } else {
@@ -121,7 +176,7 @@ impl LoopGuard {
                 self.told = false;
             }
         }
-        if round.is_empty() {
+        if round.steps.is_empty() {
             return Vec::new();
         }
         if self.seen.len() == WINDOW {
@@ -133,8 +188,13 @@ impl LoopGuard {
         let mut notices = Vec::new();
         if repeats == NUDGE_AT && cycle.whole {
             let what = self.calls_of(cycle.length);
+            let advice = if self.waited(cycle.length).is_some() {
+                "if you wait for something, check that it is still at work, and wait longer in one call; else try another way"
+            } else {
+                "doing it again will not help. Try another way"
+            };
             notices.push(format!(
-                "{what} {repeats} times in a row with the same effect; doing it again will not help. Try another way, or answer with what you have."
+                "{what} {repeats} times in a row with the same effect; {advice}, or answer with what you have."
             ));
         }
         if self.complaints >= COMPLAINTS_NUDGE && !self.told {
@@ -144,7 +204,7 @@ impl LoopGuard {
                 self.complaints
             ));
         }
-        if repeats >= STOP_AT {
+        if self.is_endless(&cycle) {
             self.stuck.get_or_insert(Stuck::Repeating);
         } else if told_before && self.told && self.complaints >= COMPLAINTS_STOP {
             self.stuck.get_or_insert(Stuck::Refused);
@@ -195,7 +255,8 @@ impl LoopGuard {
             .seen
             .iter()
             .skip(self.seen.len().saturating_sub(length));
-        let tools: Vec<&str> = newest.flatten().map(|step| step.tool.as_str()).collect();
+        let steps = newest.flat_map(|round| &round.steps);
+        let tools: Vec<&str> = steps.map(|step| step.tool.as_str()).collect();
         if let [tool] = tools.as_slice() {
             return format!("The same call of {tool} was made");
         }
@@ -228,7 +289,7 @@ impl LoopGuard {
         newest
             .clone()
             .zip(newest.skip(length))
-            .take_while(|(newer, older)| newer == older)
+            .take_while(|(newer, older)| newer.steps == older.steps)
             .count()
     }
 }

@@ -12,6 +12,7 @@ fn outcome(command: &str, result: u64, complaint: bool) -> Outcome<'static> {
         tool: "bash",
         call: key(command),
         result,
+        took: Duration::ZERO,
         complaint,
     }
 }
@@ -43,7 +44,11 @@ fn the_third_equal_call_is_told_the_fifth_refused_the_eighth_ends_it() {
     assert!(!call(&mut guard, "ls", 1));
     for nth in 5..=8 {
         let before = guard.refuses(key("ls"));
-        assert_eq!(before, Some(1), "{nth}");
+        let right = Refused {
+            result: 1,
+            among_others: false,
+        };
+        assert_eq!(before, Some(right), "{nth}");
         assert_eq!(guard.refuses(key("pwd")), None, "another call is no repeat");
         guard.record(&[outcome("ls", 1, true)]);
         let stuck = (nth == 8).then_some(Stuck::Repeating);
@@ -71,7 +76,8 @@ fn cycles_of_two_and_three_count_and_are_told_once() {
             }
         }
         assert_eq!(nudges, 1, "{cycle:?}");
-        assert!(guard.refuses(key("a")).is_some() && guard.refuses(key("b")).is_none());
+        let refused = guard.refuses(key("a")).unwrap();
+        assert!(refused.among_others && guard.refuses(key("b")).is_none());
     }
 }
 
@@ -188,5 +194,39 @@ fn a_notice_says_what_was_called_and_in_what_order() {
         let notices: Vec<String> = rounds.flat_map(|round| guard.record(round)).collect();
         assert_eq!(notices.len(), 1, "{notices:?}");
         assert!(notices[0].starts_with(told), "{notices:?}");
+    }
+}
+
+#[test]
+fn waiting_for_a_job_is_told_and_not_refused_within_a_minute() {
+    for (pause, refused, stopped) in [
+        (500, 120, 124),
+        (2400, 25, 29),
+        (30_000, 14, 18),
+        (499, 4, 8),
+    ] {
+        let mut guard = LoopGuard::default();
+        let mut first_refused = None;
+        for nth in 1..=128 {
+            let refuses = guard.refuses(key("sleep; cat f")).is_some();
+            if refuses {
+                first_refused.get_or_insert(nth - 1);
+            }
+            let took = Duration::from_millis(if refuses { 0 } else { pause });
+            let told = guard.record(&[Outcome {
+                took,
+                ..outcome("sleep; cat f", 1, refuses)
+            }]);
+            assert_eq!(told.len(), usize::from(nth == 3), "{pause} {nth}");
+            let waits = told
+                .iter()
+                .any(|told| told.contains("wait longer in one call"));
+            assert_eq!(waits, nth == 3 && pause >= 500, "{told:?}");
+            if guard.stuck().is_some() {
+                assert_eq!((first_refused, nth), (Some(refused), stopped), "{pause}");
+                break;
+            }
+        }
+        assert!(guard.stuck().is_some(), "{pause}");
     }
 }

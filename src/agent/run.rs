@@ -6,7 +6,8 @@ use super::conversation::{Asked, Conversation, Mark, Purpose};
 use super::limits::{LastTurn, Limits};
 use super::loops::{LoopGuard, Stuck};
 use super::prompt;
-use super::types::{Answer, Halt, RunContext};
+use super::shown;
+use super::types::{Answer, Halt, RunContext, Told};
 use crate::apart::aside;
 use crate::error::{ErrorCode, Problem, WarningCode};
 use crate::events::{RunEvent, StopReason, WarningEvent};
@@ -21,6 +22,8 @@ const EMPTY_PAUSES: u32 = 1;
 const CONTINUATIONS: u32 = 2;
 /// How often the same request is sent again for a call that its provider could not read.
 const MALFORMED: u32 = 2;
+/// How often in a run the model is asked again for an answer that it left out.
+const EMPTY_ANSWERS: u32 = 5;
 /// How much is shown of a model's or a provider's own words.
 const SHOWN_WORDS: usize = 300;
 
@@ -36,6 +39,8 @@ pub async fn run_agent(context: &RunContext) -> Result<Answer, Halt> {
         conversation: Conversation::new(context),
         limits: Limits::new(&context.spec, context.deadline),
         guard: LoopGuard::default(),
+        told: Told::default(),
+        empty: 0,
         price_warned: false,
         dearer_warned: false,
         out_of_funds: false,
@@ -49,6 +54,9 @@ struct Agent<'a> {
     conversation: Conversation<'a>,
     limits: Limits,
     guard: LoopGuard,
+    told: Told,
+    /// How often the model ended without an answer.
+    empty: u32,
     price_warned: bool,
     dearer_warned: bool,
     /// A request within a turn could not be paid for: the next turn is the last.
@@ -115,10 +123,19 @@ impl Agent<'_> {
                         }
                     };
                     let redactor = &self.context.redactor;
+                    let (content, whole) = aside(text.len(), || {
+                        shown::answer(redactor.clean(&text).into_owned())
+                    });
+                    if !whole {
+                        let message = "the answer is too long for the result, where its middle is left out: all of it stands in the assistant events";
+                        self.context
+                            .warn(WarningCode::AnswerTruncated, message)
+                            .await?;
+                    }
                     return Ok(Answer {
-                        content: aside(text.len(), || redactor.clean(&text).into_owned()),
+                        content,
                         stop_reason: reason,
-                        truncated: cut.is_some(),
+                        truncated: cut.is_some() || !whole,
                     });
                 }
                 TurnEnd::Answer {
@@ -136,6 +153,15 @@ impl Agent<'_> {
                         return Err(Problem::new(
                             ErrorCode::LlmBadResponse,
                             "the model ended twice without an answer",
+                        )
+                        .hint("send the request again, or use another model")
+                        .into());
+                    }
+                    self.empty += 1;
+                    if self.empty > EMPTY_ANSWERS {
+                        return Err(Problem::new(
+                            ErrorCode::LlmBadResponse,
+                            format!("the model ended {} times without an answer", self.empty),
                         )
                         .hint("send the request again, or use another model")
                         .into());
@@ -161,7 +187,15 @@ impl Agent<'_> {
             too_many,
         };
         let calls = self.conversation.open_calls();
-        let called = run_calls(self.context, &mut self.guard, &calls, turn, limits).await?;
+        let called = run_calls(
+            self.context,
+            &mut self.guard,
+            &mut self.told,
+            &calls,
+            turn,
+            limits,
+        )
+        .await?;
         if self.context.token.is_cancelled() {
             return Err(Halt::Stopped);
         }
@@ -179,12 +213,13 @@ impl Agent<'_> {
         if let Some(warning) = self.limits.warning(turn - 1, spent) {
             self.context.emit(RunEvent::Warning(warning)).await?;
         }
-        if !self.conversation.can_pay_for(Purpose::LastTurn) {
-            return Err(self.no_answer(LastTurn::Budget).into());
-        }
+        // Any other turn is one that the budget pays for.
         let Some(reason) = self.last_turn(turn) else {
             return Ok(None);
         };
+        if !self.conversation.can_pay_for(Purpose::LastTurn) {
+            return Err(self.no_answer(LastTurn::Budget).into());
+        }
         // A run of one turn has no tools from the start, which is no news to its client and its model.
         if turn > 1 || reason != LastTurn::Turns {
             let (code, message) = self.limits.last_turn_warning(reason);
@@ -372,9 +407,10 @@ impl Agent<'_> {
                         let reason = self.context.shown(reason, SHOWN_WORDS);
                         let message =
                             format!("the model stopped with the unknown reason {reason:?}");
-                        self.context
-                            .warn(WarningCode::StopReasonUnknown, message)
-                            .await?;
+                        let code = WarningCode::StopReasonUnknown;
+                        if self.told.is_new(code, &reason) {
+                            self.context.warn(code, message).await?;
+                        }
                     }
                     // A call although tools are off is not run: the text, if any, is the answer.
                     if !has_calls || last {
@@ -437,16 +473,18 @@ impl Agent<'_> {
             .hint("send a larger timeout (up to 3600), or a smaller task"),
             LastTurn::Budget => Problem::new(ErrorCode::BudgetExceeded, {
                 let budget = spec.max_budget.unwrap_or(NanoUsd(0));
-                let used = if self.context.tally.spent().0 < budget.0 {
-                    "nearly used"
+                let what = if self.context.tally.spent().0 >= budget.0 {
+                    "was used without an answer"
+                } else if self.conversation.can_pay_for(Purpose::LastTurn) {
+                    "was nearly used without an answer"
                 } else {
-                    "used"
+                    "does not pay for an answer to all that would have to be sent"
                 };
                 let failed = self.unpaid.as_ref().map_or_else(String::new, |error| {
                     format!("; the last request failed ({error})")
                 });
                 format!(
-                    "the budget of {} USD was {used} without an answer{failed}",
+                    "the budget of {} USD {what}{failed}",
                     budget.to_usd()
                 )
             })

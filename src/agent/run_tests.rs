@@ -372,17 +372,26 @@ async fn a_request_without_figures_is_not_counted_as_free() {
         ..Scripted::default()
     };
     let broken = vec![Err(fault(LlmErrorKind::Overloaded))];
-    for (provider, replies, complete) in [
-        (Scripted::default(), vec![billed()], true),
-        (Scripted::default(), vec![says("Done.")], false),
-        (Scripted::default(), vec![broken, billed()], false),
-        (after(LlmErrorKind::Timeout), vec![billed()], false),
-        (after(LlmErrorKind::RateLimited), vec![billed()], true),
-        (silent, vec![], false),
+    let cut_off = vec![Ok(LlmDelta::Text("Well".to_owned()))];
+    let ten = 10..11;
+    // Of the prompt's 20,000 letters, besides the system prompt and the tools.
+    let sent = 5000..50_000;
+    for (provider, replies, complete, input) in [
+        (Scripted::default(), vec![billed()], true, &ten),
+        (Scripted::default(), vec![says("Done.")], false, &sent),
+        (Scripted::default(), vec![broken, billed()], false, &ten),
+        (Scripted::default(), vec![cut_off], false, &sent),
+        (after(LlmErrorKind::Timeout), vec![billed()], false, &ten),
+        (after(LlmErrorKind::RateLimited), vec![billed()], true, &ten),
+        (silent, vec![], false, &sent),
     ] {
-        let ran = run_with(provider, spec(), replies).await;
+        let mut spec = spec();
+        spec.prompt = "word ".repeat(4000);
+        let ran = run_with(provider, spec, replies).await;
         let totals = ran.tally.totals(Duration::ZERO);
         assert_eq!(totals.usage_complete, complete, "{:?}", ran.end);
+        assert!(input.contains(&totals.input_tokens), "{totals:?}");
+        assert!(totals.cost_usd > Some(0.0), "{totals:?}");
     }
 }
 
@@ -536,7 +545,7 @@ async fn a_summary_that_came_to_nothing_is_not_paid_for_again() {
             reply
         };
         let mut replies: Vec<Deltas> = (1..=turns).map(turn).collect();
-        replies.push(says("Done."));
+        replies.push(ends(Some(used(0)), "Done.", LlmStop::End));
         let provider = Scripted {
             summary: Some(summary),
             ..Scripted::default()
@@ -875,7 +884,7 @@ async fn an_answer_cut_by_the_window_makes_room_and_is_told_of() {
     replies.extend([thought(all_that_fits), says("GOAL: fly."), says("Done.")]);
     let ran = run(replies).await;
     assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
-    assert_eq!(ran.warnings()[3..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
+    assert_eq!(ran.warnings()[1..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
 }
 
 #[tokio::test]
@@ -969,7 +978,7 @@ async fn what_was_shown_of_an_answer_that_is_asked_for_anew_is_told_to_be_void()
     replies.extend([too_long, says("GOAL: fly."), says("Done.")]);
     let ran = run(replies).await;
     assert_eq!(ran.end.as_ref().unwrap().content, "Done.");
-    assert_eq!(ran.warnings()[3..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
+    assert_eq!(ran.warnings()[1..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
 
     // What only its provider understands is not shown: it may be asked for again.
     let echo = Echo::of(&json!({"type": "thinking", "thinking": ""})).unwrap();
@@ -1000,12 +1009,21 @@ async fn an_answer_whose_rest_does_not_fit_is_given_as_far_as_it_came() {
 async fn a_first_turn_that_has_to_be_the_last_is_told_to_the_model() {
     let spec = RunSpec {
         prompt: "word ".repeat(100_000),
-        max_budget: Some(NanoUsd::from_usd(0.5)),
+        max_budget: Some(NanoUsd::from_usd(0.59)),
         ..spec()
     };
-    let ran = run_with(Scripted::default(), spec, [says("Long.")]).await;
+    let ran = run_with(Scripted::default(), spec.clone(), [says("Long.")]).await;
     assert_eq!(ran.warnings(), ["MAX_BUDGET"]);
     assert!(ran.requests[0].contains("budget is nearly used. No more tools."));
+
+    let less = RunSpec {
+        max_budget: Some(NanoUsd::from_usd(0.5)),
+        ..spec
+    };
+    let ran = run_with(Scripted::default(), less, []).await;
+    assert!(ran.requests.is_empty());
+    let told = "the budget of 0.5 USD does not pay for an answer to all that would have to be sent";
+    assert_eq!(ran.failure(), told);
 }
 
 #[tokio::test]

@@ -84,6 +84,13 @@ pub(super) fn tool_result(
     }
 }
 
+/// As much of an answer as its event has room for; whether that is all.
+pub(super) fn answer(text: String) -> (String, bool) {
+    let mut cut = false;
+    let shown = middle_cut(&text, SHOWN_RESULT, &mut cut);
+    (if cut { shown } else { text }, !cut)
+}
+
 /// The events of a tool that the LLM's provider runs: the call, and where its result is.
 pub(super) fn provider_tool(
     tool: &'static str,

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 
 use crate::events::{Citation, Totals};
 use crate::llm::{Citation as Cited, Usage, prices};
+use crate::show::{one_line, prose};
 use crate::spec::{ModelChoice, NanoUsd};
 
 /// The running account of a run: survives the agent's end, whatever it was.
@@ -84,7 +85,12 @@ impl Tally {
     /// The model's text names a source.
     pub fn cited(&self, source: Cited) {
         let Cited { url, title, quote } = source;
-        let citation = Citation { url, title, quote };
+        let words = |text: Option<String>| text.map(|text| prose(&text, usize::MAX));
+        let citation = Citation {
+            url: url.as_deref().map(one_line),
+            title: words(title),
+            quote: words(quote),
+        };
         let size = json_size(&citation);
         let inner = &mut *self.inner.lock();
         if inner.citations.len() < MOST_CITATIONS
@@ -125,9 +131,14 @@ impl Tally {
         self.inner.lock().price_unknown
     }
 
-    /// The cost, if every price is known.
+    /// The cost, if every price is known, also that of a request under way.
     pub fn cost(&self) -> Option<NanoUsd> {
-        (!self.price_unknown()).then(|| self.spent())
+        let inner = self.inner.lock();
+        let flying = match &inner.in_flight {
+            Some(usage) => self.price_as_served(usage, inner.served_model.as_deref())?,
+            None => NanoUsd::default(),
+        };
+        (!inner.price_unknown).then_some(NanoUsd(inner.cost.0.saturating_add(flying.0)))
     }
 
     /// Everything, as a terminal event shows it. A request still under way counts as incomplete.
@@ -150,8 +161,9 @@ impl Tally {
             model: self.model.id.clone(),
             served_model: inner
                 .served_model
-                .clone()
-                .filter(|served| *served != self.model.id),
+                .as_ref()
+                .filter(|served| **served != self.model.id)
+                .map(|served| one_line(served)),
             tool_calls: inner
                 .tool_calls
                 .iter()
@@ -263,8 +275,8 @@ mod tests {
             id: "claude-sonnet-4-6".to_owned(),
         });
         let source = |n: u32| Cited {
-            url: Some(format!("https://example.com/{n}")),
-            title: Some("\u{1}".repeat(2000)),
+            url: Some(format!("https://example.com/{n}{}", "\u{1}".repeat(2000))),
+            title: None,
             quote: None,
         };
         let cite = |count: u32| (0..count).for_each(|n| tally.cited(source(n)));
@@ -282,12 +294,38 @@ mod tests {
     }
 
     #[test]
+    fn names_and_sources_are_shown_as_what_they_are() {
+        let tally = Tally::new(&ModelChoice {
+            provider: "anthropic",
+            id: "claude-sonnet-4-6".to_owned(),
+        });
+        let odd = || "a\u{202e}b\n\u{1b}[31mc".to_owned();
+        tally.served_by(&odd());
+        tally.cited(Cited {
+            url: Some(odd()),
+            title: Some(odd()),
+            quote: Some(odd()),
+        });
+        let totals = tally.totals(Duration::ZERO);
+        let escaped = r"a\u{202e}b\n\u{1b}[31mc";
+        let words = Some("ab [31mc".to_owned());
+        assert_eq!(totals.served_model.as_deref(), Some(escaped));
+        let right = Citation {
+            url: Some(escaped.to_owned()),
+            title: words.clone(),
+            quote: words,
+        };
+        assert_eq!(totals.citations, [right]);
+    }
+
+    #[test]
     fn an_unknown_price_gives_no_cost() {
         let tally = Tally::new(&ModelChoice {
             provider: "anthropic",
             id: "claude-unheard-of-9".to_owned(),
         });
         tally.in_flight(usage(10, 10));
+        assert_eq!(tally.totals(Duration::ZERO).cost_usd, None);
         tally.settle(true);
         assert_eq!(tally.totals(Duration::ZERO).cost_usd, None);
         assert!(tally.price_unknown());

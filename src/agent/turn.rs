@@ -4,11 +4,10 @@ use futures::StreamExt as _;
 
 use super::calls::TOLD_CALLS;
 use super::shown::provider_tool;
-use super::types::{Halt, RunContext};
+use super::types::{Halt, RunContext, Told};
 use crate::apart::aside;
 use crate::chat::{Block, CallIds, ToolCall};
 use crate::encoding::json_pieces;
-use crate::error::WarningCode;
 use crate::events::{Delta, RunEvent};
 use crate::llm::{LlmDelta, LlmError, LlmErrorKind, LlmRequest, LlmStop, LlmStream, Usage};
 use crate::secrets::{RedactingStream, Redactor};
@@ -79,24 +78,6 @@ pub(super) enum Audience {
     Agent,
 }
 
-/// What the provider has warned of: the same thing in every response is told once.
-#[derive(Debug, Default)]
-pub(super) struct Warned(Vec<(WarningCode, String)>);
-
-impl Warned {
-    /// At most so many things in a run.
-    const MOST: usize = 20;
-
-    fn is_new(&mut self, code: WarningCode, message: &str) -> bool {
-        let known = |(told, words): &(WarningCode, String)| *told == code && words == message;
-        if self.0.len() == Self::MOST || self.0.iter().any(known) {
-            return false;
-        }
-        self.0.push((code, message.to_owned()));
-        true
-    }
-}
-
 /// What clients of a run join to texts: a secret is found in them also where it goes on in a later response.
 #[derive(Debug)]
 pub(super) struct Streams {
@@ -119,24 +100,32 @@ pub(super) struct Stage<'a> {
     pub(super) turn: u32,
     pub(super) audience: Audience,
     pub(super) streams: &'a mut Streams,
-    pub(super) warned: &'a mut Warned,
+    pub(super) warned: &'a mut Told,
     pub(super) call_ids: &'a CallIds,
+    /// What was sent for it, as it is likely to be billed.
+    pub(super) sent: Usage,
 }
 
 /// Sends a request, once. The outer error ends the run; the inner one may be retried.
 pub(super) async fn open(
     context: &RunContext,
     request: &LlmRequest<'_>,
+    sent: Usage,
 ) -> Result<Result<LlmStream, Failed>, Halt> {
-    // From here on it may be billed, whatever comes of it.
-    context.tally.in_flight(Usage::default());
+    if context.token.is_cancelled() {
+        return Err(Halt::Stopped);
+    }
+    // From here on it may be billed, whatever comes of it: also if we are the ones that give it up.
+    context.tally.in_flight(sent);
     tokio::select! {
         // Dropping the request is its cancellation; nothing of it was shown yet.
         biased;
         () = context.token.cancelled() => Err(Halt::Stopped),
         opened = context.provider.open(request) => {
             Ok(opened.map_err(|error| {
-                if !error.kind.may_be_billed() {
+                if error.kind.may_be_billed() {
+                    context.tally.in_flight(Usage::default());
+                } else {
                     context.tally.refused();
                 }
                 Failed { error, shown: false }
@@ -156,8 +145,6 @@ pub(super) async fn read(
     let (mut shown, mut provider_calls) = (false, 0_usize);
     let seen = stage.audience == Audience::Clients;
     let sources = context.tally.sources();
-    // Silence is not free: without figures the account is incomplete.
-    context.tally.in_flight(usage);
     let mut writer = DeltaWriter {
         context,
         turn: stage.turn,
@@ -244,7 +231,7 @@ pub(super) async fn read(
                 // Void, but paid for.
                 context.tally.settle(false);
                 (usage, figures) = (Usage::default(), false);
-                context.tally.in_flight(usage);
+                context.tally.in_flight(stage.sent);
                 context.tally.forget_sources(sources);
                 blocks.clear();
                 calls = 0;
@@ -252,7 +239,6 @@ pub(super) async fn read(
             }
             Some(Ok(LlmDelta::Stop(stop))) => {
                 writer.finish().await?;
-                context.tally.in_flight(usage);
                 context.tally.settle(figures);
                 // To its end, which the driver bounds, or its connection is not used again.
                 drop(deltas.next().await);
@@ -266,7 +252,13 @@ pub(super) async fn read(
                     budget_cut: false,
                 }));
             }
-            Some(Err(error)) => break error,
+            Some(Err(error)) => {
+                // Its provider's driver tells first what it may have cost.
+                if !figures {
+                    context.tally.in_flight(usage);
+                }
+                break error;
+            }
             None => {
                 break LlmError::new(
                     LlmErrorKind::Cut,

@@ -68,6 +68,24 @@ impl RunContext {
     }
 }
 
+/// What clients were warned of: the same thing in every response is told once.
+#[derive(Debug, Default)]
+pub(super) struct Told(Vec<(WarningCode, String)>);
+
+impl Told {
+    /// At most so many things in a run.
+    const MOST: usize = 20;
+
+    pub(super) fn is_new(&mut self, code: WarningCode, what: &str) -> bool {
+        let known = |(told, words): &(WarningCode, String)| *told == code && words == what;
+        if self.0.len() == Self::MOST || self.0.iter().any(known) {
+            return false;
+        }
+        self.0.push((code, what.to_owned()));
+        true
+    }
+}
+
 /// The answer of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
@@ -75,7 +93,8 @@ pub struct Answer {
     pub content: String,
     /// Why it ended.
     pub stop_reason: StopReason,
-    /// It was cut: at the model's output limit, at its window, by the budget, or by its provider's pauses.
+    /// It was cut: at the model's output limit, at its window, by the budget, by its provider's pauses, or since it
+    /// is too long for an event.
     pub truncated: bool,
 }
 

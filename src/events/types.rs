@@ -367,7 +367,8 @@ pub struct ResultEvent {
     pub content: String,
     /// Why it ended.
     pub stop_reason: StopReason,
-    /// The answer was cut: at the model's output limit, at its window, by the budget, or by its provider's pauses.
+    /// The answer was cut: at the model's output limit, at its window, by the budget, by its provider's pauses, or
+    /// since it is too long for an event: then all of it stands in the `assistant` events.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
     /// What it used.

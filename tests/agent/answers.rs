@@ -230,18 +230,57 @@ async fn a_conversation_that_cannot_be_made_to_fit_fails() {
 
 #[tokio::test]
 async fn a_very_long_delta_becomes_several_events_of_the_same_text() {
-    let long = "wörd ".repeat(60_000);
-    let llm = FakeLlm::start([Reply::says(&long)]).await;
+    for (long, whole) in [
+        ("wörd ".repeat(60_000), false),
+        ("\u{1}".repeat(64 * 1024), false),
+        ("wörd ".repeat(25_000), true),
+    ] {
+        let llm = FakeLlm::start([Reply::says(&long)]).await;
+        let events = run(&llm).await;
+        assert!(of_kind(&events, "assistant").len() > 2);
+        assert!(
+            events
+                .iter()
+                .all(|event| event.to_string().len() < 256 * 1024)
+        );
+        assert_eq!(text(&events), long);
+        let end = end(&events);
+        let content = end["content"].as_str().unwrap();
+        assert_eq!(content == long, whole);
+        assert_eq!(content.contains("bytes left out]"), !whole);
+        let told: &[&str] = if whole { &[] } else { &["ANSWER_TRUNCATED"] };
+        assert_eq!(warnings(&events), told);
+        assert_eq!(end["truncated"] == true, !whole);
+        assert_eq!(end["stopReason"], "end");
+    }
+}
+
+#[tokio::test]
+async fn what_goes_on_for_ever_is_warned_of_once_and_ends() {
+    let odd = |n: u32| {
+        Reply::new()
+            .call("bash", &bash(&format!("echo {n}")))
+            .call("nosuch", &json!({ "n": n }))
+            .stops("strange")
+    };
+    let mut replies: Vec<Reply> = (0..8).map(odd).collect();
+    replies.push(Reply::says("Done."));
+    let llm = FakeLlm::start(replies).await;
     let events = run(&llm).await;
-    let deltas = of_kind(&events, "assistant");
-    assert!(deltas.len() > 4);
-    assert!(
-        deltas
-            .iter()
-            .all(|event| event.to_string().len() < 256 * 1024)
-    );
-    assert_eq!(text(&events), long);
-    assert_eq!(end(&events)["content"], long);
+    assert_eq!(warnings(&events), ["STOP_REASON_UNKNOWN", "TOOL_UNKNOWN"]);
+    assert_eq!(end(&events)["content"], "Done.");
+
+    let replies = (0..6).flat_map(|n| {
+        let work = Reply::new().call("bash", &bash(&format!("echo {n}")));
+        [work, Reply::new()]
+    });
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm).await;
+    assert_eq!(warnings(&events), ["EMPTY_ANSWER"; 5]);
+    let error = end(&events);
+    assert_eq!(error["code"], "LLM_BAD_RESPONSE");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("6 times without an answer"), "{message}");
 }
 
 #[tokio::test]

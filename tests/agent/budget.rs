@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{bash, check_log, end};
 use crate::support::app::{TestApp, of_kind, warnings};
-use crate::support::fake_llm::{FakeLlm, Reply};
+use crate::support::fake_llm::{FakeLlm, Received, Reply};
 
 /// Dollars per token of the model that the runs here ask for.
 const INPUT: f64 = 3e-6;
@@ -237,7 +237,20 @@ fn turns() -> Vec<Case> {
         .warns(&["LLM_RETRY"]),
         Case {
             prompt: "word ".repeat(120_000),
-            ..case("the prompt alone", 0.5, vec![says("Long.", 180_000, 100)])
+            ..case("not even the prompt", 0.6, vec![]).fails("BUDGET_EXCEEDED")
+        },
+        case("hardly anything", 0.000_001, vec![]).fails("BUDGET_EXCEEDED"),
+        // 0.06 dollars, then an input alone of some 0.086.
+        case(
+            "a last turn that costs more than the whole budget",
+            0.07,
+            vec![long(1, 20_000, 10)],
+        )
+        .fails("BUDGET_EXCEEDED")
+        .warns(&["SOFT_LIMIT"]),
+        Case {
+            prompt: "word ".repeat(120_000),
+            ..case("the prompt alone", 0.7, vec![says("Long.", 180_000, 100)])
                 .asks(&[LAST])
                 .answers("max_budget", "Long.")
                 .warns(&["MAX_BUDGET"])
@@ -245,11 +258,13 @@ fn turns() -> Vec<Case> {
     ]
 }
 
+/// A call whose result is long.
+fn long(n: u32, input: u64, output: u64) -> Billed {
+    let command = format!("echo {n}; head -c 29000 /dev/zero | tr '\\0' z");
+    (Reply::new().call("bash", &bash(&command)), input, output)
+}
+
 fn summaries() -> Vec<Case> {
-    let long = |n: u32, input: u64, output: u64| {
-        let command = format!("echo {n}; head -c 29000 /dev/zero | tr '\\0' z");
-        (Reply::new().call("bash", &bash(&command)), input, output)
-    };
     let crowded = |more: Vec<Billed>| {
         let mut replies: Vec<Billed> = (1..8).map(|n| long(n, 10, 5)).collect();
         replies.push(long(8, 161_000, 10));
@@ -350,7 +365,7 @@ async fn check(case: Case) {
         assert!(bounded || last, "{name}: {asked:?}");
         spent += cost;
     }
-    let last = requests.last().unwrap().tools_are_off();
+    let last = requests.last().is_some_and(Received::tools_are_off);
     assert!(
         spent <= case.budget || last || case.surprises,
         "{name}: {spent} of {}",

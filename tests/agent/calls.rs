@@ -469,3 +469,38 @@ async fn an_image_that_the_provider_refuses_is_left_out_and_the_run_goes_on() {
     assert!(sent(2).contains(image) && !sent(3).contains(image));
     assert!(sent(3).contains("could not read it"));
 }
+
+#[tokio::test]
+async fn a_call_that_waits_is_run_again_more_often_than_one_that_does_not() {
+    let wait = || Reply::new().call("bash", &bash("sleep 0.5; echo waiting"));
+    let mut replies: Vec<Reply> = (0..6).map(|_| wait()).collect();
+    replies.push(Reply::says("Not yet."));
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm, ask("hi")).await;
+    assert_eq!(end(&events)["toolCalls"], json!({"bash": 6}));
+    assert_eq!(end(&events)["stopReason"], "end");
+    assert!(warnings(&events).is_empty());
+    assert!(llm.request(3).await.last_text().contains("wait longer"));
+}
+
+#[tokio::test]
+async fn edits_to_and_fro_are_refused_by_what_is_true_of_them() {
+    let edit = |old: &str, new: &str| {
+        let args = json!({"path": "f", "old_string": old, "new_string": new});
+        Reply::new().call("file_edit", &args)
+    };
+    let mut replies = vec![Reply::new().call("bash", &bash("echo abc > f"))];
+    replies.extend((0..5).flat_map(|_| [edit("abc", "abd"), edit("abd", "abc")]));
+    replies.push(Reply::says("Done."));
+    let llm = FakeLlm::start(replies).await;
+    let events = run(&llm, ask("hi")).await;
+    let refused = of_kind(&events, "tool_result");
+    let refused = refused.iter().filter_map(|event| event["content"].as_str());
+    let refused: Vec<&str> = refused.filter(|text| text.starts_with("Not run")).collect();
+    assert_eq!(refused.len(), 2, "{refused:?}");
+    assert!(
+        refused
+            .iter()
+            .all(|text| text.contains("and others were made in turn"))
+    );
+}
