@@ -132,7 +132,7 @@ codes! {
         LlmRetry = "LLM_RETRY", "an LLM request failed and is sent again";
         TurnRestarted = "TURN_RESTARTED", "a turn was cut off and asked again";
         EmptyAnswer = "EMPTY_ANSWER", "the model ended without an answer and is asked once more";
-        AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut: at the model's output limit, by the budget, or by its provider's pauses";
+        AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut: at the model's output limit, at its window, by the budget, by its provider's pauses, or in the middle since it is too long for the result's event";
         PriceUnknown = "PRICE_UNKNOWN", "no price is known for the model, so no cost is given";
         PriceDearer = "PRICE_DEARER", "a dearer model answered than was asked for, and the cost goes by its price";
         FileOmitted = "FILE_OMITTED", "a file of the run was not returned";
