@@ -8,27 +8,39 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 use tokio::task::block_in_place;
 
-/// One core is left to those who only wait: health checks, streams, other runs. On one core there is none to leave.
-static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    Arc::new(Semaphore::new(places(
-        available_parallelism().map_or(1, NonZero::get),
-    )))
-});
+/// For what the runs themselves wait for: their beginning, answers of models, their files.
+static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(fresh);
+/// For the work of tools, which runs can make long and much of: the others' beginnings don't wait for it.
+static TOOLS: LazyLock<Arc<Semaphore>> = LazyLock::new(fresh);
 
 /// What has more bytes is neither written nor read on the runtime's threads.
 const LARGE: usize = 1 << 20;
 
+fn fresh() -> Arc<Semaphore> {
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    Arc::new(Semaphore::new(places(cores)))
+}
+
+/// One core is left to those who only wait, health checks and streams, where one is left for two others: a single
+/// place could be held up by one run for all.
 fn places(cores: usize) -> usize {
-    (cores - 1).max(1)
+    (cores - 1).max(2)
 }
 
 /// Does `work` where it holds nobody up, and gives what came of it: `None` if the runtime is ending. Waits its turn
-/// while as many are at work as there are cores less one; `work` that began goes on when nobody waits for it any
-/// more. A panic goes on here.
+/// while as many are at work as there are cores less one, but at least two; `work` that began goes on when nobody
+/// waits for it any more. A panic goes on here.
 pub(crate) async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     apart_in(PLACES.clone(), work).await
+}
+
+/// [`apart`] for the work of a tool, which waits only for other tools'.
+pub(crate) async fn apart_for_tools<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    apart_in(TOOLS.clone(), work).await
 }
 
 async fn apart_in<T: Send + 'static>(
@@ -89,8 +101,20 @@ mod tests {
     }
 
     #[test]
-    fn one_core_is_left_where_there_is_another() {
-        assert_eq!([1, 2, 3, 16].map(places), [1, 1, 2, 15]);
+    fn one_core_is_left_where_there_are_others_for_two() {
+        assert_eq!([1, 2, 3, 4, 16].map(places), [2, 2, 2, 3, 15]);
+    }
+
+    #[tokio::test]
+    async fn what_a_run_waits_for_does_not_wait_for_tools() {
+        let all = places(available_parallelism().map_or(1, NonZero::get));
+        let held = TOOLS.acquire_many(all.try_into().unwrap()).await.unwrap();
+        let mut tool = Box::pin(apart_for_tools(|| 1));
+        assert!(futures::poll!(&mut tool).is_pending());
+        let run = tokio::time::timeout(Duration::from_secs(30), apart(|| 2)).await;
+        assert_eq!(run.unwrap(), Some(2));
+        drop(held);
+        assert_eq!(tool.await, Some(1));
     }
 
     #[tokio::test]

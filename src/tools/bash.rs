@@ -344,7 +344,9 @@ impl Call<'_> {
             }
         }
         let mut lines = vec![line];
-        if stop == Stop::TimedOut {
+        if ended.begun.is_none() {
+            lines.push("nothing shows that the command was begun".to_owned());
+        } else if stop == Stop::TimedOut {
             lines.push(format!(
                 "for longer work: timeout_seconds up to {MOST_SECS}, or background: true"
             ));
@@ -372,10 +374,12 @@ impl Call<'_> {
                 short.why
             ))
         } else if ended.record.is_none() && ended.stopped.is_none() {
-            Some(
+            let why = if ended.begun.is_some() {
                 "the command ended the shell that ran it; the working directory is unchanged"
-                    .to_owned(),
-            )
+            } else {
+                "the shell that was to run the command ended; nothing shows that the command was begun"
+            };
+            Some(why.to_owned())
         } else {
             None
         }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::apart::apart;
+use crate::apart::apart_for_tools;
 use crate::clock::Deadline;
 use crate::ids;
 use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, exec_sh, unforked};
@@ -27,6 +28,10 @@ const FLOOD: u64 = 32 * 1024 * 1024;
 pub(super) const OUTPUT_FILE: u64 = 10 * 1024 * 1024;
 /// Of what the outer shell and the sandbox say beside the output.
 const OUTER_SAID: usize = 4096;
+/// Output that is cleaned at once, where it holds nobody up: a few milliseconds.
+const SLICE: usize = 64 * 1024;
+/// So little is cleaned in place.
+const LITTLE: usize = 4096;
 /// Between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
 /// For the end record, once all processes of the command are dead.
@@ -96,13 +101,50 @@ struct Reread {
     end: EndRecord,
 }
 
-type Sweeping = Pin<Box<dyn Future<Output = Left> + Send>>;
+type Working<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-/// Waits for a sweep, for ever if there is none.
-async fn finished(sweeping: &mut Option<Sweeping>) -> Left {
-    match sweeping {
-        Some(sweeping) => sweeping.await,
+/// Waits for the end of `work`, for ever if there is none.
+async fn finished<T>(work: &mut Option<Working<T>>) -> T {
+    match work {
+        Some(work) => work.await,
         None => std::future::pending().await,
+    }
+}
+
+/// Output on its way to the keeper, which takes long over some bytes.
+struct Cleaning {
+    keeper: Arc<Mutex<TextKeeper>>,
+    waiting: Vec<u8>,
+}
+
+impl Cleaning {
+    fn new(redactor: &Redactor) -> Self {
+        Self {
+            keeper: Arc::new(Mutex::new(TextKeeper::new(redactor))),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// The work on what waits, once that is a slice.
+    fn slice(&mut self) -> Option<Working<()>> {
+        (self.waiting.len() >= SLICE).then(|| self.work())
+    }
+
+    fn work(&mut self) -> Working<()> {
+        let (keeper, bytes) = (Arc::clone(&self.keeper), std::mem::take(&mut self.waiting));
+        Box::pin(async move {
+            apart_for_tools(move || keeper.lock().push(&bytes)).await;
+        })
+    }
+
+    /// Everything that was taken, once no slice is at work.
+    async fn finish(mut self) -> Excerpt {
+        if self.waiting.len() <= LITTLE {
+            self.keeper.lock().push(&self.waiting);
+        } else {
+            self.work().await;
+        }
+        self.keeper.lock().end().excerpt(&SHOWN)
     }
 }
 
@@ -125,7 +167,8 @@ impl Call<'_> {
             Stop::TimedOut
         };
         let (nonce, marker) = (ids::nonce(), ids::nonce());
-        let mut keeper = TextKeeper::new(&self.context.redactor);
+        let mut cleaning = Cleaning::new(&self.context.redactor);
+        let mut slice: Option<Working<()>> = None;
         let mut scanner = RecordScanner::new(&nonce);
         let (mut record, mut shell_exit, mut bytes) = (None, None, 0);
         let (mut stopped, mut left) = (None, None);
@@ -148,7 +191,7 @@ impl Call<'_> {
                 None
             }
         };
-        let mut sweeping: Option<Sweeping> = None;
+        let mut sweeping: Option<Working<Left>> = None;
         let mut give_up: Option<Instant> = None;
         while let Some(reading) = &mut stream {
             // The token and the clock first: output that never pauses must not hide them. Nothing is lost,
@@ -167,13 +210,18 @@ impl Call<'_> {
                     reading.control.kill().await;
                     break;
                 }
-                output = reading.next() => Ok(output),
+                () = finished(&mut slice) => {
+                    slice = None;
+                    continue;
+                }
+                output = reading.next(), if slice.is_none() => Ok(output),
             };
             let stop = match output {
                 Ok(Ok(ExecOutput::Stdout(piece))) => {
                     let (shown, end) = scanner.push(&piece);
                     bytes += u64::try_from(shown.len()).unwrap_or(u64::MAX);
-                    keeper.push(&shown);
+                    cleaning.waiting.extend_from_slice(&shown);
+                    slice = cleaning.slice();
                     if end.is_some() {
                         record = end;
                         break;
@@ -208,6 +256,9 @@ impl Call<'_> {
                 sweeping = Some(self.stop(stop, &marker, scanner.begun(), reading));
             }
         }
+        if let Some(slice) = slice {
+            slice.await;
+        }
         // The record comes when the command's shell is dead; its children may have the worst yet to come.
         if let Some(sweeping) = sweeping {
             left = sweeping.await;
@@ -219,7 +270,9 @@ impl Call<'_> {
             None
         };
         if let Some(whole) = reread {
-            (keeper, bytes, record) = (whole.keeper, whole.bytes, Some(whole.end));
+            cleaning.keeper = Arc::new(Mutex::new(whole.keeper));
+            cleaning.waiting.clear();
+            (bytes, record) = (whole.bytes, Some(whole.end));
             gap = false;
         } else if let Some(error) = broken {
             return Err(error);
@@ -227,7 +280,7 @@ impl Call<'_> {
             if stopped.is_some() && left.as_ref().is_some_and(Vec::is_empty) {
                 self.context.session.settle_output(self.output);
             }
-            keeper.push(&scanner.finish());
+            cleaning.waiting.extend_from_slice(&scanner.finish());
             // That of the outer shell says nothing about a command whose record was lost.
             shell_exit = shell_exit.filter(|_| !gap);
         }
@@ -260,7 +313,7 @@ impl Call<'_> {
             left,
             killed: killed(&outer_said, &self.context.redactor),
             took: started.elapsed(),
-            excerpt: keeper.finish().excerpt(&SHOWN),
+            excerpt: cleaning.finish().await,
             bytes,
         })
     }
@@ -310,7 +363,7 @@ impl Call<'_> {
             let bytes = u64::try_from(shown.len()).unwrap_or(u64::MAX);
             Some(Reread { keeper, bytes, end })
         };
-        apart(read).await?
+        apart_for_tools(read).await?
     }
 
     async fn open(
@@ -394,7 +447,7 @@ impl Call<'_> {
         marker: &str,
         begun: Option<&Begun>,
         stream: &ExecStream,
-    ) -> Sweeping {
+    ) -> Working<Left> {
         let sandbox = Arc::clone(&self.context.sandbox);
         let control = Arc::clone(&stream.control);
         let (marker, begun) = (marker.to_owned(), begun.cloned());
@@ -405,7 +458,13 @@ impl Call<'_> {
                 control.kill().await;
                 grace = Duration::ZERO;
             }
-            sweep(sandbox.as_ref(), &marker, begun.as_ref(), grace).await
+            let swept = sweep(sandbox.as_ref(), &marker, begun.as_ref(), grace).await;
+            if swept.is_some() || stop == Stop::Cancelled {
+                return swept;
+            }
+            // A sweep needs processes of its own, and the command may have them all: the backend needs none.
+            control.kill().await;
+            sweep(sandbox.as_ref(), &marker, begun.as_ref(), Duration::ZERO).await
         })
     }
 }

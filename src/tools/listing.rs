@@ -279,6 +279,12 @@ pub(super) fn no_program(name: &[u8], redactor: &Redactor) -> Failure {
     ))
 }
 
+/// How many there are of what has a regular plural.
+pub(super) fn number(n: usize, what: &str) -> String {
+    let plural = if n == 1 { "" } else { "s" };
+    format!("{} {what}{plural}", grouped(count(n)))
+}
+
 pub(super) fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }

@@ -185,7 +185,10 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<
         .filter(|name| !prepared.args.contains_key(*name))
         .collect();
     if !missing.is_empty() {
-        let mut what = format!("{} is missing", missing.join(" and "));
+        let mut what = match missing.as_slice() {
+            [one] => format!("{one} is missing"),
+            many => format!("{} are missing", many.join(" and ")),
+        };
         if let Some(note) = prepared.note() {
             what.push(' ');
             what.push_str(&note);

@@ -13,7 +13,7 @@ use crate::chat::ToolSpec;
 use crate::sandbox::files::SKIPPED;
 use crate::show::{grouped, one_line};
 
-use super::listing::{Listing, Root, count};
+use super::listing::{Listing, Root, count, number};
 use super::names::{Anchor, NamePattern, named_in};
 use super::place::{Kind, Place, absolute};
 use super::schema::typed;
@@ -246,8 +246,8 @@ async fn found(
                 )
             }
             None => format!(
-                "(no matches among {} files){}",
-                grouped(count(matches.files)),
+                "(no matches among {}){}",
+                number(matches.files, "file"),
                 skipped_note(named)
             ),
         };

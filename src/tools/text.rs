@@ -85,16 +85,16 @@ impl TextKeeper {
         }
     }
 
-    /// The end of the bytes.
-    pub(crate) fn finish(mut self) -> Kept {
-        if !self.undecoded.is_empty() {
+    /// The end of the bytes: what is kept of them.
+    pub(crate) fn end(&mut self) -> Kept {
+        if !std::mem::take(&mut self.undecoded).is_empty() {
             self.text("\u{fffd}");
         }
         self.end_line();
         self.give_on();
         let last = self.redacting.finish();
         self.kept.push(&last);
-        self.kept
+        std::mem::take(&mut self.kept)
     }
 
     fn text(&mut self, text: &str) {

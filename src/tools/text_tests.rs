@@ -3,7 +3,7 @@ use super::*;
 fn cleaned(bytes: &[u8]) -> String {
     let mut keeper = TextKeeper::new(&Redactor::default());
     keeper.push(bytes);
-    whole(keeper.finish())
+    whole(keeper.end())
 }
 
 fn whole(kept: Kept) -> String {
@@ -43,7 +43,7 @@ fn a_secret_cut_by_chunks_is_redacted() {
     let mut keeper = TextKeeper::new(&redactor);
     keeper.push(b"key=sk-very-");
     keeper.push(b"secret-key\n");
-    assert_eq!(whole(keeper.finish()), "key=[redacted]\n");
+    assert_eq!(whole(keeper.end()), "key=[redacted]\n");
 }
 
 proptest::proptest! {
@@ -55,7 +55,7 @@ proptest::proptest! {
         let (a, b) = bytes.split_at(cut.min(bytes.len()));
         keeper.push(a);
         keeper.push(b);
-        let shown = whole(keeper.finish());
+        let shown = whole(keeper.end());
         proptest::prop_assert_eq!(&shown, &cleaned(&bytes));
         proptest::prop_assert_eq!(
             shown.matches('\n').count(),
@@ -68,7 +68,7 @@ proptest::proptest! {
     fn the_numbers_of_an_excerpt_add_up(text in "([a-zé€😀 ]{0,30}\n?){0,60}", head in 1_usize..50, tail in 1_usize..50) {
         let mut keeper = TextKeeper::new(&Redactor::default());
         keeper.push(text.as_bytes());
-        let excerpt = keeper.finish().excerpt(&Limits { full: 100, head, tail });
+        let excerpt = keeper.end().excerpt(&Limits { full: 100, head, tail });
         let chars = u64::try_from(text.chars().count()).unwrap();
         proptest::prop_assert_eq!(excerpt.total_chars, chars);
         if chars <= 100 {
@@ -90,7 +90,7 @@ fn a_flood_keeps_its_beginning_and_end_and_is_counted() {
     for n in 0..200_000 {
         keeper.push(format!("line {n}\n").as_bytes());
     }
-    let kept = keeper.finish();
+    let kept = keeper.end();
     assert!(kept.head.len() + kept.tail.len() <= 3 * KEEP);
     let excerpt = kept.excerpt(&Limits {
         full: 30_000,

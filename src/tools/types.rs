@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
 
-use crate::apart::apart;
+use crate::apart::apart_for_tools;
 use crate::chat::Image;
 use crate::clock::Deadline;
 use crate::sandbox::{Sandbox, SandboxError};
@@ -108,7 +108,7 @@ impl ToolAnswer {
 pub(super) async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
-    apart(work).await.ok_or(Failure::Cancelled)
+    apart_for_tools(work).await.ok_or(Failure::Cancelled)
 }
 
 /// A number for `facts`; equal for equal ones, within one process.

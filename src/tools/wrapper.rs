@@ -20,7 +20,8 @@ use super::facts::Facts;
 /// `$7` shell, `$8` command, `$9` inner text, `${10}` a file with the command if it is long, `${11}` a line
 /// end; then the output files of earlier calls, newest first.
 ///
-/// Empties the oldest of those if all of them together are too large (a program that still writes to one
+/// What is ours and was replaced by a link, a pipe or a directory is removed: a link would lead elsewhere, opening a pipe
+/// waits for ever. Empties the oldest of those if all of them together are too large (a program that still writes to one
 /// goes on at its beginning). That no process can be started ends the shell, which must not say so to a standard
 /// error that is thrown away. Goes to the directory. Prints the begin record to standard output alone, not
 /// to the file: the outer shell's process id, whether the output can be kept, the numbers of the files that
@@ -28,12 +29,22 @@ use super::facts::Facts;
 macro_rules! prologue {
     () => {
         r#"
-[ -d "${2%/*}" ] || ( mkdir -p "${2%/*}" 2>/dev/null )
-sc_kept=0
-{ true >"$2" && sc_kept=1; } 2>/dev/null
+for sc_dir in "${2%/*/*}" "${2%/*}"; do
+[ -d "$sc_dir" ] && [ ! -L "$sc_dir" ] || ( { rm -rf "$sc_dir"; mkdir -p "$sc_dir"; } 2>/dev/null )
+done
+sc_kept=0 sc_out=/dev/null
+for sc_file in "$2" "$5"; do
+if [ -L "$sc_file" ] || [ -e "$sc_file" ] && [ ! -f "$sc_file" ]; then ( rm -rf "$sc_file" 2>/dev/null ); fi
+done
+[ -L "$2" ] || [ -e "$2" ] && [ ! -f "$2" ] || { true >"$2" && sc_kept=1 sc_out=$2; } 2>/dev/null
 sc_emptied=
 [ $# -le 11 ] || sc_emptied=$(
 shift 11
+for path do
+if [ -f "$path" ] && [ ! -L "$path" ]; then set -- "$@" "$path"; fi
+shift
+done
+[ $# -gt 0 ] || exit 0
 wc -c "$@" 2>/dev/null | {
 sum=0
 while read -r size path; do
@@ -73,13 +84,13 @@ const FOREGROUND: &str = concat!(
 ( { true >"$5"; } 2>/dev/null; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$5" "$8" "${10}" "${11}" </dev/null 2>&1 )
 sc_code=$?
 sc_dir=
-{ IFS= read -r sc_dir && ! IFS= read -r sc_more || sc_dir=; } <"$5"
+[ ! -f "$5" ] || { IFS= read -r sc_dir && ! IFS= read -r sc_more || sc_dir=; } <"$5"
 printf '\n\036%s %s %s %s\036' "$1" "$sc_code" "$sc_moved" "$sc_dir"
 rm -f "$5"
 } | {
 trap '' PIPE XFSZ
 ulimit -f 20480
-command -v tee >/dev/null && exec tee -a "$2"
+command -v tee >/dev/null && exec tee -a "$sc_out"
 exec cat
 } 2>/dev/null
 "#
@@ -95,8 +106,6 @@ exec cat
 const BACKGROUND: &str = concat!(
     prologue!(),
     r#"
-sc_out=$2
-[ "$sc_kept" = 1 ] || sc_out=/dev/null
 sc_own= sc_reader=
 command -v setsid >/dev/null 2>&1 && sc_own=setsid
 if [ "$sc_kept" = 1 ] && ( mkfifo "$5" 2>/dev/null ) && { command exec 3<>"$5" 4<"$5" 5>"$5" 3>&-; } 2>/dev/null; then
@@ -116,7 +125,7 @@ while [ "$sc_n" -lt 10 ] && { kill -0 "$sc_pid" || kill -0 $sc_reader; } 2>/dev/
 sleep 0.1 2>/dev/null || { sleep 1; sc_n=10; }
 sc_n=$((sc_n+1))
 done
-head -c 8192 "$2" 2>/dev/null
+[ ! -f "$2" ] || head -c 8192 "$2" 2>/dev/null
 exit 0
 "#
 );
@@ -213,6 +222,7 @@ exit 0
 /// record off, or makes it blanks, if a program in the background has printed something behind it. `tee` appends, so what
 /// comes later follows without a gap.
 const KEPT: &str = r#"
+[ -f "$1" ] || exit 0
 n=0
 while size=$(wc -c <"$1" 2>/dev/null) && [ "$size" -lt "${3:-0}" ] && [ "$n" -lt 5 ]; do
 n=$((n+1))
@@ -563,6 +573,62 @@ mod tests {
             let moved = record.moved.unwrap();
             assert!(moved.closed && moved.to_root);
             assert_eq!(record.rest, "/home/a b");
+        }
+    }
+
+    /// Runs a command around which everything of ours is below `dir`; gives what it says.
+    async fn said(dir: &str) -> String {
+        let facts = Facts::unknown(dir);
+        let output = format!("{dir}/state/out/x-2.txt");
+        let wrapped = Wrapped {
+            command: "echo on; cd /",
+            script: "",
+            cwd: dir,
+            start_dir: dir,
+            output: &output,
+            earlier: vec![format!("{dir}/state/out/x-1.txt")],
+            facts: &facts,
+            marker: "m",
+            nonce: "n0nce",
+            background: false,
+        };
+        let argv = wrapped.spec().argv;
+        let mut shell = tokio::process::Command::new(&argv[0]);
+        shell.args(&argv[1..]).kill_on_drop(true);
+        let ended = tokio::time::timeout(Duration::from_secs(20), shell.output()).await;
+        String::from_utf8(ended.unwrap().unwrap().stdout).unwrap()
+    }
+
+    #[tokio::test]
+    async fn pipes_and_links_in_place_of_our_files_hold_nothing_up_and_lead_nowhere() {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = tmp.path().to_str().unwrap();
+        let (state, out) = (tmp.path().join("state"), tmp.path().join("state/out"));
+        std::fs::create_dir_all(&out).unwrap();
+        let mode = nix::sys::stat::Mode::S_IRWXU;
+        for name in ["x-1.txt", "x-2.txt", "x-2.txt.cwd"] {
+            nix::unistd::mkfifo(&out.join(name), mode).unwrap();
+        }
+        let told = said(dir).await;
+        assert!(told.ends_with("on\n\n\x1en0nce 0 - /\x1e"), "{told:?}");
+        let kept = || std::fs::read_to_string(out.join("x-2.txt")).unwrap();
+        assert!(kept().starts_with("on\n"));
+
+        // As a result of the run such files would be handed on.
+        let results = tmp.path().join("results");
+        for ours in [&state, &out, &out.join("x-2.txt")] {
+            std::fs::remove_dir_all(&results).ok();
+            std::fs::create_dir(&results).unwrap();
+            if ours.is_dir() {
+                std::fs::remove_dir_all(ours).unwrap();
+            } else {
+                std::fs::remove_file(ours).unwrap();
+            }
+            std::os::unix::fs::symlink(&results, ours).unwrap();
+            let told = said(dir).await;
+            assert!(told.ends_with("on\n\n\x1en0nce 0 - /\x1e"), "{told:?}");
+            assert!(kept().starts_with("on\n"), "{ours:?}");
+            assert_eq!(std::fs::read_dir(&results).unwrap().count(), 0, "{ours:?}");
         }
     }
 

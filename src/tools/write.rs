@@ -63,6 +63,12 @@ impl Tool for FileWrite {
 }
 
 async fn write(given: &str, content: &str, context: &ToolContext) -> Result<ToolAnswer, Failure> {
+    if given.ends_with('/') {
+        return Err(Failure::Complaint(format!(
+            "{}: a name with a slash at its end is a directory's; give the path of a file",
+            one_line(given)
+        )));
+    }
     let chars = content.chars().count();
     if chars > MOST_CHARS {
         return Err(Failure::Complaint(format!(

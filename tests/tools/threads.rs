@@ -162,6 +162,34 @@ fn output_that_was_lost_is_read_again_off_the_threads_of_the_runtime() {
     });
 }
 
+#[test]
+fn output_is_cleaned_off_the_threads_of_the_runtime() {
+    on_one_thread(async {
+        let noise = |spec: &ExecSpec| {
+            let nonce = spec.argv.get(4).map_or("", String::as_str);
+            let begin = Bytes::from(format!("\x1e{nonce} 7 0  S\x1e"));
+            let end = Bytes::from(format!("\n\x1e{nonce} 3 - /home\x1e"));
+            let noise = std::iter::repeat_n(Bytes::from(vec![0xff; 30_000]), 5);
+            let all = [begin].into_iter().chain(noise).chain([end]);
+            all.map(ExecOutput::Stdout).collect()
+        };
+        let context = context(Memory::new(b"", noise));
+        let built = tool("bash").unwrap().built.unwrap();
+        let mut answer = None;
+        let command = args(&json!({"command": "noise"}));
+        let call = Box::pin(async { answer = Some(built.tool.call(command, &context).await) });
+        // A slice, and the rest.
+        assert_eq!(turns(call).await, 2);
+        let text = answer.unwrap().unwrap().text;
+        assert!(
+            text.contains("126,000 characters (0 lines) left out"),
+            "{}",
+            text.len()
+        );
+        assert!(text.contains("[exit 3"));
+    });
+}
+
 const LISTED: &str = ".\0./a\0\x0041ed|6|1|1.5|.\n81a4|7|1|1.5|./a\n\0\0\0";
 
 #[test]

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use crate::chat::ToolSpec;
 use crate::show::{grouped, one_line, short};
 
-use super::listing::{Listing, Root};
+use super::listing::{Listing, Root, number};
 use super::names::{Anchor, NamePattern, named_in};
 use super::regex::{Pattern, translate};
 use super::schema::typed;
@@ -27,7 +27,7 @@ use super::search::{
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
 pub(crate) use output::fuzz_grep;
-use output::{Counts, Lines, Shown, UNSEARCHED, marked, number};
+use output::{Counts, Lines, Shown, UNSEARCHED, marked};
 use script::{Files, Form, KEEP_LINES, Printed, Search};
 
 const SHOWN_FILES: usize = 200;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::secrets::Redactor;
 use crate::show::{first_chars, grouped, one_line};
-use crate::tools::listing::{Trouble, count};
+use crate::tools::listing::{Trouble, count, number};
 
 use super::script::Files;
 
@@ -15,14 +15,10 @@ const SHOWN_IN_LINE: usize = 300;
 const SHOWN_COUNTS: usize = 100;
 /// Files in UTF-16 or UTF-32 that are named.
 const SHOWN_WIDE: usize = 20;
+/// Characters of the names in a note.
+const SHOWN_NAMES: usize = 4_000;
 /// What is said before grep's words about files.
 pub(super) const UNSEARCHED: &str = "not searched";
-
-/// How many there are of what has a regular plural.
-pub(super) fn number(n: usize, what: &str) -> String {
-    let plural = if n == 1 { "" } else { "s" };
-    format!("{} {what}{plural}", grouped(count(n)))
-}
 
 /// The files whose first line, if `output` has it, begins as UTF-16 or UTF-32 does: no pattern can look into them.
 pub(super) fn marked(output: &[u8], files: &Files) -> BTreeSet<Vec<u8>> {
@@ -99,11 +95,13 @@ impl Counts {
 
     /// At most `most` of the files, and the totals if these are not all.
     pub(super) fn shown(&self, most: usize, prefix: &str) -> String {
-        let mut text = String::new();
-        for (name, n) in self.files.iter().take(most) {
+        let line = |(name, n): &(Vec<u8>, u64)| {
             let name = one_line(&String::from_utf8_lossy(name));
-            writeln!(text, "{prefix}{name}:{n}").ok();
-        }
+            format!("{prefix}{name}:{n}")
+        };
+        let lines = fitting(self.files.iter().take(most).map(line), SHOWN_CHARS);
+        let mut text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        let most = lines.len();
         if self.files.len() > most {
             write!(
                 text,
@@ -136,9 +134,9 @@ impl Counts {
         let mut notes = String::new();
         if !self.wide.is_empty() {
             let names = self.wide.iter().take(SHOWN_WIDE);
-            let names: Vec<String> = names
-                .map(|name| format!("{prefix}{}", one_line(&String::from_utf8_lossy(name))))
-                .collect();
+            let names =
+                names.map(|name| format!("{prefix}{}", one_line(&String::from_utf8_lossy(name))));
+            let names = fitting(names, SHOWN_NAMES);
             let more = if self.wide.len() > names.len() {
                 ", …"
             } else {
@@ -154,6 +152,17 @@ impl Counts {
         }
         notes + &self.trouble.note(UNSEARCHED)
     }
+}
+
+/// The first of `texts` that have at most `most` characters together; the first one whatever it has.
+fn fitting(texts: impl Iterator<Item = String>, most: usize) -> Vec<String> {
+    let mut chars = 0;
+    let fits = |text: &String| {
+        let first = chars == 0;
+        chars += text.chars().count() + 1;
+        first || chars <= most
+    };
+    texts.take_while(fits).collect()
 }
 
 /// Lines of grep's output, as they are shown.
@@ -343,6 +352,21 @@ mod tests {
         let counts = Counts::parse(output.as_bytes(), BTreeSet::from([b"d".to_vec()]));
         assert_eq!(counts.files.len(), 2);
         assert_eq!(counts.total("line"), format!("{} lines", grouped(u64::MAX)));
+    }
+
+    #[test]
+    fn long_names_are_shown_as_far_as_there_is_room() {
+        let names = (0..200).map(|n| format!("{n:03}{}", "n".repeat(3_996)).into_bytes());
+        let counts = Counts {
+            files: names.clone().map(|name| (name, 1)).collect(),
+            wide: names.collect(),
+            trouble: Trouble::default(),
+        };
+        let shown = counts.shown(200, "");
+        assert!(shown.chars().count() < SHOWN_CHARS + 200);
+        assert!(shown.ends_with("[200 matching lines in 200 files; the first 4 are shown]"));
+        let notes = counts.notes("");
+        assert!(notes.chars().count() < SHOWN_NAMES + 200 && notes.ends_with(", …]"));
     }
 
     #[test]
