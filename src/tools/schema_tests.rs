@@ -295,3 +295,11 @@ fn what_other_harnesses_switch_off_is_off() {
     let why = prepared(spec, &context).unwrap_err();
     assert!(why.contains("-C must be an integer"), "{why}");
 }
+
+#[test]
+fn what_is_missing_is_told_in_the_right_number() {
+    let spec = crate::tools::tool("file_edit").unwrap().built.unwrap().spec;
+    let complaint = prepared(spec, &ToolArgs::Json(json!({}))).unwrap_err();
+    let words = "path and old_string and new_string are missing";
+    assert!(complaint.contains(words), "{complaint}");
+}

@@ -108,6 +108,30 @@ async fn a_background_program_is_told_though_nothing_more_can_be_started() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn a_command_that_has_all_the_processes_is_stopped_all_the_same() {
+    if !Limited::is_exact() {
+        return;
+    }
+    let mut rig = Rig::new(Shell::Bash);
+    let sandbox = Limited::of(&mut rig).await;
+    // Two shells, the program, who reads its output, and eight more: no sweep can be started.
+    sandbox.processes.store(12, Ordering::Relaxed);
+    let many = "for i in 1 2 3 4 5 6 7 8; do sleep 100 & done; wait";
+    let given = json!({"command": many, "timeout_seconds": 1});
+    let text = rig.text("bash", given).await;
+    assert!(
+        text.contains("timed out after 1 s and was stopped"),
+        "{text}"
+    );
+    until(
+        || rig.sandbox.processes().is_empty(),
+        "the sandbox to be empty",
+    )
+    .await;
+}
+
 /// The host's sandbox, whose commands run as a user of their own who may have only so many processes.
 pub(super) struct Limited {
     host: Arc<HostSandbox>,

@@ -25,6 +25,14 @@ fn png(width: u32, height: u32) -> Vec<u8> {
 }
 
 in_every_shell! {
+    async fn a_name_with_a_slash_at_its_end_is_no_file(rig) {
+        for name in ["new/", "new//", "new/deep/"] {
+            let why = rig.complaint("file_write", json!({"path": name, "content": "x"})).await;
+            assert!(why.starts_with(name) && why.contains("a directory's"), "{why}");
+        }
+        assert!(!rig.sandbox.home().join("new").exists());
+    }
+
     async fn lines_are_numbered_and_long_files_are_paged(rig) {
         let text = (1..=10_000).map(|n| format!("l{n}\n")).collect::<Vec<_>>().concat();
         rig.put("big.txt", &text);
