@@ -129,6 +129,15 @@ pub trait Sandbox: Send + Sync {
     /// `Gone`, or a backend fault.
     async fn extend(&self, lifetime: Duration) -> Result<(), SandboxError>;
 
+    /// Has every process in it ended, where the backend can do that without starting one; whether it can. They may
+    /// count for a moment longer.
+    ///
+    /// # Errors
+    /// `Gone`.
+    async fn end_all(&self) -> Result<bool, SandboxError> {
+        Ok(false)
+    }
+
     /// Destroys it with everything in it. Idempotent; done when it returns `Ok`.
     ///
     /// # Errors

@@ -1,6 +1,10 @@
 //! What a `local` sandbox may use, what it may hand out, and that usual programs live with it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
+use sandcaster::clock::Deadline;
+use sandcaster::sandbox::files::{Baseline, CollectLimits, Collecting};
 use sandcaster::sandbox::{ExecSpec, SandboxError};
 
 use super::local_escape::{small, with_probe};
@@ -22,6 +26,26 @@ async fn a_fork_bomb_is_contained_and_can_be_killed() {
     drop(bomb);
     soon(one.kill()).await.unwrap();
     assert_eq!(shell(&two, "echo fine | cat").await.1, "fine\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_that_were_left_running_lose_no_file() {
+    let sandbox = create(&local_with(small())).await;
+    let deadline = Deadline::after(Duration::from_secs(60));
+    let before = Baseline::take(&*sandbox, &[], deadline).await.unwrap();
+    let bomb = "echo x > report.md; b() { (b &); (b &); sleep 1; b; }; b >/dev/null 2>&1 & sleep 2; echo end";
+    let (_, said) = shell(&sandbox, bomb).await;
+    assert!(said.ends_with("end\n"), "{said}");
+    let limits = CollectLimits::default();
+    let mut all = Collecting::begin(&*sandbox, &before, limits, deadline).await;
+    let file = all.next().await;
+    assert_eq!(
+        file.map(|file| file.path).as_deref(),
+        Some("report.md"),
+        "{:?}",
+        all.omitted()
+    );
+    assert_eq!(shell(&sandbox, "echo fine | cat").await.1, "fine\n");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -79,6 +80,10 @@ printf "\000"
 ' sandcaster || exit 8
 printf '\000\000'
 "#;
+
+/// How often a look that failed is taken again, and after what pause.
+const AGAIN: u32 = 3;
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// What may come out of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,6 +260,22 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, San
     Ok(Look::Failed(failed))
 }
 
+/// A look when the agent is done. Where it fails, what commands have left running may be all that the sandbox holds: that
+/// is ended then.
+async fn last_look(sandbox: &dyn Sandbox, deadline: Deadline) -> Look {
+    let mut look = snapshot(sandbox, deadline).await;
+    for _ in 0..AGAIN {
+        let failed = matches!(look, Ok(Look::Failed(_)) | Err(SandboxError::NotStarted(_)));
+        if !failed || !sandbox.end_all().await.unwrap_or(false) {
+            break;
+        }
+        // Until the ended ones count no more.
+        tokio::time::sleep(PAUSE).await;
+        look = snapshot(sandbox, deadline).await;
+    }
+    look.unwrap_or_else(|error| Look::Failed(error.to_string()))
+}
+
 /// A listing may have 200,000 names, a file 25 MiB: too much for the runtime's threads.
 async fn apart<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -388,10 +409,7 @@ impl<'a> Collecting<'a> {
     ) -> Self {
         let look = match &before.unlooked {
             Some(why) => Look::Failed(why.clone()),
-            None => match snapshot(sandbox, deadline).await {
-                Ok(look) => look,
-                Err(error) => Look::Failed(error.to_string()),
-            },
+            None => last_look(sandbox, deadline).await,
         };
         let (files, cut, failed) = match look {
             Look::Seen(now) => (now.files, now.cut, None),

@@ -23,7 +23,7 @@ pub(super) const INPUT_CREDIT: u32 = 8;
 /// Operations that may be open at a time.
 pub(super) const MAX_OPEN: usize = 64;
 /// What [`Hello`] carries: both sides are one program, but a host may outlive its file on disk.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 const HEAD: usize = 9;
 
@@ -49,6 +49,8 @@ pub(super) enum Kind {
     Data = 8,
     /// Both: the file's end.
     DataEnd = 9,
+    /// Host, with id 0: end every process but the agent.
+    EndAll = 10,
 
     /// Agent, once: ready ([`Hello`]).
     Hello = 32,
@@ -73,7 +75,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::Exec,
         Self::Stdin,
         Self::StdinEnd,
@@ -83,6 +85,7 @@ impl Kind {
         Self::Write,
         Self::Data,
         Self::DataEnd,
+        Self::EndAll,
         Self::Hello,
         Self::Failed,
         Self::Started,

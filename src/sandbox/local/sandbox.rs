@@ -295,6 +295,10 @@ impl Sandbox for LocalSandbox {
         Ok(())
     }
 
+    async fn end_all(&self) -> Result<bool, SandboxError> {
+        self.link.send(Kind::EndAll, 0, &[]).await.map(|()| true)
+    }
+
     async fn kill(&self) -> Result<(), SandboxError> {
         self.stop.cancel();
         let mut ended = self.ended.clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpid};
 
 /// The pid that commands and everything else of the sandbox must never be mistaken for.
 const OWN_PID: Pid = Pid::from_raw(1);
@@ -76,6 +76,14 @@ pub(super) fn kill_tree(leader: Pid, alive: bool) {
     }
     for pid in found {
         kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+    }
+}
+
+/// Kills everything of the sandbox but the agent, at one stroke: nothing can slip away by forking.
+pub(super) fn end_all() {
+    // Of another process this would be the whole machine.
+    if getpid() == OWN_PID {
+        kill(Pid::from_raw(-1), Signal::SIGKILL).ok();
     }
 }
 

@@ -25,6 +25,7 @@ use super::super::sys;
 use super::commands::{self, Command, Pipe};
 use super::files::{Reading, Writing};
 use super::memory::{Verdict, Watchdog};
+use super::processes;
 
 /// While more than this waits to be sent, no more output or file content is taken up.
 const OUT_LIMIT: usize = 256 * 1024;
@@ -290,6 +291,7 @@ impl Agent {
             }
             Kind::StdinEnd => self.with_command(id, Command::end_input),
             Kind::Kill => self.with_command(id, |command| command.kill()),
+            Kind::EndAll => processes::end_all(),
             Kind::OutputCredit => {
                 let frames = frame.number()?;
                 self.with_command(id, |command| command.add_credit(frames));
