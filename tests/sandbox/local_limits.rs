@@ -31,7 +31,7 @@ async fn a_fork_bomb_is_contained_and_can_be_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn programs_that_were_left_running_lose_no_file() {
     let sandbox = create(&local_with(small())).await;
-    let deadline = Deadline::after(Duration::from_secs(60));
+    let deadline = Deadline::after(Duration::from_mins(1));
     let before = Baseline::take(&*sandbox, &[], deadline).await.unwrap();
     let bomb = "echo x > report.md; b() { (b &); (b &); sleep 1; b; }; b >/dev/null 2>&1 & sleep 2; echo end";
     let (_, said) = shell(&sandbox, bomb).await;
