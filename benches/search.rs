@@ -144,6 +144,7 @@ async fn sandbox() -> Arc<dyn Sandbox> {
         launcher: env!("CARGO_BIN_EXE_sandcaster").into(),
         local: LocalLimits {
             disk_mb: 1024,
+            memory_mb: 2048,
             ..LocalLimits::default()
         },
     })
