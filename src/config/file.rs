@@ -12,7 +12,7 @@ use crate::encoding::without_bom;
 use crate::show::nearest;
 
 /// A settings file is no data file.
-const MOST_BYTES: usize = 1024 * 1024;
+pub(super) const MOST_BYTES: usize = 1024 * 1024;
 
 /// Faults that are told of one file, and as many warnings.
 const MOST_TOLD: usize = 20;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::dotenv::{self, Unreadable};
 use super::env::{EnvMap, Layers};
+use super::file::MOST_BYTES;
 use super::{fields, keys};
 use crate::encoding::without_bom;
 use crate::show::nearest;
@@ -45,6 +46,11 @@ pub(crate) fn fuzz_dotenv(bytes: &[u8]) {
 
 fn parse(bytes: &[u8], errors: &mut Vec<String>) -> DotEnv {
     let mut read = DotEnv::default();
+    if bytes.len() > MOST_BYTES {
+        let length = bytes.len();
+        errors.push(format!(".env has {length} bytes (limit {MOST_BYTES})"));
+        return read;
+    }
     let Ok(text) = std::str::from_utf8(without_bom(bytes)) else {
         errors.push(".env is not UTF-8 text".to_owned());
         return read;

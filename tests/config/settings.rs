@@ -627,6 +627,18 @@ fn a_broken_dotenv_never_loses_a_key_in_silence() {
 }
 
 #[test]
+fn a_dotenv_that_is_no_settings_file_is_refused_by_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |length| std::fs::write(dir.path().join(".env"), "\n".repeat(length)).unwrap();
+    let load = || load_in(dir.path(), &Overrides::default(), &[]);
+    write(1 << 20);
+    load().unwrap();
+    write((1 << 20) + 1);
+    let error = load().unwrap_err();
+    assert_eq!(error, ".env has 1048577 bytes (limit 1048576)");
+}
+
+#[test]
 fn a_line_of_dotenv_is_about_the_name_before_its_sign() {
     let dir = tempfile::tempdir().unwrap();
     for (text, error) in [
