@@ -11,7 +11,6 @@ use futures::StreamExt as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::limits::ApiLimits;
 use crate::error::{ErrorCode, Problem};
 
 /// The largest body of `POST /query`: 10 MB of files as base64 and an escaped prompt fit.
@@ -24,7 +23,7 @@ pub(super) const OTHER_LIMIT: usize = 64 << 10;
 /// The unit in which memory for bodies is counted.
 const UNIT: usize = 4 << 10;
 
-/// Reads bodies within a budget of memory that all requests share.
+/// Reads bodies within a budget of memory that all its requests share.
 #[derive(Debug)]
 pub(super) struct Intake {
     timeout: Duration,
@@ -39,10 +38,11 @@ pub(super) struct Received {
 }
 
 impl Intake {
-    pub(super) fn new(limits: ApiLimits) -> Self {
+    /// Bodies that arrive within `timeout`, `at_once` bytes of them together.
+    pub(super) fn new(timeout: Duration, at_once: usize) -> Self {
         Self {
-            timeout: limits.body_timeout,
-            budget: Arc::new(Semaphore::new(limits.bodies_at_once.div_ceil(UNIT))),
+            timeout,
+            budget: Arc::new(Semaphore::new(at_once.div_ceil(UNIT))),
         }
     }
 

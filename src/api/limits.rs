@@ -69,6 +69,8 @@ pub struct ApiLimits {
     pub body_timeout: Duration,
     /// Bodies in memory at once, in bytes together.
     pub bodies_at_once: usize,
+    /// The same for deliveries to the webhook, whose senders are known only once their bodies are read.
+    pub deliveries_at_once: usize,
 }
 
 impl Default for ApiLimits {
@@ -76,6 +78,7 @@ impl Default for ApiLimits {
         Self {
             body_timeout: Duration::from_secs(30),
             bodies_at_once: 256 << 20,
+            deliveries_at_once: 4 << 20,
         }
     }
 }

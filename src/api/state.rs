@@ -17,6 +17,7 @@ pub struct ApiState {
     pub(super) auth: Arc<Auth>,
     pub(super) browser: Arc<BrowserRules>,
     pub(super) intake: Arc<Intake>,
+    pub(super) webhook_intake: Arc<Intake>,
     pub(super) webhook_gates: Arc<WebhookGates>,
 }
 
@@ -29,6 +30,7 @@ impl ApiState {
     /// As [`ApiState::new`], with other limits.
     pub fn with_limits(app: App, limits: ApiLimits) -> Self {
         let server = &app.config.server;
+        let intake = |at_once| Arc::new(Intake::new(limits.body_timeout, at_once));
         Self {
             auth: Arc::new(Auth::new(&server.api_keys)),
             browser: Arc::new(BrowserRules::new(
@@ -36,7 +38,8 @@ impl ApiState {
                 &server.allowed_hosts,
                 &server.allowed_origins,
             )),
-            intake: Arc::new(Intake::new(limits)),
+            intake: intake(limits.bodies_at_once),
+            webhook_intake: intake(limits.deliveries_at_once),
             webhook_gates: Arc::default(),
             app,
         }

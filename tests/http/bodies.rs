@@ -109,19 +109,31 @@ async fn a_body_that_does_not_come_is_given_up() {
 
 #[tokio::test]
 async fn bodies_together_stay_within_the_memory_for_them() {
-    let limits = ApiLimits {
-        bodies_at_once: 64 << 10,
-        ..ApiLimits::default()
-    };
-    let server = TestServer::start_with(keyless(), limits).await;
-    let request = server.post("/webhooks/e2b").body(vec![b' '; 100 << 10]);
-    let reply = request.send().await;
-    assert_eq!(reply.status, 503);
-    assert_eq!(reply.code(), "SERVER_BUSY");
-    assert!(reply.header("retry-after").is_some());
-    // What was held is free again.
-    let small = server.post("/webhooks/e2b").body(vec![b' '; 60 << 10]);
-    assert_eq!(small.send().await.status, 400);
+    let few = 64 << 10;
+    let usual = ApiLimits::default();
+    let (query, webhook) = ("/query", "/webhooks/e2b");
+    for (path, other, bodies_at_once, deliveries_at_once) in [
+        (query, webhook, few, usual.deliveries_at_once),
+        (webhook, query, usual.bodies_at_once, few),
+    ] {
+        let limits = ApiLimits {
+            bodies_at_once,
+            deliveries_at_once,
+            ..usual
+        };
+        let server = TestServer::start_with(keyless(), limits).await;
+        let blanks = |path, kilobytes: usize| {
+            let request = server.post(path).header("Content-Type", "application/json");
+            request.body(vec![b' '; kilobytes << 10]).send()
+        };
+        let reply = blanks(path, 100).await;
+        assert_eq!(reply.status, 503, "{path}");
+        assert_eq!(reply.code(), "SERVER_BUSY");
+        assert!(reply.header("retry-after").is_some());
+        // What was held is free again, and the others have memory of their own.
+        assert_eq!(blanks(path, 60).await.status, 400, "{path}");
+        assert_eq!(blanks(other, 100).await.status, 400, "{other}");
+    }
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use sandcaster::store::{RunStore as _, SandboxRecord};
 use sha2::{Digest as _, Sha256};
 
 use super::runs::{begin, begin_leased, id};
-use crate::support::http::{Request, TestServer, keyed, keyless};
+use crate::support::http::{Request, TestServer, first_reply, keyed, keyless};
 
 const SECRET: &str = "whsec_sandcaster_1";
 const BODY: &str = r#"{"version":"v2","id":"f5911677-cb60-498f-afed-f68143b3cc59","type":"sandbox.lifecycle.killed","sandbox_id":"iea43m3325j517takcjvx","timestamp":"2026-01-02T03:04:05Z","event_data":{"kill_reason":"timeout"}}"#;
@@ -315,4 +315,15 @@ async fn who_guesses_signatures_is_slowed_down_and_nobody_else() {
     }
     // In the same second.
     assert_eq!(deliver(&server, BODY, SIGNATURE).send().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_delivery_whose_body_proves_nothing_is_refused_before_the_body() {
+    let server = TestServer::start(keyed(&["a-key"])).await;
+    let request = server
+        .post("/webhooks/e2b")
+        .header("Content-Length", "100000");
+    let mut stream = server.connect().await;
+    let reply = first_reply(&mut stream, &request.bytes()).await;
+    assert_eq!(reply.status, 401);
 }
