@@ -21,6 +21,9 @@ const STREAMS: Duration = Duration::from_secs(8);
 /// What streams have at least for that, once the runs are over.
 const LAST_EVENTS: Duration = Duration::from_secs(1);
 
+const NOT_SERVING: &str = "the server stopped serving by itself";
+const TASK_FAILED: &str = "a task failed without which the server can't do its work";
+
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -44,38 +47,57 @@ pub(crate) async fn serve(
 ) -> End {
     let shutdown = Shutdown::default();
     let state = ApiState::new(app.clone());
-    let mut serving = pin!(api::serve(listener, state, limits, shutdown.clone()));
+    let begin = || {
+        app.runs.refuse_new();
+        shutdown.begin.cancel();
+    };
+    until_end(
+        api::serve(listener, state, limits, shutdown.clone()),
+        app.tasks.broken().cancelled(),
+        async || signals.next().await,
+        begin,
+        app.runs.shutdown(RUNS),
+        &shutdown.cut,
+        app.runs.store().close(),
+    )
+    .await
+}
+
+/// Serves until the first `signal` or a fault, calls `begin`, and stops.
+async fn until_end(
+    serving: impl Future<Output = ()>,
+    broken: impl Future<Output = ()>,
+    mut signal: impl AsyncFnMut(),
+    begin: impl FnOnce(),
+    runs: impl Future<Output = ()>,
+    cut: &CancellationToken,
+    close_store: impl Future<Output = ()>,
+) -> End {
+    let mut serving = pin!(serving);
     // Serving first: a server that has failed must not wait for a signal.
     let mut served = false;
     let end = tokio::select! {
         biased;
         () = &mut serving => {
             served = true;
-            End::Broken("the server stopped serving by itself")
+            End::Broken(NOT_SERVING)
         }
-        () = app.tasks.broken().cancelled() => {
-            End::Broken("a task failed without which the server can't do its work")
-        }
-        () = signals.next() => End::Stopped,
+        () = broken => End::Broken(TASK_FAILED),
+        () = signal() => End::Stopped,
     };
     tracing::info!("stopping; a second signal ends the process at once");
-    app.runs.refuse_new();
-    shutdown.begin.cancel();
-    let stopping = stop(
-        async {
-            if !served {
-                serving.await;
-            }
-        },
-        app.runs.shutdown(RUNS),
-        &shutdown.cut,
-        app.runs.store().close(),
-    );
+    begin();
+    let serving = async {
+        if !served {
+            serving.await;
+        }
+    };
+    let stopping = stop(serving, runs, cut, close_store);
     // The end first: what is done needs no signal. The other branches leave work undone on purpose.
     tokio::select! {
         biased;
         () = stopping => end,
-        () = signals.next() => End::StoppedAtOnce,
+        () = signal() => End::StoppedAtOnce,
         () = sleep(LONGEST_STOP) => End::Hung,
     }
 }
@@ -112,6 +134,8 @@ mod tests {
     use std::future::pending;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    use tokio::time::sleep_until;
 
     use super::*;
 
@@ -166,5 +190,61 @@ mod tests {
                 .await
                 .is_err()
         );
+    }
+
+    /// Serves with runs that take `runs` to end, breaks after `broken` and gets a signal at each of `signals`;
+    /// all times are from the start, in seconds. Gives how it ended and when.
+    async fn ended(serving: u64, broken: u64, signals: &[u64], runs: u64) -> (End, u64) {
+        let begun = Instant::now();
+        let at = |second| begun + Duration::from_secs(second);
+        let (begin, cut) = (CancellationToken::new(), CancellationToken::new());
+        let mut signals = signals.iter();
+        let end = until_end(
+            async {
+                tokio::select! {
+                    () = begin.cancelled() => {}
+                    () = sleep_until(at(serving)) => {}
+                }
+            },
+            sleep_until(at(broken)),
+            async || match signals.next() {
+                Some(second) => sleep_until(at(*second)).await,
+                None => pending().await,
+            },
+            || begin.cancel(),
+            async {
+                assert!(
+                    begin.is_cancelled(),
+                    "the runs end before new ones are refused"
+                );
+                sleep(Duration::from_secs(runs)).await;
+            },
+            &cut,
+            async {},
+        );
+        (end.await, begun.elapsed().as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_end_is_told_from_the_others() {
+        const NEVER: u64 = 1 << 20;
+        for (serving, broken, signals, runs, expected) in [
+            (NEVER, NEVER, &[5][..], 3, (End::Stopped, 8)),
+            (NEVER, NEVER, &[5, 6], 3, (End::StoppedAtOnce, 6)),
+            (NEVER, NEVER, &[5, 8], 2, (End::Stopped, 7)),
+            (NEVER, NEVER, &[5], NEVER, (End::Hung, 15)),
+            (NEVER, 4, &[5], 0, (End::Broken(TASK_FAILED), 4)),
+            (NEVER, 4, &[5], 3, (End::StoppedAtOnce, 5)),
+            (NEVER, 4, &[], NEVER, (End::Hung, 14)),
+            (3, NEVER, &[], 2, (End::Broken(NOT_SERVING), 5)),
+            (3, 3, &[3], 0, (End::Broken(NOT_SERVING), 3)),
+        ] {
+            let case = format!("{serving} {broken} {signals:?} {runs}");
+            assert_eq!(
+                ended(serving, broken, signals, runs).await,
+                expected,
+                "{case}"
+            );
+        }
     }
 }
