@@ -28,10 +28,18 @@ pub(super) async fn run(config: Config, printer: Printer) -> u8 {
         }
     };
     let started = match Signals::new().and_then(|signals| Ok((signals, listener.local_addr()?))) {
-        Ok((signals, address)) => App::build(config, Role::Serve)
-            .await
-            .map(|app| (signals, address, app))
-            .map_err(|error| error.to_string()),
+        Ok((mut signals, address)) => {
+            let built = tokio::select! {
+                built = App::build(config, Role::Serve) => built,
+                () = signals.next() => {
+                    printer.note("stopped before it served");
+                    return INTERRUPTED;
+                }
+            };
+            built
+                .map(|app| (signals, address, app))
+                .map_err(|error| error.to_string())
+        }
         Err(error) => Err(error.to_string()),
     };
     let (mut signals, address, app) = match started {
