@@ -23,7 +23,7 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
@@ -118,7 +118,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
             };
             connections.spawn(connection.run(stream));
         } else if let Ok(place) = Arc::clone(&refusals).try_acquire_owned() {
-            connections.spawn(refuse(stream, place));
+            connections.spawn(refuse(stream, shutdown.begin.clone(), place));
         }
     }
     drop(listener);
@@ -257,7 +257,12 @@ impl HttpBody for Tracked {
     }
 }
 
-async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {
+/// Answers that there are too many connections, and waits a moment for the peer to read it, but not after `begin`.
+async fn refuse(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    begin: CancellationToken,
+    _place: OwnedSemaphorePermit,
+) {
     let head = format!(
         "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Retry-After: 5\r\nCache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n\
@@ -273,11 +278,13 @@ async fn refuse(mut stream: TcpStream, _place: OwnedSemaphorePermit) {
         while stream.read(&mut scratch).await? > 0 {}
         std::io::Result::Ok(())
     };
-    let refused = timeout(Duration::from_secs(1), polite).await;
-    tracing::debug!(
-        answered = refused.is_ok(),
-        "refused a connection: there are too many"
-    );
+    // Answering first: it takes no time when the peer takes it.
+    let answered = tokio::select! {
+        biased;
+        refused = timeout(Duration::from_secs(1), polite) => refused.is_ok(),
+        () = begin.cancelled() => false,
+    };
+    tracing::debug!(answered, "refused a connection: there are too many");
 }
 
 /// Keepalives and a user timeout close what has vanished; a small send buffer bounds what the kernel
@@ -301,6 +308,29 @@ fn configure(stream: &TcpStream, limits: Limits) {
             .and_then(|()| setsockopt(stream, sockopt::SndBuf, &limits.send_buffer));
         if let Err(error) = set {
             tracing::debug!(%error, "could not set a socket option");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refused_peer_that_does_not_close_holds_no_stop_up() {
+        for (stops, took) in [(true, Duration::ZERO), (false, Duration::from_secs(1))] {
+            let (mut peer, stream) = tokio::io::duplex(1 << 10);
+            let begin = CancellationToken::new();
+            if stops {
+                begin.cancel();
+            }
+            let place = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+            let begun = Instant::now();
+            refuse(stream, begin, place).await;
+            assert_eq!(begun.elapsed(), took);
+            let mut answer = String::new();
+            peer.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with(REFUSED), "{answer}");
         }
     }
 }
