@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -14,6 +14,8 @@ use crate::secrets::Redactor;
 const QUEUED_LINES: usize = 4096;
 /// Longest wait for the last lines when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// Between two looks at a queue that is full when the process ends.
+const FULL_QUEUE: Duration = Duration::from_millis(2);
 
 enum Message {
     Line(Vec<u8>),
@@ -103,9 +105,18 @@ impl MakeWriter<'_> for LogWriter {
 impl Drop for LogGuard {
     fn drop(&mut self) {
         let (done, written) = sync_channel(1);
-        if self.lines.try_send(Message::Flush(done)).is_ok() {
-            written.recv_timeout(LAST_LINES).unwrap_or_default();
+        let by_then = Instant::now() + LAST_LINES;
+        let mut flush = Message::Flush(done);
+        // A full queue may only be behind.
+        while let Err(TrySendError::Full(again)) = self.lines.try_send(flush) {
+            if Instant::now() >= by_then {
+                return;
+            }
+            flush = again;
+            std::thread::sleep(FULL_QUEUE);
         }
+        let left = by_then.saturating_duration_since(Instant::now());
+        written.recv_timeout(left).unwrap_or_default();
     }
 }
 
@@ -162,5 +173,30 @@ mod tests {
         assert!(writer.dropped.load(Ordering::Relaxed) >= 99);
         drop(release);
         drop(guard);
+    }
+
+    #[test]
+    fn a_queue_that_is_full_at_the_end_is_still_written() {
+        struct Late(Receiver<()>, Sender<()>);
+        impl Write for Late {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0.recv().unwrap_or_default();
+                self.1.send(()).unwrap_or_default();
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (release, gate) = sync_channel(0);
+        let (sent, received) = std::sync::mpsc::channel();
+        let (mut writer, guard) = start(Redactor::default(), Late(gate, sent));
+        for _ in 0..QUEUED_LINES + 100 {
+            writer.write_all(b"x\n").unwrap();
+        }
+        let late = std::thread::spawn(move || drop(release));
+        drop(guard);
+        late.join().unwrap();
+        assert!(received.try_iter().count() >= QUEUED_LINES);
     }
 }
