@@ -75,6 +75,24 @@ impl At<'_> {
     /// The steps that are shown.
     const SHOWN: usize = 8;
 
+    fn parent(&self) -> Option<&Self> {
+        match self {
+            Self::Document => None,
+            Self::Name(parent, _) | Self::Index(parent, _) => Some(parent),
+        }
+    }
+
+    /// This place, or of a deep one what encloses it [`Self::SHOWN`] steps into the document: finding a place reads
+    /// each enclosing value once more.
+    fn found(self) -> Self {
+        let steps = std::iter::successors(self.parent(), |at| at.parent()).count();
+        let mut at = self;
+        for _ in Self::SHOWN..steps {
+            at = at.parent().copied().unwrap_or(at);
+        }
+        at
+    }
+
     fn show(&self, f: &mut fmt::Formatter<'_>, left: usize) -> fmt::Result {
         match self {
             Self::Document => Ok(()),
@@ -263,9 +281,9 @@ impl<'de> Visitor<'de> for Seed<'_, '_> {
 struct Name<'d>(#[serde(borrow)] Cow<'d, str>);
 
 /// Line and column (both from 1, the column in bytes) of the value at `at` in `text`, or of its name
-/// where `at_name`. The last of repeated names is meant.
+/// where `at_name`; of a deep place those of what encloses it. The last of repeated names is meant.
 pub(crate) fn locate(text: &str, at: At<'_>, at_name: bool) -> Option<(usize, usize)> {
-    let (name, value) = find(text, at)?;
+    let (name, value) = find(text, at.found())?;
     let start = name.filter(|_| at_name).unwrap_or(value).get();
     // Both are slices of the same text, so the distance of their addresses is the offset.
     let offset = (start.as_ptr() as usize).checked_sub(text.as_ptr() as usize)?;
@@ -364,6 +382,22 @@ mod tests {
         };
         assert_eq!(deep(3), ["a.a.a", "a.a", "a"]);
         assert_eq!(deep(9)[0], "….a.a.a.a.a.a.a.a");
+    }
+
+    #[test]
+    fn a_deep_place_is_that_of_what_encloses_it() {
+        fn columns(text: &str, at: At<'_>, left: usize, found: &mut Vec<usize>) {
+            let (_, column) = locate(text, at, false).unwrap();
+            found.push(column);
+            if left > 0 {
+                columns(text, At::Index(&at, 0), left - 1, found);
+            }
+        }
+        let text = format!("{}1{}", "[".repeat(100), "]".repeat(100));
+        let mut found = Vec::new();
+        columns(&text, At::Document, 100, &mut found);
+        let expected: Vec<usize> = (0..=100).map(|depth| 1 + At::SHOWN.min(depth)).collect();
+        assert_eq!(found, expected);
     }
 
     #[test]
