@@ -198,7 +198,7 @@ mod tests {
         let begun = Instant::now();
         let at = |second| begun + Duration::from_secs(second);
         let (begin, cut) = (CancellationToken::new(), CancellationToken::new());
-        let mut signals = signals.iter();
+        let mut signals = signals;
         let end = until_end(
             async {
                 tokio::select! {
@@ -207,9 +207,12 @@ mod tests {
                 }
             },
             sleep_until(at(broken)),
-            async || match signals.next() {
-                Some(second) => sleep_until(at(*second)).await,
-                None => pending().await,
+            async || {
+                let Some((second, later)) = signals.split_first() else {
+                    return pending().await;
+                };
+                sleep_until(at(*second)).await;
+                signals = later;
             },
             || begin.cancel(),
             async {
