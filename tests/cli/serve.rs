@@ -1,11 +1,19 @@
 //! `sandcaster serve` as a process: what it says, who it refuses, how it stops.
 
+use std::cell::Cell;
+use std::process::Stdio;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
+use tokio::net::unix::pipe;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use crate::support::app::{binary, demo};
-use crate::support::clients::{Served, run, sandbox_gone, sandbox_processes};
+use crate::support::clients::{PATIENCE, Served, run, sandbox_gone, sandbox_processes};
 use crate::support::fake_llm::FakeLlm;
+use crate::support::processes::until;
 use crate::support::{app, http};
 
 /// The stream of a new run, read until its sandbox runs a command.
@@ -66,6 +74,42 @@ async fn a_signal_ends_runs_with_their_event_and_leaves_nothing() {
         assert_eq!(server.ended().await, Some(0), "{signal}");
         sandbox_gone(&run).await;
     }
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_start_that_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let certificates = dir.path().join("certificates");
+    let made = Command::new("mkfifo").arg(&certificates).status().await;
+    assert!(made.unwrap().success());
+    let mut server = Command::new(binary());
+    server
+        .args(["serve", "--port", "0"])
+        .current_dir(dir.path())
+        .env_clear()
+        .env("SSL_CERT_FILE", &certificates)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let server = server.spawn().unwrap();
+    // Held, so that the certificates never end.
+    let held = Cell::new(None);
+    let reads = || {
+        let sender = pipe::OpenOptions::new().open_sender(&certificates).ok();
+        let reads = sender.is_some();
+        held.set(sender);
+        reads
+    };
+    until(reads, "certificates are read").await;
+    let id = i32::try_from(server.id().unwrap()).unwrap();
+    kill(Pid::from_raw(id), Signal::SIGTERM).unwrap();
+    let ended = timeout(PATIENCE, server.wait_with_output()).await;
+    let output = ended.expect("an end in time").unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("stopped before it served"), "{stderr}");
+    assert!(output.stdout.is_empty());
 }
 
 #[tokio::test]
