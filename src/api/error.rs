@@ -179,19 +179,14 @@ pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     }
 }
 
-/// There is no run with this id, or the id is none.
-pub(super) fn run_not_found(id: &str) -> Problem {
-    if id.is_empty() {
+/// The text in the place of a run's id is none. It is the client's, and not shown.
+pub(super) fn not_a_run_id(text: &str) -> Problem {
+    if text.is_empty() {
         let message = "there is no run without an id";
         return Problem::new(ErrorCode::RunNotFound, message)
             .hint("the run's id is missing: it stands after /runs/");
     }
-    // The id is the client's text: show it only in the form that ids have.
-    let message = if crate::ids::RunId::parse(id).is_some() {
-        format!("there is no run {id}")
-    } else {
-        "there is no such run: an id is run_ and 32 lower-case hex digits".to_owned()
-    };
+    let message = "there is no such run: an id is run_ and 32 lower-case hex digits";
     Problem::new(ErrorCode::RunNotFound, message).hint("GET /runs lists the newest runs")
 }
 

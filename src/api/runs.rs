@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::ApiState;
-use super::error::{internal, json, run_not_found};
+use super::error::{internal, json, not_a_run_id};
 use super::extract::{OTHER_LIMIT, require_json, wants_json};
 use super::params::{Params, PathOf};
 use super::view::{RunDetail, RunView};
@@ -23,7 +23,7 @@ use crate::runs::{cursor_ahead, store_problem};
 /// # Errors
 /// `RUN_NOT_FOUND` for anything that is no id of a run.
 pub(super) fn run_id(text: &str) -> Result<RunId, Problem> {
-    RunId::parse(text).ok_or_else(|| run_not_found(text))
+    RunId::parse(text).ok_or_else(|| not_a_run_id(text))
 }
 
 /// `GET /runs?limit=`: the newest runs, newest first (API reference, GET /runs).

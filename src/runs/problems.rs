@@ -11,7 +11,9 @@ pub(super) const RETRY: Duration = Duration::from_secs(5);
 
 /// There is no such run.
 pub fn run_not_found(run: &RunId) -> Problem {
-    Problem::new(ErrorCode::RunNotFound, format!("there is no run {run}")).about(run)
+    Problem::new(ErrorCode::RunNotFound, format!("there is no run {run}"))
+        .hint("GET /runs lists the newest runs")
+        .about(run)
 }
 
 /// The store's failure under a request. What it says of the disk is for the log alone.

@@ -295,6 +295,11 @@ async fn an_unknown_run_is_not_found_whatever_its_id_looks_like() {
                 .await;
             assert_eq!(reply.status, 404, "{method} {run}{tail}");
             assert_eq!(reply.code(), "RUN_NOT_FOUND");
+            let hint = &reply.json()["hint"];
+            assert!(
+                hint.as_str().is_some_and(|hint| hint.contains("/runs")),
+                "{hint}"
+            );
         }
         let page = server.get(&format!("/runs/{run}/events"));
         let page = page.header("Accept", "application/json").send().await;
@@ -421,6 +426,7 @@ async fn a_run_is_deleted_when_it_has_ended_and_then_it_is_known_to_be_gone() {
         let reply = server.request(method, &path).send().await;
         assert_eq!(reply.status, 404, "{method} {path}");
         assert_eq!(reply.code(), "RUN_NOT_FOUND");
+        assert_eq!(reply.json()["hint"], "GET /runs lists the newest runs");
     }
     for accept in ["application/json", "text/event-stream"] {
         let request = server.get(&format!("/runs/{run}/events"));
