@@ -116,7 +116,7 @@ impl App {
         })
     }
 
-    /// Ends every run with its terminal event, destroys the sandboxes and closes the store, within 8 s.
+    /// Ends every run with its terminal event and destroys the sandboxes, within 8 s, then closes the store.
     pub async fn shutdown(&self) {
         self.runs.shutdown(STOP_LIMIT).await;
         self.runs.store().close().await;

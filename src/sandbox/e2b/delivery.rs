@@ -41,8 +41,8 @@ struct EventData {
     kill_reason: Option<Value>,
 }
 
-/// A delivery's body: exactly one JSON object with the fields that are relied on, each of them once. `None` for
-/// anything else.
+/// A delivery's body: exactly one JSON object with the fields that are relied on, each of them once and in either
+/// of its spellings. `None` for anything else. Of a label of the sandbox that stands twice the last one counts.
 pub fn read(body: &[u8]) -> Option<SandboxReport> {
     let text = std::str::from_utf8(without_bom(body)).ok()?;
     let payload: Payload = serde_json::from_str(text).ok()?;
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_spellings_are_read_and_a_mixture_is_not() {
+    fn both_spellings_are_read_and_a_field_in_both_is_not() {
         let run = RunId::new();
         let timestamp = r#""timestamp":"2026-01-02T03:04:05Z""#;
         let old = format!(
