@@ -274,7 +274,7 @@ mod tests {
     fn the_time_for_a_line_does_not_grow_with_the_file() {
         const LINES: usize = (1 << 20) / 4;
         let text = "A=1\n".repeat(LINES);
-        let (begun, mut read_well) = (std::time::Instant::now(), 0);
+        let (begun, mut read_well) = (tokio::time::Instant::now(), 0);
         read(
             &text,
             |_| false,

@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -14,8 +14,6 @@ use crate::secrets::Redactor;
 const QUEUED_LINES: usize = 4096;
 /// Longest wait for the last lines when the process ends.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Between two looks at a queue that is full when the process ends.
-const FULL_QUEUE: Duration = Duration::from_millis(2);
 
 enum Message {
     Line(Vec<u8>),
@@ -105,18 +103,13 @@ impl MakeWriter<'_> for LogWriter {
 impl Drop for LogGuard {
     fn drop(&mut self) {
         let (done, written) = sync_channel(1);
-        let by_then = Instant::now() + LAST_LINES;
-        let mut flush = Message::Flush(done);
-        // A full queue may only be behind.
-        while let Err(TrySendError::Full(again)) = self.lines.try_send(flush) {
-            if Instant::now() >= by_then {
-                return;
-            }
-            flush = again;
-            std::thread::sleep(FULL_QUEUE);
-        }
-        let left = by_then.saturating_duration_since(Instant::now());
-        written.recv_timeout(left).unwrap_or_default();
+        let lines = self.lines.clone();
+        // A full queue may only be behind: a thread of its own waits for room in it.
+        let asked = std::thread::Builder::new()
+            .name("log-end".to_owned())
+            .spawn(move || lines.send(Message::Flush(done)).is_ok());
+        drop(asked);
+        written.recv_timeout(LAST_LINES).unwrap_or_default();
     }
 }
 
