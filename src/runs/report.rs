@@ -8,7 +8,7 @@ use super::registry::Runs;
 use super::signal::SandboxSignal;
 use crate::clock::Clock;
 use crate::ids::RunId;
-use crate::sandbox::SandboxReport;
+use crate::sandbox::{SandboxNews, SandboxReport};
 use crate::store::{RunStore, StoreError, WebhookDelivery};
 
 /// The backend tries again after 10 s, so it is better answered late than not, but not by much.
@@ -46,9 +46,12 @@ pub async fn take_report(
             run: run.clone(),
             signed,
             received_at,
-            body: report.body,
+            kill_reason: match report.news {
+                SandboxNews::Killed { reason } => reason,
+                SandboxNews::Created | SandboxNews::Other { .. } => None,
+            },
         };
-        Ok((store.put_webhook(delivery).await?, run))
+        Ok((store.put_webhook(delivery, report.body).await?, run))
     };
     let late = |_elapsed| {
         Err(StoreError::Failed(

@@ -64,9 +64,9 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
             run: run.map(|run| run.run.clone()),
             signed: true,
             received_at: at(5),
-            body: serde_json::json!({}),
+            kill_reason: None,
         };
-        store.put_webhook(delivery).await.unwrap();
+        store.put_webhook(delivery, "{}".to_owned()).await.unwrap();
     }
     finish(&*store, &run, end_event(1602, "e")).await.unwrap();
     store.flush(Flush::Synced).await.unwrap();

@@ -190,6 +190,32 @@ DROP TABLE whole_files;
 CREATE INDEX sandboxes_left ON sandboxes (backend) WHERE destroyed = 0;
 CREATE INDEX webhooks_by_age ON webhooks (received_at);
 ",
+    "
+-- Bodies may be large: they come last, so that nothing has to be read past them.
+ALTER TABLE webhooks RENAME TO old_webhooks;
+CREATE TABLE webhooks (
+    no INTEGER PRIMARY KEY,
+    event_id TEXT NOT NULL UNIQUE,
+    event_type TEXT NOT NULL,
+    sandbox_id TEXT,
+    run INTEGER REFERENCES runs (no),
+    signed INTEGER NOT NULL CHECK (signed IN (0, 1)),
+    received_at INTEGER NOT NULL,
+    kill_reason TEXT,
+    body TEXT NOT NULL
+) STRICT;
+INSERT INTO webhooks
+SELECT no, event_id, event_type, sandbox_id, run, signed, received_at,
+    CASE WHEN json_valid(body) THEN substr(coalesce(
+        json_extract(body, '$.event_data.kill_reason'), json_extract(body, '$.event_data.killReason'),
+        json_extract(body, '$.eventData.kill_reason'), json_extract(body, '$.eventData.killReason')
+    ), 1, 200) END,
+    body
+FROM old_webhooks;
+DROP TABLE old_webhooks;
+CREATE INDEX webhooks_by_run ON webhooks (run) WHERE run IS NOT NULL;
+CREATE INDEX webhooks_by_age ON webhooks (received_at);
+",
 ];
 
 /// What a connection is for.

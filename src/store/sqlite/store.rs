@@ -302,9 +302,13 @@ impl RunStore for SqliteStore {
         self.write(work, SyncWish::Whenever).await.map(|_| ())
     }
 
-    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
-        self.write(Work::PutWebhook(Box::new(delivery)), SyncWish::Soon)
-            .await
+    async fn put_webhook(
+        &self,
+        delivery: WebhookDelivery,
+        body: String,
+    ) -> Result<bool, StoreError> {
+        let work = Work::PutWebhook(Box::new((delivery, body)));
+        self.write(work, SyncWish::Soon).await
     }
 
     async fn webhooks(&self, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError> {
