@@ -113,6 +113,37 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
 }
 
 #[tokio::test]
+async fn a_row_that_came_to_a_deleted_run_does_not_stop_the_purging() {
+    let (dir, store) = sqlite();
+    let run = created(&*store).await;
+    let sandbox = || SandboxRecord {
+        backend: "local".to_owned(),
+        attempt: 1,
+        sandbox_id: None,
+        expires: 0,
+        destroyed: false,
+    };
+    finish(&*store, &run, end_event(2, "e")).await.unwrap();
+    store.put_sandbox(&run, sandbox()).await.unwrap();
+    assert_eq!(store.delete(&run.run).await.unwrap(), Deletion::Done);
+    let late = store.put_sandbox(&run, sandbox()).await;
+    assert!(matches!(late, Err(StoreError::NotFound(_))), "{late:?}");
+    while store.maintain(&rules()).await.unwrap() {}
+    let db = Connection::open(dir.path().join("data/sandcaster.db")).unwrap();
+    db.execute(
+        "INSERT INTO sandboxes (run, attempt, backend, expires, destroyed) SELECT no, 1, 'local', 0, 0 FROM runs",
+        [],
+    )
+    .unwrap();
+    let forget = Retention {
+        forget_before: jiff::Timestamp::MAX,
+        ..rules()
+    };
+    while store.maintain(&forget).await.unwrap() {}
+    assert_eq!((count(&db, "runs"), count(&db, "sandboxes")), (0, 0));
+}
+
+#[tokio::test]
 async fn a_store_of_the_first_version_opens_with_all_that_it_has() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");

@@ -136,8 +136,15 @@ pub(super) fn apply(
             known.forget();
             take_over(db, from, by)
         }
-        Work::Delete(run) => retention::delete(db, run, now),
-        Work::Expire(runs) => retention::expire(db, runs, now),
+        // What is remembered of a run that is deleted would let writes to it through.
+        Work::Delete(run) => {
+            known.forget();
+            retention::delete(db, run, now)
+        }
+        Work::Expire(runs) => {
+            known.forget();
+            retention::expire(db, runs, now)
+        }
         Work::Purge(rules) => whole(db, |db| retention::purge(db, rules)),
     }
 }
