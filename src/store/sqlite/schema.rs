@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::super::types::StoreError;
-use super::inode::name_on_disk;
+use super::inode::inode;
 use super::options::StoreDurability;
 use crate::ids::nonce;
 
@@ -282,7 +282,7 @@ pub(super) fn prepare(db: &mut Connection, path: &Path) -> Result<String, StoreE
         )));
     }
     migrate(db, path)?;
-    store_id(db, &name_on_disk(path)).map_err(|error| unusable(path, &error))
+    store_id(db, path).map_err(|error| unusable(path, &error))
 }
 
 /// Has free pages kept so that they can be given back to the file system a few at a time. To be chosen before
@@ -339,9 +339,9 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
     tx.commit().map_err(unusable)
 }
 
-/// The store's id. It is bound to the file: a copy gets an id of its own, so that two servers never destroy
-/// each other's sandboxes.
-fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> {
+/// The store's id. It is bound to the file, by its number on the disk and its path: a copy, where both differ, gets
+/// an id of its own, so that two servers never destroy each other's sandboxes.
+fn store_id(db: &mut Connection, path: &Path) -> Result<String, rusqlite::Error> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let meta = |name: &str| {
         tx.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
@@ -349,7 +349,6 @@ fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> 
         })
         .optional()
     };
-    let (known, bound) = (meta("id")?, meta("file")?);
     let put = |name: &str, value: &str| {
         tx.execute(
             "INSERT INTO meta (name, value) VALUES (?1, ?2)
@@ -357,8 +356,20 @@ fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> 
             params![name, value],
         )
     };
-    let id = match known {
-        Some(id) if bound.as_deref().is_none_or(|bound| bound == name) => id,
+    let here = std::fs::canonicalize(path).unwrap_or_else(|_unknown| path.to_owned());
+    let here = here.to_string_lossy().into_owned();
+    let inode = inode(path).unwrap_or_default();
+    // `disk:inode`, or the inode alone.
+    let file = meta("file")?;
+    let bound_inode = file
+        .as_deref()
+        .map(|file| file.rsplit_once(':').map_or(file, |(_, inode)| inode));
+    let bound_path = meta("path")?;
+    let bound = bound_inode.is_some() || bound_path.is_some();
+    let same_inode = !inode.is_empty() && bound_inode == Some(inode.as_str());
+    let same_place = same_inode || bound_path.as_deref() == Some(here.as_str());
+    let id = match meta("id")? {
+        Some(id) if same_place || !bound => id,
         moved => {
             if moved.is_some() {
                 tracing::warn!(
@@ -370,9 +381,8 @@ fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> 
             id
         }
     };
-    if bound.as_deref() != Some(name) {
-        put("file", name)?;
-    }
+    put("file", &inode)?;
+    put("path", &here)?;
     tx.commit()?;
     Ok(id)
 }
