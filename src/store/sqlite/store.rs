@@ -339,12 +339,16 @@ impl RunStore for SqliteStore {
             .readers
             .run(move |db| retention::expired(db, &rules))
             .await?;
-        let work = if expired.is_empty() {
-            Work::Purge(retention.clone())
-        } else {
-            Work::Expire(expired)
-        };
-        self.write(work, SyncWish::Whenever).await
+        if expired.is_empty() {
+            let purge = Work::Purge(retention.clone());
+            return self.write(purge, SyncWish::Whenever).await;
+        }
+        let runs = expired.len();
+        let more = self
+            .write(Work::Expire(expired), SyncWish::Whenever)
+            .await?;
+        tracing::info!(runs, "deleted runs that are kept no longer");
+        Ok(more)
     }
 
     async fn check(&self) -> Result<Check, StoreError> {
