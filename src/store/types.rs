@@ -256,6 +256,8 @@ pub struct LeftSandbox {
     pub attempt: u32,
     /// The backend's id, if the create call had answered.
     pub sandbox_id: Option<String>,
+    /// When it ends by itself, in Unix seconds.
+    pub expires: i64,
     /// When the run ended.
     pub ended_at: Timestamp,
 }

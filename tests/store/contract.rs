@@ -550,6 +550,7 @@ async fn sandboxes_that_ended_runs_left_are_told_until_they_are_gone(store: Arc<
         run: ended.run.clone(),
         attempt,
         sandbox_id: id.map(str::to_owned),
+        expires: sandbox(attempt, id).expires,
         ended_at: at(9),
     };
     assert_eq!(

@@ -75,6 +75,7 @@ impl MemoryStore {
                         run: run.facts.id.clone(),
                         attempt: sandbox.attempt,
                         sandbox_id: sandbox.sandbox_id.clone(),
+                        expires: sandbox.expires,
                         ended_at: end.completed_at,
                     });
                 }

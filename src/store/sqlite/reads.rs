@@ -377,7 +377,7 @@ pub(super) fn left_sandboxes(
 ) -> Result<Vec<LeftSandbox>, StoreError> {
     all(
         db,
-        "SELECT id, attempt, sandbox_id, completed_at FROM sandboxes JOIN runs ON runs.no = sandboxes.run
+        "SELECT id, attempt, sandbox_id, expires, completed_at FROM sandboxes JOIN runs ON runs.no = sandboxes.run
          WHERE destroyed = 0 AND backend = ?1 AND completed_at IS NOT NULL AND deleted_at IS NULL",
         [backend],
         |row| {
@@ -385,7 +385,8 @@ pub(super) fn left_sandboxes(
                 run: run_id(row, 0)?,
                 attempt: row.get(1)?,
                 sandbox_id: row.get(2)?,
-                ended_at: time(row.get(3)?)?,
+                expires: row.get(3)?,
+                ended_at: time(row.get(4)?)?,
             })
         },
     )
