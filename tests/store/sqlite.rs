@@ -192,6 +192,22 @@ async fn a_store_keeps_its_id_and_its_runs_over_a_restart() {
 }
 
 #[tokio::test]
+async fn a_command_does_not_migrate_the_database_of_a_running_server() {
+    let (dir, store) = sqlite();
+    raw(&dir).pragma_update(None, "user_version", 2).unwrap();
+    let Err(StoreError::InUse(told)) = open(&dir, Role::OneShot) else {
+        panic!("it was opened");
+    };
+    assert!(told.contains("restart it first"), "{told}");
+    let version: i64 = raw(&dir)
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(version, 2);
+    store.close().await;
+    open(&dir, Role::OneShot).unwrap().close().await;
+}
+
+#[tokio::test]
 async fn a_database_of_a_newer_version_is_refused_with_both_versions() {
     let (dir, store) = sqlite();
     store.close().await;

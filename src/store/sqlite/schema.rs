@@ -176,16 +176,7 @@ CREATE TABLE file_parts (
     UNIQUE (file, part)
 ) STRICT;
 INSERT INTO files SELECT rowid, run, path, mime_type, size, sha256 FROM whole_files;
-INSERT INTO file_parts (file, part, bytes)
-WITH RECURSIVE parts (file, part, size) AS (
-    SELECT rowid, 0, length(bytes) FROM whole_files WHERE length(bytes) > 0
-    UNION ALL
-    SELECT file, part + 1, size FROM parts WHERE (part + 1) * 65536 < size
-)
-SELECT file, part,
-    substr((SELECT bytes FROM whole_files WHERE rowid = file), part * 65536 + 1, 65536)
-FROM parts;
-DROP TABLE whole_files;
+-- Their bytes are split by `split_files`.
 
 CREATE INDEX sandboxes_left ON sandboxes (backend) WHERE destroyed = 0;
 CREATE INDEX webhooks_by_age ON webhooks (received_at);
@@ -329,14 +320,48 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
         )));
     }
     let done = usize::try_from(version).unwrap_or(0);
-    for sql in MIGRATIONS.iter().skip(done) {
+    if version > 0 && version < ours {
+        tracing::info!(
+            from = version,
+            to = ours,
+            "migrating the run store; a large one takes a while"
+        );
+    }
+    for (sql, to) in MIGRATIONS.iter().zip(1..).skip(done) {
         tx.execute_batch(sql).map_err(unusable)?;
+        if to == 2 {
+            split_files(&tx).map_err(unusable)?;
+        }
     }
     if version < ours {
         tx.pragma_update(None, "user_version", ours)
             .map_err(unusable)?;
     }
     tx.commit().map_err(unusable)
+}
+
+/// Moves the bytes of files into parts, reading each file once: in SQL alone each part would.
+fn split_files(db: &Connection) -> Result<(), rusqlite::Error> {
+    let mut files = db.prepare("SELECT rowid, bytes FROM whole_files")?;
+    let mut insert =
+        db.prepare("INSERT INTO file_parts (file, part, bytes) VALUES (?1, ?2, ?3)")?;
+    let mut rows = files.query([])?;
+    while let Some(row) = rows.next()? {
+        let file: i64 = row.get(0)?;
+        let bytes = row.get_ref(1)?.as_blob()?;
+        for (part, bytes) in (0_i64..).zip(bytes.chunks(PART)) {
+            insert.execute(params![file, part, bytes])?;
+        }
+    }
+    drop(rows);
+    drop(files);
+    db.execute_batch("DROP TABLE whole_files")
+}
+
+/// Whether the database is older than this program, and has something in it.
+pub(super) fn outdated(db: &Connection) -> Result<bool, rusqlite::Error> {
+    let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    Ok(usize::try_from(version).is_ok_and(|version| (1..MIGRATIONS.len()).contains(&version)))
 }
 
 /// The store's id. It is bound to the file, by its number on the disk and its path: a copy, where both differ, gets
