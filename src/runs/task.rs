@@ -222,7 +222,11 @@ impl RunTask {
             if let Err(error) = self.writer.emit(RunEvent::File(event)).await {
                 refused.push(files::Omitted {
                     path: file.path,
-                    reason: format!("{error}; GET /runs/{} lists it", self.id),
+                    reason: format!(
+                        "{}; GET /runs/{} lists it",
+                        log_problem(&error).message,
+                        self.id
+                    ),
                 });
             }
         }
@@ -351,6 +355,11 @@ fn log_problem(failed: &LogFailed) -> Problem {
     if *failed == LogFailed::TooLarge {
         return Problem::new(ErrorCode::LogLimit, failed.to_string()).hint("ask for less output");
     }
-    Problem::new(ErrorCode::StoreUnavailable, failed.to_string())
-        .hint("check the disk of the data directory; tools may have acted already")
+    // Why is for the log alone: it may tell of the disk.
+    tracing::warn!(%failed, "a run's log has failed");
+    Problem::new(
+        ErrorCode::StoreUnavailable,
+        "the run's log can't be written",
+    )
+    .hint("check the disk of the data directory; tools may have acted already")
 }
