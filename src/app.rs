@@ -83,7 +83,9 @@ impl App {
         let tasks = Tasks::default();
         let backends = sandbox::build(&config.backend_config(http.clone()));
         let (recovered, usable) = tokio::join!(recover(store.as_ref()), Usable::probe(&backends));
-        recovered?;
+        if let Err(error) = recovered {
+            tracing::error!(%error, "failed to look for runs whose process died; it is tried again");
+        }
         let runs = Runs::new(RunsConfig {
             store,
             keep: Keep {
@@ -105,7 +107,7 @@ impl App {
             clock: clock.clone(),
             tasks: tasks.clone(),
         });
-        runs.start_housekeeping();
+        runs.start_housekeeping(role);
         Ok(Self {
             config: Arc::new(config),
             usable: Arc::new(usable),

@@ -112,7 +112,7 @@ codes! {
         SandboxError = "SANDBOX_ERROR", true, "the sandbox backend failed";
         SandboxLost = "SANDBOX_LOST", true, "the sandbox died while the run went on";
         ServerShutdown = "SERVER_SHUTDOWN", true, "the server stopped while the run went on";
-        ServerCrashed = "SERVER_CRASHED", true, "the server died while the run went on";
+        ServerCrashed = "SERVER_CRASHED", true, "the process that ran it died while the run went on";
         LeaseLost = "LEASE_LOST", true, "another server took the run over";
         Internal = "INTERNAL", true, "a fault in sandcaster itself";
     }

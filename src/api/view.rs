@@ -182,7 +182,7 @@ fn webhook_view(delivery: WebhookDelivery) -> Value {
         run: _,
         signed,
         received_at,
-        body,
+        kill_reason,
     } = delivery;
     let mut view = json!({
         "id": event_id,
@@ -191,13 +191,6 @@ fn webhook_view(delivery: WebhookDelivery) -> Value {
         "receivedAt": rfc3339_seconds(received_at),
     });
     put(&mut view, "sandboxId", sandbox_id);
-    let data = ["event_data", "eventData"]
-        .iter()
-        .find_map(|name| body.get(name));
-    let kill_reason = ["kill_reason", "killReason"]
-        .iter()
-        .find_map(|name| data?.get(name)?.as_str())
-        .map(str::to_owned);
     put(&mut view, "killReason", kill_reason);
     view
 }

@@ -126,7 +126,8 @@ async fn kill(entry: &BackendEntry, sandbox: &FoundSandbox) -> bool {
     false
 }
 
-/// Records as gone what ended runs had: what was killed now, and what is not `there` and had time to show.
+/// Records as gone what ended runs had: what was killed now, and what is not `there`, had time to
+/// show, and has reached the end of its life.
 async fn record_gone(
     store: &dyn RunStore,
     backend: &str,
@@ -140,7 +141,9 @@ async fn record_gone(
             Some(id) => *id == found.id,
             None => found.run.as_ref() == Some(&left.run),
         };
-        let settled = now.duration_since(left.ended_at) >= UNKNOWN_AGE;
+        // A list may be cut short, or be another account's: until it has ended by itself it may be there.
+        let settled =
+            now.duration_since(left.ended_at) >= UNKNOWN_AGE && now.as_second() >= left.expires;
         let gone = killed.iter().any(is_it) || settled;
         if gone && !there.iter().any(is_it) {
             store.sandbox_gone(&left.run, left.attempt).await?;

@@ -1,6 +1,6 @@
 //! Ends the runs of processes that died. Nothing is run again: tools have side effects.
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -23,33 +23,37 @@ const AT_ONCE: usize = 128;
 /// the model used is not in it, so the event says that its usage is incomplete.
 ///
 /// # Errors
-/// When the store fails. Runs that were ended before stay so.
+/// When they can't be looked for. One that can't be ended is logged and holds up none of the others.
 pub async fn recover(store: &dyn RunStore) -> Result<Vec<RunId>, StoreError> {
-    stream::iter(store.expired_runs().await?)
+    let ended = stream::iter(store.expired_runs().await?)
         .map(|run| async move {
             match end(store, &run).await {
                 Ok(()) => {}
                 // Its process had ended it meanwhile, after all.
                 Err(StoreError::Refused(reason)) => {
                     tracing::debug!(run.id = %run.lease.run, %reason, "a dead run was ended by someone else");
-                    return Ok(None);
+                    return None;
                 }
-                Err(error) => return Err(error),
+                Err(error) => {
+                    tracing::error!(run.id = %run.lease.run, %error, "a run whose process died could not be ended; the next look tries again");
+                    return None;
+                }
             }
             let run = run.lease.run;
             tracing::warn!(run.id = %run, "a run was interrupted: the process that it ran in died");
-            Ok(Some(run))
+            Some(run)
         })
         .buffer_unordered(AT_ONCE)
-        .try_filter_map(|ended| std::future::ready(Ok(ended)))
-        .try_collect()
-        .await
+        .filter_map(std::future::ready)
+        .collect()
+        .await;
+    Ok(ended)
 }
 
 async fn end(store: &dyn RunStore, run: &OpenRun) -> Result<(), StoreError> {
     let problem = Problem::new(
         ErrorCode::ServerCrashed,
-        "the server died while the run went on, so the run was interrupted",
+        "the process that ran it died, so the run was interrupted",
     )
     .hint("send the request again; tools may already have acted");
     let done = fold(store, run).await?;

@@ -32,7 +32,7 @@ use crate::llm::LlmProvider;
 use crate::sandbox::SandboxBackend;
 use crate::secrets::Redactor;
 use crate::spec::{InputFile, Presence, RunSpec};
-use crate::store::{Deletion, RunFacts, RunHead, RunRecord, RunStore, StoreError};
+use crate::store::{Deletion, Role, RunFacts, RunHead, RunRecord, RunStore, StoreError};
 
 /// Readers of one run at once (rule CL-6).
 const READERS_PER_RUN: usize = 64;
@@ -177,9 +177,9 @@ impl Runs {
         }))
     }
 
-    /// Starts looking, now and every minute, for runs whose process died, for sandboxes that nobody needs, and
-    /// for what is to be deleted.
-    pub fn start_housekeeping(&self) {
+    /// Starts looking, now and every minute, for runs whose process died, for sandboxes that nobody needs, and, in
+    /// a server, for what is to be deleted: how long runs are kept is said by the server's settings alone.
+    pub fn start_housekeeping(&self, role: Role) {
         let inner = &self.0;
         let reaping = reaper::reap(
             Reaper {
@@ -189,6 +189,11 @@ impl Runs {
             },
             inner.stop_background.clone(),
         );
+        // It ends by its token, as does the other.
+        let _detached = inner.tasks.spawn(TaskKind::Housekeeping, reaping);
+        if role == Role::OneShot {
+            return;
+        }
         let retaining = retention::retain(
             Arc::clone(&inner.store),
             inner.keep,
@@ -196,8 +201,6 @@ impl Runs {
             Arc::clone(&inner.deleted),
             inner.stop_background.clone(),
         );
-        // Both end by their token.
-        let _detached = inner.tasks.spawn(TaskKind::Housekeeping, reaping);
         let _detached = inner.tasks.spawn(TaskKind::Housekeeping, retaining);
     }
 
@@ -566,6 +569,11 @@ impl Runs {
     /// The store, for reading.
     pub fn store(&self) -> &Arc<dyn RunStore> {
         &self.0.store
+    }
+
+    /// The tasks of the process.
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.0.tasks
     }
 
     /// How many runs are under way.

@@ -6,13 +6,16 @@ use jiff::SignedDuration;
 
 use super::registry::Runs;
 use super::signal::SandboxSignal;
+use super::tasks::TaskKind;
 use crate::clock::Clock;
 use crate::ids::RunId;
-use crate::sandbox::SandboxReport;
+use crate::sandbox::{SandboxNews, SandboxReport};
 use crate::store::{RunStore, StoreError, WebhookDelivery};
 
 /// The backend tries again after 10 s, so it is better answered late than not, but not by much.
 const STORE_LIMIT: Duration = Duration::from_secs(2);
+/// Nobody waits for it any more then, but the run should still hear of it.
+const LATE_LIMIT: Duration = Duration::from_secs(30);
 /// How old a report may be, and how far ahead its clock.
 const OLDEST: SignedDuration = SignedDuration::from_mins(15);
 const AHEAD: SignedDuration = SignedDuration::from_mins(2);
@@ -36,8 +39,9 @@ pub async fn take_report(
         news: report.news.clone(),
         signed,
     });
-    let store = runs.store().as_ref();
-    let stored = async {
+    let all = runs.clone();
+    let stored = async move {
+        let store = all.store().as_ref();
         let run = owner(store, &report).await?;
         let delivery = WebhookDelivery {
             event_id: report.event_id,
@@ -46,23 +50,28 @@ pub async fn take_report(
             run: run.clone(),
             signed,
             received_at,
-            body: report.body,
+            kill_reason: match report.news {
+                SandboxNews::Killed { reason } => reason,
+                SandboxNews::Created | SandboxNews::Other { .. } => None,
+            },
         };
-        Ok((store.put_webhook(delivery).await?, run))
+        let new = store.put_webhook(delivery, report.body).await?;
+        tracing::debug!(signed, fresh, new, "took a report of a sandbox");
+        if let (true, true, Some(run), Some(signal)) = (fresh, new, run, signal) {
+            all.sandbox_event(&run, signal);
+        }
+        Ok(())
     };
-    let late = |_elapsed| {
-        Err(StoreError::Failed(
+    // A task of its own: what is stored late is known when it is sent again, and would never be told to the run.
+    let taken = runs
+        .tasks()
+        .spawn(TaskKind::Cleanup, tokio::time::timeout(LATE_LIMIT, stored));
+    match tokio::time::timeout(STORE_LIMIT, taken).await {
+        Ok(Ok(Some(Ok(outcome)))) => outcome,
+        _ => Err(StoreError::Failed(
             "a webhook was not stored in time".to_owned(),
-        ))
-    };
-    let (new, run) = tokio::time::timeout(STORE_LIMIT, stored)
-        .await
-        .unwrap_or_else(late)?;
-    tracing::debug!(signed, fresh, new, "took a report of a sandbox");
-    if let (true, true, Some(run), Some(signal)) = (fresh, new, run, signal) {
-        runs.sandbox_event(&run, signal);
+        )),
     }
-    Ok(())
 }
 
 /// The run that the sandbox belongs to: by our own records, else by the label that it carries, if this

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::{RunControl, Stop};
 use super::lease::Readers;
 use super::log::LogWriter;
+use super::problems::store_problem;
 use super::sandbox::RunSandbox;
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Answer, Halt, RunContext, Tally, WorkspaceSource as _, run_agent};
@@ -214,14 +215,18 @@ impl RunTask {
             if let Err(error) = self.store.put_file(self.writer.lease(), stored).await {
                 refused.push(files::Omitted {
                     path: file.path,
-                    reason: format!("the store failed: {error}"),
+                    reason: store_problem(&error).message,
                 });
                 continue;
             }
             if let Err(error) = self.writer.emit(RunEvent::File(event)).await {
                 refused.push(files::Omitted {
                     path: file.path,
-                    reason: format!("{error}; GET /runs/{} lists it", self.id),
+                    reason: format!(
+                        "{}; GET /runs/{} lists it",
+                        log_problem(&error).message,
+                        self.id
+                    ),
                 });
             }
         }
@@ -350,6 +355,11 @@ fn log_problem(failed: &LogFailed) -> Problem {
     if *failed == LogFailed::TooLarge {
         return Problem::new(ErrorCode::LogLimit, failed.to_string()).hint("ask for less output");
     }
-    Problem::new(ErrorCode::StoreUnavailable, failed.to_string())
-        .hint("check the disk of the data directory; tools may have acted already")
+    // Why is for the log alone: it may tell of the disk.
+    tracing::warn!(%failed, "a run's log has failed");
+    Problem::new(
+        ErrorCode::StoreUnavailable,
+        "the run's log can't be written",
+    )
+    .hint("check the disk of the data directory; tools may have acted already")
 }

@@ -1,13 +1,12 @@
 //! What backends say of a sandbox by themselves.
 
 use jiff::Timestamp;
-use serde_json::Value;
 
 use crate::ids::RunId;
 
 /// A delivery about a sandbox. However well signed, it is never more than a hint: deliveries come late, twice and in
 /// any order.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SandboxReport {
     /// Deliveries with the same one are the same event.
     pub event_id: String,
@@ -24,7 +23,7 @@ pub struct SandboxReport {
     /// What happened.
     pub news: SandboxNews,
     /// As it was sent.
-    pub body: Value,
+    pub body: String,
 }
 
 /// What happened to a sandbox.
@@ -34,7 +33,7 @@ pub enum SandboxNews {
     Created,
     /// It is gone.
     Killed {
-        /// Why, in the backend's words.
+        /// Why, in the backend's words; short.
         reason: Option<String>,
     },
     /// Anything else.

@@ -13,5 +13,5 @@ pub use sqlite::{Role, SqliteStore, StoreDurability, StoreOptions};
 pub use types::{
     Append, Check, CommitListener, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox,
     OpenRun, Retention, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunState, RunStore,
-    RunUsage, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
+    RunUsage, SandboxRecord, StoreError, StoredFile, TOLD_WEBHOOKS, WebhookDelivery,
 };

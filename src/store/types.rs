@@ -5,7 +5,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
-use serde_json::Value;
 
 use crate::error::ErrorCode;
 use crate::events::StoredEvent;
@@ -257,6 +256,8 @@ pub struct LeftSandbox {
     pub attempt: u32,
     /// The backend's id, if the create call had answered.
     pub sandbox_id: Option<String>,
+    /// When it ends by itself, in Unix seconds.
+    pub expires: i64,
     /// When the run ended.
     pub ended_at: Timestamp,
 }
@@ -296,8 +297,11 @@ pub enum Check {
     Damaged(String),
 }
 
-/// A delivery of `POST /webhooks/e2b`.
-#[derive(Clone, Debug, PartialEq)]
+/// The most deliveries that are told of a run: the newest.
+pub const TOLD_WEBHOOKS: usize = 100;
+
+/// What is known of a delivery of `POST /webhooks/e2b`.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebhookDelivery {
     /// The body's `id`: deliveries with the same one are the same event.
     pub event_id: String,
@@ -311,8 +315,8 @@ pub struct WebhookDelivery {
     pub signed: bool,
     /// When it arrived.
     pub received_at: Timestamp,
-    /// The body.
-    pub body: Value,
+    /// Why the sandbox was killed, if it says so; short.
+    pub kill_reason: Option<String>,
 }
 
 /// Why the store could not do it.
@@ -428,10 +432,14 @@ pub trait RunStore: Send + Sync {
     /// Records that a sandbox is gone. Needs no lease: it is true whoever found it out.
     async fn sandbox_gone(&self, run: &RunId, attempt: u32) -> Result<(), StoreError>;
 
-    /// Keeps a delivery. `false` if its event id is known already.
-    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError>;
+    /// Keeps a delivery with its `body` as it was sent. `false` if its event id is known already.
+    async fn put_webhook(
+        &self,
+        delivery: WebhookDelivery,
+        body: String,
+    ) -> Result<bool, StoreError>;
 
-    /// The deliveries about a run, oldest first.
+    /// The newest [`TOLD_WEBHOOKS`] deliveries about a run, oldest first. Their bodies are not read.
     async fn webhooks(&self, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError>;
 
     /// Deletes a run that has ended, with all that belongs to it. It can't be found any more when this

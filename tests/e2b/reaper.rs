@@ -103,7 +103,7 @@ async fn the_reaper_looks_at_once_and_then_every_minute() {
         tasks: Tasks::new(),
     });
     let begun = Instant::now();
-    runs.start_housekeeping();
+    runs.start_housekeeping(sandcaster::store::Role::Serve);
     tokio::time::sleep(Duration::from_mins(10)).await;
     runs.shutdown(Duration::from_secs(1)).await;
     let times = listed.0.lock().clone();

@@ -204,12 +204,7 @@ async fn a_run_shows_what_belongs_to_it() {
         };
         server.store.put_sandbox(&lease, sandbox).await.unwrap();
     }
-    let bodies = [
-        json!({"event_data": {"kill_reason": "timeout"}}),
-        json!({"eventData": {"killReason": "request"}}),
-        json!({"event_data": {"killReason": "odd"}}),
-    ];
-    for (n, body) in (1..).zip(bodies) {
+    for (n, reason) in (1..).zip(["timeout", "request", "odd"]) {
         let delivery = WebhookDelivery {
             event_id: format!("e{n}"),
             event_type: "sandbox.lifecycle.killed".to_owned(),
@@ -217,9 +212,13 @@ async fn a_run_shows_what_belongs_to_it() {
             run: Some(run.clone()),
             signed: true,
             received_at: at(5),
-            body,
+            kill_reason: Some(reason.to_owned()),
         };
-        server.store.put_webhook(delivery).await.unwrap();
+        server
+            .store
+            .put_webhook(delivery, "{}".to_owned())
+            .await
+            .unwrap();
     }
     let body = server.get(&format!("/runs/{run}")).send().await.json();
     assert_eq!(body["filesCount"], 1);

@@ -66,7 +66,7 @@ async fn the_worked_example_is_accepted_in_both_alphabets() {
         assert_eq!(kept[0].received_at.to_string(), "2026-01-02T03:04:10Z");
         assert!(kept[0].signed);
         assert_eq!(kept[0].run, None);
-        assert_eq!(kept[0].body["event_data"]["kill_reason"], "timeout");
+        assert_eq!(kept[0].kill_reason.as_deref(), Some("timeout"));
     }
     // The reliability sheet's vector has no type, so it is genuine but malformed.
     let secret = "whsec_test_0123456789abcdef0123456789";

@@ -264,7 +264,7 @@ async fn a_sweep_ends_the_runs_of_dead_processes_and_destroys_what_no_run_needs(
         ..Script::default()
     });
     let runs = runs(&llm, store.clone(), &script, LogLimits::default());
-    runs.start_housekeeping();
+    runs.start_housekeeping(sandcaster::store::Role::Serve);
     until(|| script.killed.lock().len() == 3, "the sweep").await;
     assert_eq!(
         *script.killed.lock(),

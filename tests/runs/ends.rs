@@ -222,7 +222,7 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
     };
     let oldest = ended(1).await;
     let kept = [ended(2).await, ended(3).await];
-    let runs = Runs::new(RunsConfig {
+    let config = || RunsConfig {
         store: store.clone(),
         keep: Keep { age: None, runs: 2 },
         providers: std::collections::BTreeMap::new(),
@@ -231,8 +231,7 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
         redactor: Redactor::new([]),
         clock: sandcaster::clock::Clock::system(),
         tasks: Tasks::new(),
-    });
-    runs.start_housekeeping();
+    };
     let left = async || {
         let left = store.list(10).await.unwrap();
         left.into_iter()
@@ -240,6 +239,14 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
             .map(|run| run.facts.id)
             .collect::<Vec<_>>()
     };
+    // A command's own settings say nothing of what a server keeps.
+    let command = Runs::new(config());
+    command.start_housekeeping(Role::OneShot);
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    command.shutdown(Duration::from_secs(1)).await;
+    assert_eq!(left().await.len(), 3);
+    let runs = Runs::new(config());
+    runs.start_housekeeping(Role::Serve);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(left().await, kept);
     assert!(store.head(&oldest).await.is_err());

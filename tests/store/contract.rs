@@ -7,9 +7,9 @@ use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, Deletion, FileRecord, Flush, LeftSandbox, Retention, RunEnd, RunHead, RunLease,
-    RunRecord, RunState, RunStore, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
+    RunRecord, RunState, RunStore, SandboxRecord, StoreError, StoredFile, TOLD_WEBHOOKS,
+    WebhookDelivery,
 };
-use serde_json::json;
 
 use super::{Heard, PATIENCE, append, at, created, delta, end, end_event, finish, log, new_run};
 
@@ -550,6 +550,7 @@ async fn sandboxes_that_ended_runs_left_are_told_until_they_are_gone(store: Arc<
         run: ended.run.clone(),
         attempt,
         sandbox_id: id.map(str::to_owned),
+        expires: sandbox(attempt, id).expires,
         ended_at: at(9),
     };
     assert_eq!(
@@ -573,16 +574,45 @@ async fn webhooks_are_kept_once(store: Arc<dyn RunStore>) {
         run: run.map(|run| run.run.clone()),
         signed: true,
         received_at: at(5),
-        body: json!({"id": event_id, "n": [1, null, "ü"]}),
+        kill_reason: Some("ü".to_owned()),
     };
-    assert!(store.put_webhook(delivery("b", Some(&run))).await.unwrap());
-    assert!(store.put_webhook(delivery("a", Some(&run))).await.unwrap());
-    assert!(!store.put_webhook(delivery("b", None)).await.unwrap());
-    assert!(store.put_webhook(delivery("c", None)).await.unwrap());
+    let body = || "{}".to_owned();
+    assert!(
+        store
+            .put_webhook(delivery("b", Some(&run)), body())
+            .await
+            .unwrap()
+    );
+    assert!(
+        store
+            .put_webhook(delivery("a", Some(&run)), body())
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .put_webhook(delivery("b", None), body())
+            .await
+            .unwrap()
+    );
+    assert!(
+        store
+            .put_webhook(delivery("c", None), body())
+            .await
+            .unwrap()
+    );
     assert_eq!(
         store.webhooks(&run.run).await.unwrap(),
         [delivery("b", Some(&run)), delivery("a", Some(&run))]
     );
+    for n in 0..TOLD_WEBHOOKS {
+        let delivery = delivery(&n.to_string(), Some(&run));
+        assert!(store.put_webhook(delivery, body()).await.unwrap());
+    }
+    let told = store.webhooks(&run.run).await.unwrap();
+    let told: Vec<_> = told.iter().map(|told| told.event_id.clone()).collect();
+    let newest: Vec<_> = (0..TOLD_WEBHOOKS).map(|n| n.to_string()).collect();
+    assert_eq!(told, newest);
 }
 
 async fn a_run_that_has_ended_can_be_deleted_and_no_other(store: Arc<dyn RunStore>) {

@@ -64,9 +64,9 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
             run: run.map(|run| run.run.clone()),
             signed: true,
             received_at: at(5),
-            body: serde_json::json!({}),
+            kill_reason: None,
         };
-        store.put_webhook(delivery).await.unwrap();
+        store.put_webhook(delivery, "{}".to_owned()).await.unwrap();
     }
     finish(&*store, &run, end_event(1602, "e")).await.unwrap();
     store.flush(Flush::Synced).await.unwrap();
@@ -110,6 +110,37 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
     let head = store.head(&run.run).await;
     assert!(matches!(head, Err(StoreError::NotFound(_))));
     assert_eq!((count(&db, "runs"), count(&db, "webhooks")), (1, 0));
+}
+
+#[tokio::test]
+async fn a_row_that_came_to_a_deleted_run_does_not_stop_the_purging() {
+    let (dir, store) = sqlite();
+    let run = created(&*store).await;
+    let sandbox = || SandboxRecord {
+        backend: "local".to_owned(),
+        attempt: 1,
+        sandbox_id: None,
+        expires: 0,
+        destroyed: false,
+    };
+    finish(&*store, &run, end_event(2, "e")).await.unwrap();
+    store.put_sandbox(&run, sandbox()).await.unwrap();
+    assert_eq!(store.delete(&run.run).await.unwrap(), Deletion::Done);
+    let late = store.put_sandbox(&run, sandbox()).await;
+    assert!(matches!(late, Err(StoreError::NotFound(_))), "{late:?}");
+    while store.maintain(&rules()).await.unwrap() {}
+    let db = Connection::open(dir.path().join("data/sandcaster.db")).unwrap();
+    db.execute(
+        "INSERT INTO sandboxes (run, attempt, backend, expires, destroyed) SELECT no, 1, 'local', 0, 0 FROM runs",
+        [],
+    )
+    .unwrap();
+    let forget = Retention {
+        forget_before: jiff::Timestamp::MAX,
+        ..rules()
+    };
+    while store.maintain(&forget).await.unwrap() {}
+    assert_eq!((count(&db, "runs"), count(&db, "sandboxes")), (0, 0));
 }
 
 #[tokio::test]

@@ -129,6 +129,23 @@ async fn a_copy_of_the_directory_is_another_store() {
     };
     assert_eq!(id_of(&copy).await, new);
     assert_eq!(id_of(&dir).await, id);
+    // Another number of the disk, as after a start of the machine, or another file in the same place is no copy.
+    let bind = |dir: &TempDir, file: &str| {
+        let set = "UPDATE meta SET value = ?1 WHERE name = 'file'";
+        assert_eq!(raw(dir).execute(set, [file]).unwrap(), 1);
+    };
+    let file: String = raw(&dir)
+        .query_row("SELECT value FROM meta WHERE name = 'file'", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    bind(&dir, &format!("0:{file}"));
+    raw(&dir)
+        .execute("DELETE FROM meta WHERE name = 'path'", [])
+        .unwrap();
+    assert_eq!(id_of(&dir).await, id);
+    bind(&dir, "1");
+    assert_eq!(id_of(&dir).await, id);
     // Moved as a whole it stays the same.
     let moved = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path().join("data"), moved.path().join("data")).unwrap();
@@ -172,6 +189,22 @@ async fn a_store_keeps_its_id_and_its_runs_over_a_restart() {
     assert_eq!(log(&*store, &run.run).await.len(), 2);
     // It left a run without an end.
     assert_eq!(store.check().await.unwrap(), Check::Whole);
+}
+
+#[tokio::test]
+async fn a_command_does_not_migrate_the_database_of_a_running_server() {
+    let (dir, store) = sqlite();
+    raw(&dir).pragma_update(None, "user_version", 2).unwrap();
+    let Err(StoreError::InUse(told)) = open(&dir, Role::OneShot) else {
+        panic!("it was opened");
+    };
+    assert!(told.contains("restart it first"), "{told}");
+    let version: i64 = raw(&dir)
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(version, 2);
+    store.close().await;
+    open(&dir, Role::OneShot).unwrap().close().await;
 }
 
 #[tokio::test]

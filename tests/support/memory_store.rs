@@ -13,7 +13,7 @@ use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, Check, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox, OpenRun, Retention,
     RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError,
-    StoredFile, WebhookDelivery,
+    StoredFile, TOLD_WEBHOOKS, WebhookDelivery,
 };
 use tokio::sync::watch;
 
@@ -75,6 +75,7 @@ impl MemoryStore {
                         run: run.facts.id.clone(),
                         attempt: sandbox.attempt,
                         sandbox_id: sandbox.sandbox_id.clone(),
+                        expires: sandbox.expires,
                         ended_at: end.completed_at,
                     });
                 }
@@ -380,7 +381,11 @@ impl RunStore for MemoryStore {
         Ok(())
     }
 
-    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
+    async fn put_webhook(
+        &self,
+        delivery: WebhookDelivery,
+        _body: String,
+    ) -> Result<bool, StoreError> {
         self.works()?;
         let mut webhooks = self.webhooks.lock();
         if webhooks
@@ -397,7 +402,9 @@ impl RunStore for MemoryStore {
         self.with(run, |_| Ok(()))?;
         let webhooks = self.webhooks.lock();
         let about = |delivery: &&WebhookDelivery| delivery.run.as_ref() == Some(run);
-        Ok(webhooks.iter().filter(about).cloned().collect())
+        let mut told: Vec<_> = webhooks.iter().filter(about).cloned().collect();
+        told.drain(..told.len().saturating_sub(TOLD_WEBHOOKS));
+        Ok(told)
     }
 
     async fn delete(&self, run: &RunId) -> Result<Deletion, StoreError> {

@@ -7,7 +7,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
@@ -18,6 +18,9 @@ use crate::secrets::Secret;
 
 /// The header of the signature.
 pub const SIGNATURE: &str = "e2b-signature";
+
+/// As much of a reason is kept, in characters.
+const REASON: usize = 200;
 
 /// What E2B sends. Newer deliveries are in `snake_case`, older ones in `camelCase`; only these fields
 /// are relied on, whatever else there is.
@@ -36,31 +39,45 @@ struct Payload {
 #[derive(Debug, Default, Deserialize)]
 struct EventData {
     #[serde(alias = "sandboxMetadata")]
-    sandbox_metadata: Option<Map<String, Value>>,
+    sandbox_metadata: Option<Labelled>,
     #[serde(alias = "killReason")]
     kill_reason: Option<Value>,
 }
 
+/// Any value is taken: what isn't text is no label of ours.
+#[derive(Debug, Deserialize)]
+struct Labelled {
+    #[serde(rename = "sandcaster-run")]
+    run: Option<Value>,
+    #[serde(rename = "sandcaster-instance")]
+    instance: Option<Value>,
+}
+
 /// A delivery's body: exactly one JSON object with the fields that are relied on, each of them once and in either
-/// of its spellings. `None` for anything else. Of a label of the sandbox that stands twice the last one counts.
+/// of its spellings. `None` for anything else.
 pub fn read(body: &[u8]) -> Option<SandboxReport> {
     let text = std::str::from_utf8(without_bom(body)).ok()?;
+    // An array with the values of the fields in order would be read, too.
+    if !text.trim_ascii_start().starts_with('{') {
+        return None;
+    }
     let payload: Payload = serde_json::from_str(text).ok()?;
-    let body: Value = serde_json::from_str(text).ok()?;
     let named = |text: &str| (1..=200).contains(&text.len()) && !text.contains(char::is_control);
     let sandbox_ok = payload.sandbox_id.as_deref().is_none_or(named);
-    if !body.is_object() || !named(&payload.id) || !named(&payload.kind) || !sandbox_ok {
+    if !named(&payload.id) || !named(&payload.kind) || !sandbox_ok {
         return None;
     }
     let data = payload.event_data.unwrap_or_default();
-    let label = |name: &str| data.sandbox_metadata.as_ref()?.get(name)?.as_str();
+    let labels = data.sandbox_metadata.as_ref();
+    let run = labels.and_then(|labels| labels.run.as_ref()?.as_str());
+    let instance = labels.and_then(|labels| labels.instance.as_ref()?.as_str());
     let news = match payload.kind.as_str() {
         "sandbox.lifecycle.created" => SandboxNews::Created,
         "sandbox.lifecycle.killed" => SandboxNews::Killed {
             reason: data
                 .kill_reason
                 .as_ref()
-                .and_then(|reason| Some(reason.as_str()?.to_owned())),
+                .and_then(|reason| Some(reason.as_str()?.chars().take(REASON).collect())),
         },
         other => SandboxNews::Other {
             event: other.to_owned(),
@@ -68,13 +85,13 @@ pub fn read(body: &[u8]) -> Option<SandboxReport> {
     };
     Some(SandboxReport {
         sent_at: payload.timestamp.parse().ok()?,
-        run: label("sandcaster-run").and_then(RunId::parse),
-        instance: label("sandcaster-instance").map(str::to_owned),
+        run: run.and_then(RunId::parse),
+        instance: instance.map(str::to_owned),
         event_id: payload.id,
         event_type: payload.kind,
         sandbox_id: payload.sandbox_id,
         news,
-        body,
+        body: text.to_owned(),
     })
 }
 
@@ -120,6 +137,11 @@ mod tests {
             assert_eq!(report.instance.as_deref(), Some("i"));
             let reason = Some("timeout".to_owned());
             assert_eq!(report.news, SandboxNews::Killed { reason });
+            assert_eq!(&report.body, body);
+            let long = body.replace("timeout", &"é".repeat(1000));
+            let reason = Some("é".repeat(REASON));
+            let news = SandboxNews::Killed { reason };
+            assert_eq!(read(long.as_bytes()).unwrap().news, news);
         }
         let least = format!(r#"{{"id":"1","type":"t",{timestamp},"eventData":null}}"#);
         assert!(read(least.as_bytes()).is_some());

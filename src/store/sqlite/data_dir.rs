@@ -47,8 +47,9 @@ pub(super) struct Locks {
     serve: Option<Lock>,
 }
 
+/// A locked file.
 #[derive(Debug)]
-struct Lock {
+pub(super) struct Lock {
     path: PathBuf,
     file: File,
     /// The file stays when the lock goes.
@@ -122,6 +123,28 @@ impl DataDir {
                 self.path.display()
             ))
         })
+    }
+
+    /// Makes sure that no server runs here, and that none starts until the lock is dropped.
+    pub(super) fn without_server(&self) -> Result<Lock, StoreError> {
+        let path = self.path.join(SERVE_LOCK);
+        match claim(&path) {
+            Ok(file) => Ok(Lock {
+                path,
+                file,
+                kept: true,
+            }),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                Err(StoreError::InUse(format!(
+                    "a server of an older version uses the data directory {}: restart it first",
+                    self.path.display()
+                )))
+            }
+            Err(error) => Err(StoreError::Unusable(format!(
+                "could not take a lock in the data directory {}: {error}",
+                self.path.display()
+            ))),
+        }
     }
 
     /// The database's path. The file is created empty and private if it is not there, because `SQLite` would

@@ -19,19 +19,18 @@ pub(super) fn is_same_file(_file: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// What the file at `path` is called by the disk itself: a copy of it is called otherwise.
+/// The file's number on its disk. The disk's own is none of it: many get another one when the machine starts.
 #[cfg(unix)]
-pub(super) fn name_on_disk(path: &Path) -> String {
+pub(super) fn inode(path: &Path) -> Option<String> {
     use std::os::unix::fs::MetadataExt;
-    std::fs::metadata(path).map_or_else(
-        |_unknown| String::new(),
-        |file| format!("{}:{}", file.dev(), file.ino()),
-    )
+    std::fs::metadata(path)
+        .ok()
+        .map(|file| file.ino().to_string())
 }
 
 #[cfg(not(unix))]
-pub(super) fn name_on_disk(path: &Path) -> String {
-    path.display().to_string()
+pub(super) fn inode(_path: &Path) -> Option<String> {
+    None
 }
 
 /// Makes the names in a directory survive a power cut.

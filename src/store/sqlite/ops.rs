@@ -131,13 +131,20 @@ pub(super) fn apply(
         }
         Work::PutSandbox(lease, sandbox) => put_sandbox(db, known.of(db, lease)?, sandbox),
         Work::SandboxGone(run, attempt) => sandbox_gone(db, run, *attempt),
-        Work::PutWebhook(delivery) => put_webhook(db, delivery),
+        Work::PutWebhook(delivery) => put_webhook(db, &delivery.0, &delivery.1),
         Work::TakeOver { from, by } => {
             known.forget();
             take_over(db, from, by)
         }
-        Work::Delete(run) => retention::delete(db, run, now),
-        Work::Expire(runs) => retention::expire(db, runs, now),
+        // What is remembered of a run that is deleted would let writes to it through.
+        Work::Delete(run) => {
+            known.forget();
+            retention::delete(db, run, now)
+        }
+        Work::Expire(runs) => {
+            known.forget();
+            retention::expire(db, runs, now)
+        }
         Work::Purge(rules) => whole(db, |db| retention::purge(db, rules)),
     }
 }
@@ -338,7 +345,7 @@ fn sandbox_gone(db: &Connection, run: &RunId, attempt: u32) -> Result<bool, Faul
     Ok(told > 0)
 }
 
-fn put_webhook(db: &Connection, delivery: &WebhookDelivery) -> Result<bool, Fault> {
+fn put_webhook(db: &Connection, delivery: &WebhookDelivery, body: &str) -> Result<bool, Fault> {
     let no = match &delivery.run {
         Some(run) => match number(db, run) {
             Ok(no) => Some(no),
@@ -349,8 +356,8 @@ fn put_webhook(db: &Connection, delivery: &WebhookDelivery) -> Result<bool, Faul
     };
     let fresh = db
         .prepare_cached(
-            "INSERT INTO webhooks (event_id, event_type, sandbox_id, run, signed, received_at, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (event_id) DO NOTHING",
+            "INSERT INTO webhooks (event_id, event_type, sandbox_id, run, signed, received_at, kill_reason, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (event_id) DO NOTHING",
         )?
         .execute(params![
             delivery.event_id,
@@ -359,7 +366,8 @@ fn put_webhook(db: &Connection, delivery: &WebhookDelivery) -> Result<bool, Faul
             no,
             delivery.signed,
             delivery.received_at.as_microsecond(),
-            delivery.body.to_string(),
+            delivery.kill_reason,
+            body,
         ])?;
     Ok(fresh == 1)
 }

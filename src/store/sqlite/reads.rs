@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::super::types::{
     FileRecord, LeftSandbox, OpenRun, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunUsage,
-    SandboxRecord, StoreError, WebhookDelivery,
+    SandboxRecord, StoreError, TOLD_WEBHOOKS, WebhookDelivery,
 };
 use super::fault::{Fault, failure, int};
 use super::ops::{number, state};
@@ -377,7 +377,7 @@ pub(super) fn left_sandboxes(
 ) -> Result<Vec<LeftSandbox>, StoreError> {
     all(
         db,
-        "SELECT id, attempt, sandbox_id, completed_at FROM sandboxes JOIN runs ON runs.no = sandboxes.run
+        "SELECT id, attempt, sandbox_id, expires, completed_at FROM sandboxes JOIN runs ON runs.no = sandboxes.run
          WHERE destroyed = 0 AND backend = ?1 AND completed_at IS NOT NULL AND deleted_at IS NULL",
         [backend],
         |row| {
@@ -385,7 +385,8 @@ pub(super) fn left_sandboxes(
                 run: run_id(row, 0)?,
                 attempt: row.get(1)?,
                 sandbox_id: row.get(2)?,
-                ended_at: time(row.get(3)?)?,
+                expires: row.get(3)?,
+                ended_at: time(row.get(4)?)?,
             })
         },
     )
@@ -395,10 +396,11 @@ pub(super) fn webhooks(db: &Connection, run: &RunId) -> Result<Vec<WebhookDelive
     let no = known(db, run)?;
     all(
         db,
-        "SELECT event_id, event_type, sandbox_id, signed, received_at, body FROM webhooks WHERE run = ?1 ORDER BY no",
-        [no],
+        "SELECT event_id, event_type, sandbox_id, signed, received_at, kill_reason FROM
+             (SELECT no, event_id, event_type, sandbox_id, signed, received_at, kill_reason FROM webhooks
+                 WHERE run = ?1 ORDER BY no DESC LIMIT ?2) ORDER BY no",
+        params![no, int(TOLD_WEBHOOKS as u64)],
         |row| {
-            let body: String = row.get(5)?;
             Ok(WebhookDelivery {
                 event_id: row.get(0)?,
                 event_type: row.get(1)?,
@@ -406,8 +408,7 @@ pub(super) fn webhooks(db: &Connection, run: &RunId) -> Result<Vec<WebhookDelive
                 run: Some(run.clone()),
                 signed: row.get(3)?,
                 received_at: time(row.get(4)?)?,
-                body: serde_json::from_str(&body)
-                    .map_err(|_error| unreadable("a webhook's body"))?,
+                kill_reason: row.get(5)?,
             })
         },
     )

@@ -24,6 +24,16 @@ const GIVEN_BACK: u32 = 512;
 const MARK: &str = "UPDATE runs SET deleted_at = ?2, beginning = '', error = NULL
     WHERE no = ?1 AND deleted_at IS NULL AND state NOT IN ('queued', 'running')";
 
+/// All that belongs to a run.
+const BELONGINGS: &[&str] = &[
+    "DELETE FROM events WHERE run = ?1",
+    "DELETE FROM file_parts WHERE file IN (SELECT no FROM files WHERE run = ?1)",
+    "DELETE FROM files WHERE run = ?1",
+    "DELETE FROM sandboxes WHERE run = ?1",
+    "DELETE FROM webhooks WHERE run = ?1",
+    "DELETE FROM prompts WHERE run = ?1",
+];
+
 /// Marks a run that has ended as deleted. False if there is none.
 pub(super) fn delete(db: &Connection, run: &RunId, now: Timestamp) -> Result<bool, Fault> {
     let no: Option<i64> = db
@@ -101,15 +111,9 @@ pub(super) fn purge(db: &Connection, rules: &Retention) -> Result<bool, Fault> {
         work += 1;
         let (events, parts) = purge_large(db, run)?;
         if events < ROWS && parts < PARTS {
-            for sql in [
-                "DELETE FROM files WHERE run = ?1",
-                "DELETE FROM sandboxes WHERE run = ?1",
-                "DELETE FROM webhooks WHERE run = ?1",
-                "DELETE FROM prompts WHERE run = ?1",
-                "UPDATE runs SET purged = 1 WHERE no = ?1",
-            ] {
-                db.prepare_cached(sql)?.execute([run])?;
-            }
+            delete_all(db, run)?;
+            db.prepare_cached("UPDATE runs SET purged = 1 WHERE no = ?1")?
+                .execute([run])?;
         }
     }
     let limit = int(ROWS as u64);
@@ -118,16 +122,30 @@ pub(super) fn purge(db: &Connection, rules: &Retention) -> Result<bool, Fault> {
             "DELETE FROM webhooks WHERE no IN (SELECT no FROM webhooks WHERE received_at < ?1 LIMIT ?2)",
         )?
         .execute(params![rules.webhooks_before.as_microsecond(), limit])?;
-    work += db
-        .prepare_cached(
-            "DELETE FROM runs WHERE no IN
-                 (SELECT no FROM runs WHERE purged = 1 AND deleted_at < ?1 LIMIT ?2)",
+    let forgotten = db
+        .prepare_cached("SELECT no FROM runs WHERE purged = 1 AND deleted_at < ?1 LIMIT ?2")?
+        .query_map(
+            params![rules.forget_before.as_microsecond(), limit],
+            |row| row.get(0),
         )?
-        .execute(params![rules.forget_before.as_microsecond(), limit])?;
-    if work > 0 {
+        .collect::<Result<Vec<i64>, _>>()?;
+    for run in &forgotten {
+        // Whatever was written to it after all would keep its row for ever, and with it all purging.
+        delete_all(db, *run)?;
+        db.prepare_cached("DELETE FROM runs WHERE no = ?1")?
+            .execute([run])?;
+    }
+    if work > 0 || !forgotten.is_empty() {
         return Ok(true);
     }
     give_back(db)
+}
+
+fn delete_all(db: &Connection, run: i64) -> Result<(), Fault> {
+    for sql in BELONGINGS {
+        db.prepare_cached(sql)?.execute([run])?;
+    }
+    Ok(())
 }
 
 fn purge_large(db: &Connection, run: i64) -> Result<(usize, usize), Fault> {

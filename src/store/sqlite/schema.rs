@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::super::types::StoreError;
-use super::inode::name_on_disk;
+use super::inode::inode;
 use super::options::StoreDurability;
 use crate::ids::nonce;
 
@@ -176,18 +176,35 @@ CREATE TABLE file_parts (
     UNIQUE (file, part)
 ) STRICT;
 INSERT INTO files SELECT rowid, run, path, mime_type, size, sha256 FROM whole_files;
-INSERT INTO file_parts (file, part, bytes)
-WITH RECURSIVE parts (file, part, size) AS (
-    SELECT rowid, 0, length(bytes) FROM whole_files WHERE length(bytes) > 0
-    UNION ALL
-    SELECT file, part + 1, size FROM parts WHERE (part + 1) * 65536 < size
-)
-SELECT file, part,
-    substr((SELECT bytes FROM whole_files WHERE rowid = file), part * 65536 + 1, 65536)
-FROM parts;
-DROP TABLE whole_files;
+-- Their bytes are split by `split_files`.
 
 CREATE INDEX sandboxes_left ON sandboxes (backend) WHERE destroyed = 0;
+CREATE INDEX webhooks_by_age ON webhooks (received_at);
+",
+    "
+-- Bodies may be large: they come last, so that nothing has to be read past them.
+ALTER TABLE webhooks RENAME TO old_webhooks;
+CREATE TABLE webhooks (
+    no INTEGER PRIMARY KEY,
+    event_id TEXT NOT NULL UNIQUE,
+    event_type TEXT NOT NULL,
+    sandbox_id TEXT,
+    run INTEGER REFERENCES runs (no),
+    signed INTEGER NOT NULL CHECK (signed IN (0, 1)),
+    received_at INTEGER NOT NULL,
+    kill_reason TEXT,
+    body TEXT NOT NULL
+) STRICT;
+INSERT INTO webhooks
+SELECT no, event_id, event_type, sandbox_id, run, signed, received_at,
+    CASE WHEN json_valid(body) THEN substr(coalesce(
+        json_extract(body, '$.event_data.kill_reason'), json_extract(body, '$.event_data.killReason'),
+        json_extract(body, '$.eventData.kill_reason'), json_extract(body, '$.eventData.killReason')
+    ), 1, 200) END,
+    body
+FROM old_webhooks;
+DROP TABLE old_webhooks;
+CREATE INDEX webhooks_by_run ON webhooks (run) WHERE run IS NOT NULL;
 CREATE INDEX webhooks_by_age ON webhooks (received_at);
 ",
 ];
@@ -256,7 +273,7 @@ pub(super) fn prepare(db: &mut Connection, path: &Path) -> Result<String, StoreE
         )));
     }
     migrate(db, path)?;
-    store_id(db, &name_on_disk(path)).map_err(|error| unusable(path, &error))
+    store_id(db, path).map_err(|error| unusable(path, &error))
 }
 
 /// Has free pages kept so that they can be given back to the file system a few at a time. To be chosen before
@@ -303,8 +320,18 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
         )));
     }
     let done = usize::try_from(version).unwrap_or(0);
-    for sql in MIGRATIONS.iter().skip(done) {
+    if version > 0 && version < ours {
+        tracing::info!(
+            from = version,
+            to = ours,
+            "migrating the run store; a large one takes a while"
+        );
+    }
+    for (sql, to) in MIGRATIONS.iter().zip(1..).skip(done) {
         tx.execute_batch(sql).map_err(unusable)?;
+        if to == 2 {
+            split_files(&tx).map_err(unusable)?;
+        }
     }
     if version < ours {
         tx.pragma_update(None, "user_version", ours)
@@ -313,9 +340,33 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
     tx.commit().map_err(unusable)
 }
 
-/// The store's id. It is bound to the file: a copy gets an id of its own, so that two servers never destroy
-/// each other's sandboxes.
-fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> {
+/// Moves the bytes of files into parts, reading each file once: in SQL alone each part would.
+fn split_files(db: &Connection) -> Result<(), rusqlite::Error> {
+    let mut files = db.prepare("SELECT rowid, bytes FROM whole_files")?;
+    let mut insert =
+        db.prepare("INSERT INTO file_parts (file, part, bytes) VALUES (?1, ?2, ?3)")?;
+    let mut rows = files.query([])?;
+    while let Some(row) = rows.next()? {
+        let file: i64 = row.get(0)?;
+        let bytes = row.get_ref(1)?.as_blob()?;
+        for (part, bytes) in (0_i64..).zip(bytes.chunks(PART)) {
+            insert.execute(params![file, part, bytes])?;
+        }
+    }
+    drop(rows);
+    drop(files);
+    db.execute_batch("DROP TABLE whole_files")
+}
+
+/// Whether the database is older than this program, and has something in it.
+pub(super) fn outdated(db: &Connection) -> Result<bool, rusqlite::Error> {
+    let version: i64 = db.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    Ok(usize::try_from(version).is_ok_and(|version| (1..MIGRATIONS.len()).contains(&version)))
+}
+
+/// The store's id. It is bound to the file, by its number on the disk and its path: a copy, where both differ, gets
+/// an id of its own, so that two servers never destroy each other's sandboxes.
+fn store_id(db: &mut Connection, path: &Path) -> Result<String, rusqlite::Error> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let meta = |name: &str| {
         tx.query_row("SELECT value FROM meta WHERE name = ?1", [name], |row| {
@@ -323,7 +374,6 @@ fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> 
         })
         .optional()
     };
-    let (known, bound) = (meta("id")?, meta("file")?);
     let put = |name: &str, value: &str| {
         tx.execute(
             "INSERT INTO meta (name, value) VALUES (?1, ?2)
@@ -331,8 +381,20 @@ fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> 
             params![name, value],
         )
     };
-    let id = match known {
-        Some(id) if bound.as_deref().is_none_or(|bound| bound == name) => id,
+    let here = std::fs::canonicalize(path).unwrap_or_else(|_unknown| path.to_owned());
+    let here = here.to_string_lossy().into_owned();
+    let inode = inode(path).unwrap_or_default();
+    // `disk:inode`, or the inode alone.
+    let file = meta("file")?;
+    let bound_inode = file
+        .as_deref()
+        .map(|file| file.rsplit_once(':').map_or(file, |(_, inode)| inode));
+    let bound_path = meta("path")?;
+    let bound = bound_inode.is_some() || bound_path.is_some();
+    let same_inode = !inode.is_empty() && bound_inode == Some(inode.as_str());
+    let same_place = same_inode || bound_path.as_deref() == Some(here.as_str());
+    let id = match meta("id")? {
+        Some(id) if same_place || !bound => id,
         moved => {
             if moved.is_some() {
                 tracing::warn!(
@@ -344,9 +406,8 @@ fn store_id(db: &mut Connection, name: &str) -> Result<String, rusqlite::Error> 
             id
         }
     };
-    if bound.as_deref() != Some(name) {
-        put("file", name)?;
-    }
+    put("file", &inode)?;
+    put("path", &here)?;
     tx.commit()?;
     Ok(id)
 }

@@ -17,7 +17,7 @@ use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
 use super::fault::failure;
 use super::health::Healthy;
-use super::options::{StoreDurability, StoreOptions};
+use super::options::{Role, StoreDurability, StoreOptions};
 use super::queue::{Queue, SyncWish, Work};
 use super::reads::{self, Readers};
 use super::retention;
@@ -85,7 +85,14 @@ impl SqliteStore {
         let path = data_dir.database()?;
         let fault = |error: rusqlite::Error| schema::unusable(&path, &error);
         let mut db = schema::connect(&path, Purpose::Write, durability).map_err(fault)?;
+        // An older server that runs could not use it any more.
+        let alone = if role == Role::OneShot && schema::outdated(&db).map_err(fault)? {
+            Some(data_dir.without_server()?)
+        } else {
+            None
+        };
         let id = schema::prepare(&mut db, &path)?;
+        drop(alone);
         if let Some(pages) = max_pages {
             db.pragma_update(None, "max_page_count", pages)
                 .map_err(fault)?;
@@ -302,9 +309,13 @@ impl RunStore for SqliteStore {
         self.write(work, SyncWish::Whenever).await.map(|_| ())
     }
 
-    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
-        self.write(Work::PutWebhook(Box::new(delivery)), SyncWish::Soon)
-            .await
+    async fn put_webhook(
+        &self,
+        delivery: WebhookDelivery,
+        body: String,
+    ) -> Result<bool, StoreError> {
+        let work = Work::PutWebhook(Box::new((delivery, body)));
+        self.write(work, SyncWish::Soon).await
     }
 
     async fn webhooks(&self, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError> {
@@ -335,12 +346,16 @@ impl RunStore for SqliteStore {
             .readers
             .run(move |db| retention::expired(db, &rules))
             .await?;
-        let work = if expired.is_empty() {
-            Work::Purge(retention.clone())
-        } else {
-            Work::Expire(expired)
-        };
-        self.write(work, SyncWish::Whenever).await
+        if expired.is_empty() {
+            let purge = Work::Purge(retention.clone());
+            return self.write(purge, SyncWish::Whenever).await;
+        }
+        let runs = expired.len();
+        let more = self
+            .write(Work::Expire(expired), SyncWish::Whenever)
+            .await?;
+        tracing::info!(runs, "deleted runs that are kept no longer");
+        Ok(more)
     }
 
     async fn check(&self) -> Result<Check, StoreError> {

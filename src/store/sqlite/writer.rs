@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How long readers that hold a part of the log are waited for, while nothing can be written.
 const HEAL_WAIT: Duration = Duration::from_millis(100);
 
+/// How long another process's transaction is waited for when the store is closed.
+const LAST_WAIT: Duration = Duration::from_millis(500);
+
 /// The writer, to be moved to its thread.
 pub(super) struct Writer {
     pub(super) db: Connection,
@@ -170,7 +173,10 @@ impl Writer {
         }
         match self.together(known, jobs) {
             Ok(outcomes) => outcomes,
-            Err(error) if jobs.len() == 1 => vec![ops::failed_outcome(&error)],
+            // Busy to the last: each alone would wait as long again.
+            Err(error) if jobs.len() == 1 || is_busy(&error) => {
+                jobs.iter().map(|_| ops::failed_outcome(&error)).collect()
+            }
             Err(_) => jobs
                 .iter()
                 .map(
@@ -191,6 +197,9 @@ impl Writer {
         jobs: &[Job],
     ) -> Result<Vec<Outcome>, rusqlite::Error> {
         loop {
+            if !self.queue.is_open() {
+                self.db.busy_timeout(LAST_WAIT.min(self.busy_timeout))?;
+            }
             match self.once(known, jobs) {
                 Err(error) if is_busy(&error) && self.queue.is_open() => {
                     self.healthy.commit(Err(&failure(&error)));
