@@ -145,8 +145,11 @@ async fn the_readmes_session_runs_as_it_is_printed_there() {
 #[tokio::test]
 #[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn the_references_example_gives_the_references_stream() {
+    // A sandbox that comes after the answer is told to nobody.
+    let gate = Gate::new();
     let llm = FakeLlm::start([Reply::new()
         .text("Let me research these tools...")
+        .wait(&gate)
         .text(" starting with Notion.")
         .usage(1204, 876)])
     .await;
@@ -157,7 +160,16 @@ async fn the_references_example_gives_the_references_stream() {
         "maxTurns": 30
     });
     let bearer = format!("Authorization: Bearer {KEY}");
-    let stream = stdout_of(post(&server.url("/query"), &request).args(["-H", &bearer])).await;
+    let mut curled = Watched::spawn(post(&server.url("/query"), &request).args(["-H", &bearer]));
+    let mut stream = String::new();
+    while let Some(line) = curled.line().await {
+        if line.contains("Sandbox created") {
+            gate.open();
+        }
+        stream.push_str(&line);
+        stream.push('\n');
+    }
+    curled.finish().await;
     let mut events = events(&stream);
     let created = events
         .iter()

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::harness::{Script, run, runs, runs_with, spec};
+use super::harness::{Script, run, run_seeing, runs, runs_with, spec};
 use crate::support::app::{of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::memory_store::MemoryStore;
@@ -32,10 +32,9 @@ fn end(events: &[Value]) -> &Value {
 #[tokio::test]
 async fn readers_of_one_turn_run_side_by_side_and_the_model_gets_them_in_the_order_asked() {
     let (second, third) = (CancellationToken::new(), CancellationToken::new());
-    // The first read ends after the third, and the third after the second.
+    // The first read ends once the third's result was seen, and the third once the second's was.
     let script = Arc::new(Script {
         reads: vec![("a.txt", third.clone()), ("c.txt", second.clone())],
-        done: vec![("b.txt", second), ("c.txt", third)],
         ..Script::default()
     });
     let read = |path: &str| json!({ "path": path });
@@ -49,7 +48,15 @@ async fn readers_of_one_turn_run_side_by_side_and_the_model_gets_them_in_the_ord
     .await;
     let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
     let files = [("a.txt", "first"), ("b.txt", "second"), ("c.txt", "third")];
-    let events = run(&runs, spec(&files)).await;
+    let seen = |event: &Value| {
+        let content = event["content"].as_str().unwrap_or_default();
+        match event["type"].as_str() {
+            Some("tool_result") if content.contains("second") => second.cancel(),
+            Some("tool_result") if content.contains("third") => third.cancel(),
+            _ => {}
+        }
+    };
+    let events = run_seeing(&runs, spec(&files), seen).await;
     let results = of_kind(&events, "tool_result");
     let sent = llm.request(1).await.tool_results();
     // The model gets them as it asked, the client as they come.

@@ -35,8 +35,6 @@ pub struct Script {
     pub failures: Mutex<Vec<SandboxError>>,
     /// A read of a path that ends so waits for the token.
     pub reads: Vec<(&'static str, CancellationToken)>,
-    /// Fired once a read of a path that ends so is done.
-    pub done: Vec<(&'static str, CancellationToken)>,
     /// A read of `out.txt` panics.
     pub rotten: bool,
     /// `create` panics.
@@ -122,16 +120,7 @@ impl Sandbox for ScriptedSandbox {
         {
             gate.cancelled().await;
         }
-        let read = self.inner.read(path, max_bytes).await;
-        for (_, done) in self
-            .script
-            .done
-            .iter()
-            .filter(|(end, _)| path.ends_with(end))
-        {
-            done.cancel();
-        }
-        read
+        self.inner.read(path, max_bytes).await
     }
 
     async fn write(&self, path: &str, bytes: Bytes) -> Result<(), SandboxError> {
@@ -240,11 +229,18 @@ pub fn spec(files: &[(&str, &str)]) -> RunSpec {
 
 /// Runs `spec` to its end and gives its events.
 pub async fn run(runs: &Runs, spec: RunSpec) -> Vec<Value> {
+    run_seeing(runs, spec, |_| {}).await
+}
+
+/// As [`run`], with a look at each event as it comes.
+pub async fn run_seeing(runs: &Runs, spec: RunSpec, seen: impl Fn(&Value)) -> Vec<Value> {
     let mut handle = runs.start(spec).await.unwrap();
     let mut events = Vec::new();
     let read = async {
         while let Some(event) = handle.reader.next().await.unwrap() {
-            events.push(serde_json::from_str(&event.json).unwrap());
+            let event = serde_json::from_str(&event.json).unwrap();
+            seen(&event);
+            events.push(event);
         }
     };
     tokio::time::timeout(PATIENCE, read).await.unwrap();
