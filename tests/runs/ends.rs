@@ -8,10 +8,11 @@ use bytes::Bytes;
 use sandcaster::error::{ErrorCode, Problem};
 use sandcaster::events::{ErrorEvent, RunEvent, StoredEvent, SystemEvent, Totals};
 use sandcaster::ids::{RunId, Seq};
-use sandcaster::runs::{Keep, LogLimits, Runs, RunsConfig, Tasks};
+use sandcaster::runs::{Keep, LogLimits, Runs, RunsConfig, Tasks, recover, take_report};
+use sandcaster::sandbox::{SandboxNews, SandboxReport};
 use sandcaster::secrets::Redactor;
 use sandcaster::store::{
-    Role, RunEnd, RunFacts, RunState, RunStore as _, SqliteStore, StoreOptions,
+    Role, RunEnd, RunFacts, RunState, RunStore as _, SqliteStore, StoreOptions, WebhookDelivery,
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -254,4 +255,67 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
     tokio::time::sleep(Duration::from_mins(2)).await;
     assert_eq!(left().await, [kept[1].clone(), next]);
     runs.shutdown(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn a_report_of_a_sandbox_that_is_stored_late_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(FaultyStore::new(
+        SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap(),
+    ));
+    let stored = CancellationToken::new();
+    store.hold_ends(&stored);
+    let llm = FakeLlm::start([]).await;
+    let script = Arc::new(Script::default());
+    let runs = runs(&llm, store.clone(), &script, LogLimits::default());
+    let clock = sandcaster::clock::Clock::system();
+    let report = SandboxReport {
+        event_id: "e1".to_owned(),
+        event_type: "odd".to_owned(),
+        sent_at: clock.now(),
+        sandbox_id: None,
+        run: None,
+        instance: None,
+        news: SandboxNews::Created,
+        body: "{}".to_owned(),
+    };
+    let late = take_report(&runs, &clock, report.clone(), true).await;
+    assert!(late.is_err());
+    stored.cancel();
+    runs.shutdown(PATIENCE).await;
+    let again = WebhookDelivery {
+        event_id: report.event_id,
+        event_type: report.event_type,
+        sandbox_id: None,
+        run: None,
+        signed: true,
+        received_at: clock.now(),
+        kill_reason: None,
+    };
+    assert!(!store.put_webhook(again, report.body).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_dead_run_that_can_not_be_ended_is_ended_by_a_later_look() {
+    let dir = tempfile::tempdir().unwrap();
+    let gone = SqliteStore::open(StoreOptions::new(dir.path(), Role::OneShot)).unwrap();
+    let facts = RunFacts {
+        id: RunId::new(),
+        prompt: "hi".to_owned(),
+        model: "m".to_owned(),
+        provider: "p".to_owned(),
+        sandbox_provider: "local".to_owned(),
+        background: false,
+        started_at: jiff::Timestamp::from_second(1).unwrap(),
+    };
+    let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
+    let first = StoredEvent::new(Seq(1), &first).unwrap();
+    let run = gone.create(facts, first).await.unwrap().run;
+    gone.close().await;
+    let store =
+        FaultyStore::new(SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap());
+    store.set_down(true);
+    assert_eq!(recover(&store).await.unwrap(), []);
+    store.set_down(false);
+    assert_eq!(recover(&store).await.unwrap(), [run]);
 }

@@ -35,7 +35,7 @@ impl FaultyStore {
         self.down.store(down, Ordering::SeqCst);
     }
 
-    /// Ends are committed at once, and synced when `until` fires.
+    /// Ends are committed at once, and synced when `until` fires; webhooks are stored then.
     pub fn hold_ends(&self, until: &CancellationToken) {
         *self.held.lock() = Some(until.clone());
     }
@@ -157,6 +157,10 @@ impl RunStore for FaultyStore {
         delivery: WebhookDelivery,
         body: String,
     ) -> Result<bool, StoreError> {
+        let held = self.held.lock().clone();
+        if let Some(until) = held {
+            until.cancelled().await;
+        }
         self.inner.put_webhook(delivery, body).await
     }
     async fn webhooks(&self, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError> {
