@@ -57,7 +57,7 @@ impl LastTurn {
             Self::Time => "The run's time is nearly over.",
             Self::Budget => "The run's budget is nearly used.",
             Self::Stuck(Stuck::Repeating) => "The same calls are made again and again.",
-            Self::Stuck(Stuck::Refused) => "The calls are all refused or impossible.",
+            Self::Stuck(Stuck::Refused) => "Calls are refused or impossible again and again.",
         }
     }
 }
@@ -209,7 +209,7 @@ impl Limits {
             LastTurn::Stuck(stuck) => {
                 let what = match stuck {
                     Stuck::Repeating => "the model repeats calls without effect",
-                    Stuck::Refused => "the model's calls are all refused or impossible",
+                    Stuck::Refused => "the model's calls are refused or impossible again and again",
                 };
                 (
                     WarningCode::LoopDetected,

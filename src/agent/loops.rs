@@ -25,9 +25,9 @@ const WAITS: Duration = Duration::from_millis(500);
 const PATIENCE: usize = 3;
 /// and so long; and the run ends only after it was refused as often as any other.
 const LEAST_WAIT: Duration = Duration::from_mins(1);
-/// So many complaints in a row: the model is told.
+/// At each so many complaints the model is told.
 const COMPLAINTS_NUDGE: u32 = 10;
-/// So many complaints in a row: the run's last turn, if the model was told before.
+/// So many complaints without anything new: the run's last turn, if the model was told of them before.
 const COMPLAINTS_STOP: u32 = 20;
 
 /// The recent calls of a run.
@@ -35,8 +35,11 @@ const COMPLAINTS_STOP: u32 = 20;
 pub(super) struct LoopGuard {
     /// The calls of each response, newest last.
     seen: VecDeque<Round>,
+    /// Since a response whose calls were all run and brought something new.
     complaints: u32,
-    /// The model was told of its complaints.
+    /// Of these, those since anything new came of a call.
+    in_vain: u32,
+    /// The model was told of those.
     told: bool,
     stuck: Option<Stuck>,
     /// The tool whose arguments were last refused, and how often in a row.
@@ -48,7 +51,7 @@ pub(super) struct LoopGuard {
 pub(super) enum Stuck {
     /// It makes the same calls again and again, with the same effect.
     Repeating,
-    /// Its calls, though they differ, are all refused or impossible.
+    /// Its calls, though they differ, are refused or impossible, and nothing new comes of the others.
     Refused,
 }
 
@@ -157,7 +160,7 @@ impl LoopGuard {
     /// Takes note of the answered calls of one response; what the model should be told.
     pub(super) fn record(&mut self, outcomes: &[Outcome<'_>]) -> Vec<String> {
         let mut round = Round::default();
-        let told_before = self.told;
+        let (mut complaints, mut news) = (0, false);
         for outcome in outcomes {
             let step = Step {
                 tool: outcome.tool.to_owned(),
@@ -168,13 +171,12 @@ impl LoopGuard {
             if round.steps.contains(&step) {
                 continue;
             }
-            round.steps.push(step);
             if outcome.complaint {
-                self.complaints += 1;
+                complaints += 1;
             } else {
-                self.complaints = 0;
-                self.told = false;
+                news |= !self.seen.iter().any(|round| round.steps.contains(&step));
             }
+            round.steps.push(step);
         }
         if round.steps.is_empty() {
             return Vec::new();
@@ -197,19 +199,38 @@ impl LoopGuard {
                 "{what} {repeats} times in a row with the same effect; {advice}, or answer with what you have."
             ));
         }
-        if self.complaints >= COMPLAINTS_NUDGE && !self.told {
-            self.told = true;
-            notices.push(format!(
-                "The last {} calls were all refused or impossible. Read what the tools say, change the approach, or answer with what you have.",
-                self.complaints
-            ));
-        }
         if self.is_endless(&cycle) {
             self.stuck.get_or_insert(Stuck::Repeating);
-        } else if told_before && self.told && self.complaints >= COMPLAINTS_STOP {
-            self.stuck.get_or_insert(Stuck::Refused);
         }
+        notices.extend(self.complain(complaints, news));
         notices
+    }
+
+    /// Takes note of a response's complaints, and of whether anything new came of its other calls; what the model
+    /// should be told.
+    fn complain(&mut self, complaints: u32, news: bool) -> Option<String> {
+        if news {
+            (self.in_vain, self.told) = (0, false);
+        } else {
+            self.in_vain += complaints;
+        }
+        if news && complaints == 0 {
+            self.complaints = 0;
+        }
+        let before = self.complaints;
+        self.complaints += complaints;
+        if self.told && self.in_vain >= COMPLAINTS_STOP {
+            self.stuck.get_or_insert(Stuck::Refused);
+            return None;
+        }
+        if before / COMPLAINTS_NUDGE == self.complaints / COMPLAINTS_NUDGE {
+            return None;
+        }
+        self.told = true;
+        Some(format!(
+            "{} calls of late were refused or impossible. Read what the tools say, change the approach, or answer with what you have.",
+            self.complaints
+        ))
     }
 
     /// Takes note of arguments that fit no schema; whether it is the third time or more for this tool in a

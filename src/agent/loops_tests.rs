@@ -145,6 +145,29 @@ fn ten_complaints_are_told_and_twenty_end_it_but_never_before_the_model_was_told
 }
 
 #[test]
+fn a_call_beside_refused_ones_is_progress_only_while_something_new_comes_of_it() {
+    for (calls, results, stuck_at) in [
+        (1, 1, Some(21)),
+        (2, 1, Some(22)),
+        (1, 99, None),
+        (99, 1, None),
+    ] {
+        let mut guard = LoopGuard::default();
+        let mut told = Vec::new();
+        let stuck = (1..=100_u64).find(|nth| {
+            let good = outcome(&(nth % calls).to_string(), nth % results, false);
+            let refused = outcome(&format!("unknown {nth}"), 0, true);
+            if !guard.record(&[refused, good]).is_empty() {
+                told.push(*nth);
+            }
+            guard.stuck().is_some()
+        });
+        assert_eq!(stuck, stuck_at, "{calls} {results}");
+        assert_eq!(told[0], 10, "whoever makes progress is told as well");
+    }
+}
+
+#[test]
 fn a_response_counts_once_per_distinct_call() {
     let mut guard = LoopGuard::default();
     let eight = [outcome("ls", 1, false); 8];

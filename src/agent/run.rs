@@ -494,7 +494,7 @@ impl Agent<'_> {
                 match stuck {
                     Stuck::Repeating => "the model went in circles and gave no answer",
                     Stuck::Refused => {
-                        "the model made only calls that were refused or impossible, and gave no answer"
+                        "the model's calls were refused or impossible again and again, and it gave no answer"
                     }
                 },
             )

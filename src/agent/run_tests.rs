@@ -1042,7 +1042,7 @@ async fn calls_that_are_all_refused_are_not_called_a_repeat() {
         told.contains("refused") && !told.contains("repeat"),
         "{told}"
     );
-    assert!(ran.requests[20].contains("The calls are all refused or impossible."));
+    assert!(ran.requests[20].contains("Calls are refused or impossible again and again."));
     let failure = ran.failure();
     assert!(
         failure.contains("refused") && !failure.contains("circles"),

@@ -344,29 +344,32 @@ async fn cycles_of_two_calls_count_and_a_model_that_never_stops_fails() {
 
 #[tokio::test]
 async fn calls_that_are_refused_for_ever_end_the_run_after_it_was_told() {
-    let refused = |n: u32| match n % 4 {
+    let refused = |n: usize| match n % 4 {
         0 => Reply::new().call("fly", &json!({ "to": n })),
         1 => Reply::new().call_so_far("bash", &format!("{{\"command\": \"echo {n}")),
         2 => Reply::new().call("file_write", &json!({"path": n.to_string(), "content": ""})),
         _ => Reply::new().call("file_read", &json!({"path": format!("missing-{n}")})),
     };
-    let mut replies: Vec<Reply> = (0..20).map(refused).collect();
-    replies.push(Reply::says("I can't."));
-    let llm = FakeLlm::start(replies).await;
-    let mut body = ask("hi");
-    body["allowedTools"] = json!(["bash", "file_read"]);
-    let events = run(&llm, body).await;
-    assert_eq!(end(&events)["stopReason"], "loop");
-    assert_eq!(end(&events)["content"], "I can't.");
-    let told: Vec<usize> = (1..20)
-        .filter(|at| {
-            llm.requests()[*at]
-                .last_text()
-                .contains("all refused or impossible")
-        })
-        .collect();
-    assert_eq!(told, [10]);
-    assert!(llm.request(20).await.tools_are_off());
+    let good = |reply: Reply| reply.call("bash", &bash("echo again"));
+    for (beside, last, told) in [(false, 20, vec![10]), (true, 21, vec![10, 20])] {
+        let refused = (0..last).map(refused);
+        let mut replies: Vec<Reply> = if beside {
+            refused.map(good).collect()
+        } else {
+            refused.collect()
+        };
+        replies.push(Reply::says("I can't."));
+        let llm = FakeLlm::start(replies).await;
+        let mut body = ask("hi");
+        body["allowedTools"] = json!(["bash", "file_read"]);
+        let events = run(&llm, body).await;
+        assert_eq!(end(&events)["stopReason"], "loop");
+        assert_eq!(end(&events)["content"], "I can't.");
+        let requests = llm.requests();
+        let tells = |at: &usize| requests[*at].last_text().contains("refused or impossible");
+        assert_eq!((1..last).filter(tells).collect::<Vec<_>>(), told);
+        assert!(requests[last].tools_are_off());
+    }
 }
 
 #[tokio::test]
