@@ -7,6 +7,8 @@ use serde_json::{Value, json};
 use super::{bash, check_log, end};
 use crate::support::app::{TestApp, ask, kinds, of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, Gate, Received, Reply};
+use crate::support::processes::{own_sleep, until_sleeping};
+use crate::support::skip;
 
 async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
     let app = TestApp::with_llm(llm).await;
@@ -14,23 +16,6 @@ async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
     check_log(&events);
     app.stop().await;
     events
-}
-
-/// More seconds than a run with a sandbox, a call and an answer needs on this machine as busy as it is.
-async fn plenty() -> u64 {
-    let llm = FakeLlm::start([call(1), Reply::says("Done.")]).await;
-    let events = run(&llm, ask("hi")).await;
-    let took = end(&events)["durationSecs"].as_f64().unwrap();
-    2 + Duration::from_secs_f64(took * 10.0).as_secs()
-}
-
-/// An application whose runs have less time than a request may ask for.
-async fn within(timeout: Duration, llm: &FakeLlm) -> TestApp {
-    TestApp::builder()
-        .llm(llm)
-        .tune(move |config| config.project.timeout = timeout)
-        .start()
-        .await
 }
 
 fn call(n: u32) -> Reply {
@@ -123,14 +108,18 @@ async fn notices_come_at_half_and_four_fifths_and_each_turn_past_nine_tenths() {
 
 #[tokio::test]
 async fn a_call_is_stopped_in_time_for_a_last_turn() {
+    let length = own_sleep();
     let llm = FakeLlm::start([
-        Reply::new().call("bash", &bash("echo begun; sleep 100000")),
+        Reply::new().call("bash", &bash(&format!("echo begun; sleep {length}"))),
         Reply::says("It takes too long."),
     ])
     .await;
-    let secs = plenty().await;
-    let app = within(Duration::from_secs(secs), &llm).await;
-    let events = app.run(ask("hi")).await;
+    let app = TestApp::with_llm(&llm).await;
+    let stream = app.query(json!({"prompt": "hi", "model": "sonnet", "timeout": 40}));
+    let stream = stream.await;
+    until_sleeping(&length).await;
+    skip(Duration::from_secs(30)).await;
+    let events = stream.rest().await;
     check_log(&events);
     app.stop().await;
     let result = end(&events);
@@ -152,21 +141,20 @@ async fn a_call_is_stopped_in_time_for_a_last_turn() {
 async fn the_deadline_is_hard_and_the_run_timed_out() {
     let gate = Gate::new();
     let llm = FakeLlm::start([Reply::new().text("Well").wait(&gate)]).await;
-    let secs = plenty().await;
-    let app = within(Duration::from_secs(secs), &llm).await;
-    let events = app.run(ask("hi")).await;
-    check_log(&events);
-    let error = end(&events);
+    let app = TestApp::with_llm(&llm).await;
+    let stream = app.query(json!({"prompt": "hi", "model": "sonnet", "timeout": 30}));
+    let mut stream = stream.await;
+    stream.until("assistant").await;
+    skip(Duration::from_secs(30)).await;
+    let error = stream.until("error").await;
+    assert!(stream.next().await.is_none());
     assert_eq!(error["code"], "DEADLINE_EXCEEDED");
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains(&format!("{secs} s")), "{error}");
-    let took = Duration::from_secs_f64(error["durationSecs"].as_f64().unwrap());
-    assert!(took >= Duration::from_secs(secs), "{took:?}");
+    assert!(message.contains("30 s"), "{error}");
+    assert!(error["durationSecs"].as_f64().unwrap() >= 30.0, "{error}");
     assert_eq!(error["usageComplete"], false);
     llm.connection_closed(0).await;
-    let run = app
-        .json(&format!("/runs/{}", events[0]["runId"].as_str().unwrap()))
-        .await;
+    let run = app.json(&format!("/runs/{}", stream.run_id)).await;
     assert_eq!(
         (&run["status"], &run["statusDetail"]),
         (&json!("error"), &json!("timed_out"))

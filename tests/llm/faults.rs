@@ -8,8 +8,9 @@ use sandcaster::llm::{LlmDelta, LlmError, LlmErrorKind, LlmStop, ProviderConfig,
 use sandcaster::secrets::{Redactor, Secret};
 use serde_json::json;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 
-use super::{Row, ask, rows, short, text_of};
+use super::{Row, after, ask, ask_telling, rows, short, text_of};
 use crate::support::fake_llm::{FakeLlm, Gate, KEY, Reply};
 
 /// What is shown to clients holds neither the key nor where the provider is.
@@ -239,7 +240,7 @@ async fn what_failed_is_free_only_if_it_never_left_or_was_refused() {
         (Reply::hang_up(), false),
         (Reply::silence(), false),
         (Reply::new().without_usage().cut(), false),
-        (Reply::new().without_usage().stall(), false),
+        (Reply::new().without_usage().text("a").stall(), false),
         (garbage.bytes(b"data: garbage\n\n".to_vec()), false),
         (Reply::body(200, "application/json", b"{not json"), false),
         (Reply::body(200, "text/html", b"<html>"), false),
@@ -415,13 +416,9 @@ async fn without_its_limits_the_provider_would_wait_for_ever() {
     // The twin of the test above: if this one fails, that one can't.
     for row in rows() {
         for reply in [Reply::silence(), Reply::new().text("a").stall()] {
-            let llm = row.llm([reply]).await;
-            let provider = row.provider(&llm.base_url());
-            let waits = short().silence * 3;
-            let request = row.prompt();
-            let asked = tokio::time::timeout(waits, ask(&*provider, &request)).await;
-            assert!(asked.is_err(), "{asked:?}");
-            llm.connection_closed(0).await;
+            let (limits, time) = (StreamLimits::default(), short().silence);
+            let within = row.ask_silent(reply, limits, time).await;
+            assert!(within.is_none(), "{within:?}");
         }
     }
 }
@@ -430,48 +427,56 @@ async fn without_its_limits_the_provider_would_wait_for_ever() {
 fn trickle(comments: usize) -> (Reply, Vec<Gate>) {
     let gates: Vec<Gate> = (0..comments).map(|_| Gate::new()).collect();
     let reply = gates.iter().fold(Reply::new().text("a"), |reply, gate| {
-        reply.wait(gate).bytes(b": still here\n\n".to_vec())
+        reply.bytes(b": still here\n\n".to_vec()).wait(gate)
     });
     (reply.text("b"), gates)
 }
 
-/// Opens one gate after the other, `pause` apart.
-async fn open_slowly(gates: Vec<Gate>, pause: Duration) {
-    let mut ticks = tokio::time::interval(pause);
-    for gate in gates {
-        ticks.tick().await;
-        gate.open();
-    }
-    std::future::pending::<()>().await;
-}
-
 #[tokio::test]
-async fn comments_are_life_but_the_deadline_holds() {
+async fn comments_are_life() {
     let limits = StreamLimits {
-        silence: Duration::from_secs(1),
+        silence: Duration::from_millis(500),
         ..StreamLimits::default()
     };
     let row = &rows()[0];
-    for (time, survives) in [(30_000, true), (500, false)] {
-        let (reply, gates) = trickle(12);
-        let llm = row.llm([reply]).await;
-        let provider = row.provider_with(&llm.base_url(), limits);
-        let mut request = row.prompt();
-        request.deadline = Deadline::after(Duration::from_millis(time));
-        let (deltas, error) = tokio::select! {
-            asked = ask(&*provider, &request) => asked,
-            () = open_slowly(gates, Duration::from_millis(150)) => unreachable!(),
-        };
-        if survives {
-            assert!(error.is_none(), "{error:?}");
-            assert_eq!(text_of(&deltas), "ab");
-        } else {
-            let error = error.unwrap();
-            assert_eq!(error.kind, LlmErrorKind::Timeout);
-            assert!(!error.retryable(), "our own deadline is not retried");
-            assert_clean(row, &error);
+    let (reply, gates) = trickle(12);
+    let llm = row.llm([reply]).await;
+    let provider = row.provider_with(&llm.base_url(), limits);
+    let request = row.prompt();
+    let opens = async {
+        let mut ticks = tokio::time::interval(limits.silence / 10);
+        for gate in gates {
+            ticks.tick().await;
+            gate.open();
         }
-    }
+    };
+    let ((deltas, error), ()) = tokio::join!(ask(&*provider, &request), opens);
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(text_of(&deltas), "ab");
+}
+
+#[tokio::test]
+async fn the_deadline_holds_whatever_life_there_is() {
+    let row = &rows()[0];
+    let (reply, gates) = trickle(3);
+    let llm = row.llm([reply]).await;
+    let provider = row.provider(&llm.base_url());
+    let mut request = row.prompt();
+    request.deadline = Deadline::after(Duration::from_mins(1));
+    let said = Notify::new();
+    let silent = async {
+        said.notified().await;
+        gates[0].open();
+        gates[1].open();
+        gates[2].reached().await;
+    };
+    let asked = ask_telling(&*provider, &request, &said);
+    let within = after(silent, Duration::from_mins(1), asked).await;
+    let (_, error) = within.expect("an end at the deadline");
+    let error = error.unwrap();
+    assert_eq!(error.kind, LlmErrorKind::Timeout);
+    assert!(!error.retryable(), "our own deadline is not retried");
+    assert_clean(row, &error);
 }
 
 #[tokio::test]

@@ -12,15 +12,22 @@ mod thinking;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use futures::StreamExt as _;
-use sandcaster::chat::{Block, CallIds, Message, Reply, ToolSpec};
+use futures::{FutureExt as _, StreamExt as _};
+use sandcaster::chat::{self, Block, CallIds, Message, ToolSpec};
 use sandcaster::clock::Deadline;
 use sandcaster::llm::{LlmDelta, LlmError, LlmProvider, LlmRequest, StreamLimits};
 use sandcaster::spec::ThinkingLevel;
 
+use tokio::sync::Notify;
+
+use crate::support::fake_llm::Reply;
+use crate::support::skip;
 use rows::{Row, rows};
 
-/// Limits short enough to run into, and more than ten times what an answer on loopback takes.
+/// The deltas of an answer, and the error that ended it.
+type Asking = (Vec<LlmDelta>, Option<LlmError>);
+
+/// Limits below the request's deadline.
 fn short() -> StreamLimits {
     StreamLimits {
         first_byte: Duration::from_secs(1),
@@ -73,26 +80,68 @@ impl Row {
     }
 
     fn said(&self, blocks: Vec<Block>) -> Message {
-        Message::Assistant(Reply {
+        Message::Assistant(chat::Reply {
             provider: self.def.name,
             blocks,
         })
     }
 
-    /// What comes of one reply.
-    async fn ask_once(
-        &self,
-        reply: crate::support::fake_llm::Reply,
-        limits: StreamLimits,
-    ) -> (Vec<LlmDelta>, Option<LlmError>) {
+    /// What comes of one reply. If it falls silent, the limit passes at once.
+    async fn ask_once(&self, reply: Reply, limits: StreamLimits) -> Asking {
+        if reply.stalls() {
+            let within = self.ask_silent(reply, limits, limits.silence).await;
+            return within.expect("an end at the limit");
+        }
         let llm = self.llm([reply]).await;
         let provider = self.provider_with(&llm.base_url(), limits);
         ask(&*provider, &self.prompt()).await
     }
+
+    /// What has come of a reply `time` after it fell silent; that passes at once.
+    async fn ask_silent(
+        &self,
+        reply: Reply,
+        limits: StreamLimits,
+        time: Duration,
+    ) -> Option<Asking> {
+        let headless = reply.is_headless();
+        let llm = self.llm([reply]).await;
+        let provider = self.provider_with(&llm.base_url(), limits);
+        let (request, said) = (self.prompt(), Notify::new());
+        let silent = async {
+            llm.request(0).await;
+            if !headless {
+                said.notified().await;
+            }
+        };
+        let within = after(silent, time, ask_telling(&*provider, &request, &said)).await;
+        llm.connection_closed(0).await;
+        within
+    }
+}
+
+/// What has come of `asked` once `time` has passed at once after `silent`.
+async fn after<T>(
+    silent: impl Future<Output = ()>,
+    time: Duration,
+    asked: impl Future<Output = T>,
+) -> Option<T> {
+    let mut asked = std::pin::pin!(asked);
+    tokio::select! {
+        _ = &mut asked => panic!("an end before the silence"),
+        () = silent => {}
+    }
+    skip(time).await;
+    asked.now_or_never()
 }
 
 /// The deltas of an answer and the error that ended it, if one did.
-async fn ask(provider: &dyn LlmProvider, request: &Asked) -> (Vec<LlmDelta>, Option<LlmError>) {
+async fn ask(provider: &dyn LlmProvider, request: &Asked) -> Asking {
+    ask_telling(provider, request, &Notify::new()).await
+}
+
+/// The same; tells when text has come.
+async fn ask_telling(provider: &dyn LlmProvider, request: &Asked, said: &Notify) -> Asking {
     let mut stream = match provider.open(&request.request()).await {
         Ok(stream) => stream,
         Err(error) => return (Vec::new(), Some(error)),
@@ -100,7 +149,12 @@ async fn ask(provider: &dyn LlmProvider, request: &Asked) -> (Vec<LlmDelta>, Opt
     let mut deltas = Vec::new();
     while let Some(item) = stream.next().await {
         match item {
-            Ok(delta) => deltas.push(delta),
+            Ok(delta) => {
+                if matches!(delta, LlmDelta::Text(_)) {
+                    said.notify_one();
+                }
+                deltas.push(delta);
+            }
             Err(error) => {
                 assert!(stream.next().await.is_none(), "a delta after an error");
                 return (deltas, Some(error));

@@ -14,6 +14,8 @@ pub mod processes;
 pub mod recordings;
 pub mod served;
 
+use std::time::Duration;
+
 use sandcaster::net;
 
 /// An HTTP client. Building one reads the system's certificates, so a test's thread builds one only.
@@ -22,4 +24,12 @@ pub fn http() -> net::HttpClient {
         static CLIENT: net::HttpClient = net::build().unwrap();
     }
     CLIENT.with(Clone::clone)
+}
+
+/// Lets `time` pass at once: timers of all that runs in this test go off, and go on from there.
+pub async fn skip(time: Duration) {
+    tokio::time::pause();
+    // Timers go by whole milliseconds.
+    tokio::time::advance(time + Duration::from_millis(1)).await;
+    tokio::time::resume();
 }

@@ -135,6 +135,16 @@ impl Reply {
         }
     }
 
+    /// Whether it falls silent at its end.
+    pub fn stalls(&self) -> bool {
+        self.end == End::Stall
+    }
+
+    /// Whether nothing of it is ever sent.
+    pub const fn is_headless(&self) -> bool {
+        self.headless
+    }
+
     fn plain(status: u16, content_type: &str) -> Self {
         Self {
             status,
