@@ -3,31 +3,16 @@
 use std::borrow::Cow;
 
 use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC};
 
-/// `text` with every byte but unreserved characters (RFC 3986) and those of `keep` percent-encoded.
-pub fn percent_encoded(text: &str, keep: &[u8]) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) || keep.contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.extend(['%', hex_digit(byte >> 4), hex_digit(byte & 15)]);
-        }
-    }
-    out
-}
-
-/// `bytes` as two capital digits each.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .flat_map(|byte| [hex_digit(byte >> 4), hex_digit(byte & 15)])
-        .collect()
-}
-
-fn hex_digit(nibble: u8) -> char {
-    char::from_digit(u32::from(nibble), 16).map_or('0', |digit| digit.to_ascii_uppercase())
-}
+/// What is percent-encoded: all but RFC 3986's unreserved characters.
+pub const RESERVED: AsciiSet = NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+/// The same in a path, whose slashes stay.
+pub const RESERVED_IN_PATH: AsciiSet = RESERVED.remove(b'/');
 
 /// `bytes` without the byte order mark that some editors and shells put before UTF-8 text.
 pub fn without_bom(bytes: &[u8]) -> &[u8] {
@@ -83,12 +68,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn only_unreserved_and_kept_bytes_stay() {
-        assert_eq!(percent_encoded("a-b_c.d~e/é?", b"/"), "a-b_c.d~e/%C3%A9%3F");
-        assert_eq!(percent_encoded("a/b", b""), "a%2Fb");
-    }
 
     #[test]
     fn one_mark_before_text_is_skipped() {

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use percent_encoding::utf8_percent_encode;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::encoding::percent_encoded;
+use crate::encoding::RESERVED_IN_PATH;
 
 /// A run's id: `run_` and 32 lower-case hex digits (a UUID version 7), so ids sort by time.
 ///
@@ -34,7 +35,8 @@ impl RunId {
 
     /// Where the run's file at `path` can be downloaded: a path on this server.
     pub fn file_url(&self, path: &str) -> String {
-        format!("/runs/{}/files/{}", self.0, percent_encoded(path, b"/"))
+        let path = utf8_percent_encode(path, &RESERVED_IN_PATH);
+        format!("/runs/{}/files/{path}", self.0)
     }
 }
 

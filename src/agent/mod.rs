@@ -6,8 +6,6 @@
 //! what it and the window leave; every call of a response that is kept has a result in the history, also when the run is stopped; a tool runs only after its intent is durable; no call
 //! of a response that did not end well is run.
 
-#[cfg(test)]
-mod asked;
 mod calls;
 mod context;
 mod conversation;

@@ -128,13 +128,12 @@ pub(super) const ANSWER_PLEASE: &str =
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::asked;
     use crate::spec::SystemPrompt;
 
     fn spec(prompt: &str) -> RunSpec {
         RunSpec {
             prompt: prompt.to_owned(),
-            ..asked::spec()
+            ..RunSpec::plain()
         }
     }
 

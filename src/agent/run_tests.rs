@@ -10,7 +10,6 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::super::asked::spec;
 use super::super::tally::Tally;
 use super::super::workspace::{Workspace, WorkspaceSource};
 use super::*;
@@ -26,6 +25,10 @@ use crate::llm::{
 };
 use crate::secrets::{Redactor, Secret};
 use crate::spec::RunSpec;
+
+fn spec() -> RunSpec {
+    RunSpec::plain()
+}
 
 type Deltas = Vec<Result<LlmDelta, LlmError>>;
 

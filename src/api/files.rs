@@ -14,12 +14,13 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use axum::response::Response;
 use bytes::Bytes;
 use futures::{Stream, stream};
+use percent_encoding::utf8_percent_encode;
 
 use super::ApiState;
 use super::error::range_not_satisfiable;
 use super::params::{Params, PathOf};
 use super::runs::run_id;
-use crate::encoding::percent_encoded;
+use crate::encoding::RESERVED;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::RunId;
 use crate::runs::store_problem;
@@ -182,7 +183,7 @@ fn disposition(path: &str) -> String {
             '_'
         });
     }
-    let exact = percent_encoded(name, b"");
+    let exact = utf8_percent_encode(name, &RESERVED);
     format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}")
 }
 

@@ -2,34 +2,13 @@ use super::*;
 use crate::events::RunEvent;
 use crate::ids::Seq;
 use crate::runs::{LogLimits, Logs};
-use crate::spec::{
-    ModelChoice, Network, Presence, SandboxChoice, SandboxStart, SystemPrompt, ThinkingLevel,
-};
+use crate::spec::SandboxStart;
 use crate::store::{Role, RunFacts, SqliteStore, StoreOptions};
 
 fn spec() -> RunSpec {
-    RunSpec {
-        prompt: "hi".to_owned(),
-        model: ModelChoice {
-            provider: "demo",
-            id: "demo".to_owned(),
-        },
-        thinking: ThinkingLevel::Unset,
-        tools: vec!["bash"],
-        unavailable_tools: Vec::new(),
-        max_turns: 1,
-        timeout: Duration::from_mins(1),
-        max_budget: None,
-        files: Vec::new(),
-        sandbox: SandboxChoice {
-            backend: "local",
-            template: None,
-            network: Network::None,
-            start: SandboxStart::Lazy,
-        },
-        system_prompt: SystemPrompt::default(),
-        presence: Presence::Background,
-    }
+    let mut spec = RunSpec::plain();
+    spec.sandbox.start = SandboxStart::Lazy;
+    spec
 }
 
 #[tokio::test]

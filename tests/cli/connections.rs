@@ -2,16 +2,17 @@
 
 use std::net::SocketAddr;
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
 use crate::support::app::{EventStream, demo};
-use crate::support::clients::Served;
 use crate::support::http::{Reply, first_reply};
+use crate::support::served::Served;
 
 fn address(server: &Served) -> SocketAddr {
-    server.url.strip_prefix("http://").unwrap().parse().unwrap()
+    server.address().parse().unwrap()
 }
 
 fn health(server: &Served) -> Vec<u8> {
@@ -75,6 +76,6 @@ async fn a_peer_that_does_not_read_decides_nothing_about_the_exit() {
     while let Ok(sent) = tokio::time::timeout(full, stalled.write_all(&many)).await {
         sent.unwrap();
     }
-    server.signal("TERM");
-    assert_eq!(server.ended().await, Some(0), "{}", server.log());
+    server.signal(Signal::SIGTERM);
+    assert_eq!(server.ended().await.code(), Some(0), "{}", server.log());
 }

@@ -11,9 +11,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::app::{binary, demo};
-use crate::support::clients::{PATIENCE, Served, run, sandbox_gone, sandbox_processes};
+use crate::support::clients::{PATIENCE, run, sandbox_gone, sandbox_processes};
 use crate::support::fake_llm::FakeLlm;
 use crate::support::processes::until;
+use crate::support::served::Served;
 use crate::support::{app, http};
 
 /// The stream of a new run, read until its sandbox runs a command.
@@ -30,7 +31,7 @@ async fn busy(server: &Served) -> app::EventStream {
 async fn the_start_line_says_where_and_with_what() {
     let llm = FakeLlm::start([]).await;
     let server = Served::with_llm(&llm, &[]).await;
-    let store = server.dir.path().join(".sandcaster");
+    let store = server.dir().join(".sandcaster");
     assert_eq!(
         server.start_line,
         format!(
@@ -50,7 +51,7 @@ async fn a_second_server_on_the_same_store_is_refused_and_the_first_goes_on() {
     let mut second = Command::new(binary());
     second
         .args(["serve", "--port", "0"])
-        .current_dir(first.dir.path())
+        .current_dir(first.dir())
         .env_clear();
     let output = run(&mut second).await;
     assert_eq!(output.status.code(), Some(2));
@@ -63,7 +64,7 @@ async fn a_second_server_on_the_same_store_is_refused_and_the_first_goes_on() {
 
 #[tokio::test]
 async fn a_signal_ends_runs_with_their_event_and_leaves_nothing() {
-    for signal in ["TERM", "INT"] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut server = Served::keyless().await;
         let stream = busy(&server).await;
         let run = stream.run_id.clone();
@@ -71,7 +72,7 @@ async fn a_signal_ends_runs_with_their_event_and_leaves_nothing() {
         let events = stream.rest().await;
         let last = events.last().expect("a terminal event");
         assert_eq!(last["code"], "SERVER_SHUTDOWN", "{signal}: {last}");
-        assert_eq!(server.ended().await, Some(0), "{signal}");
+        assert_eq!(server.ended().await.code(), Some(0), "{signal}");
         sandbox_gone(&run).await;
     }
 }
@@ -114,14 +115,15 @@ async fn a_signal_ends_a_start_that_hangs() {
 
 #[tokio::test]
 async fn a_killed_server_leaves_no_sandbox_and_the_next_one_tells_the_truth() {
-    let mut server = Served::keyless().await;
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = Served::start(dir.path(), &[]).await;
     let mut stream = busy(&server).await;
     let run = stream.run_id.clone();
     let seen = stream.until("tool_use").await;
-    server.signal("KILL");
-    assert_eq!(server.ended().await, None);
+    server.signal(Signal::SIGKILL);
+    assert_eq!(server.ended().await.code(), None);
     sandbox_gone(&run).await;
-    let next = Served::over(server.dir, &[]).await;
+    let next = Served::start(dir.path(), &[]).await;
     let record = next.json(&format!("/runs/{run}")).await;
     assert_eq!(record["statusDetail"], "interrupted");
     assert_eq!(record["status"], "error");

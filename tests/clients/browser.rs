@@ -16,8 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::support::app::{demo, kinds, text};
-use crate::support::clients::{PATIENCE, Served, chromium, scripts};
+use crate::support::clients::{PATIENCE, chromium, scripts};
 use crate::support::http;
+use crate::support::served::Served;
 
 /// A web site with one page, which reports once.
 struct Site {
@@ -122,7 +123,7 @@ async fn a_page_of_another_origin_gets_nothing_and_starts_nothing() {
 async fn the_same_page_gets_in_where_its_origin_is_allowed() {
     let program = chromium();
     let site = Site::bind().await;
-    let server = Served::start(&[("SANDCASTER_CORS_ORIGINS", &site.origin)]).await;
+    let server = Served::with(&[("SANDCASTER_CORS_ORIGINS", &site.origin)]).await;
     let (tries, runs) = attack(program, &server, site).await;
     for name in ["json", "runs", "events"] {
         assert_eq!(tries[name], "READ", "{tries}");
@@ -137,7 +138,7 @@ async fn the_same_page_gets_in_where_its_origin_is_allowed() {
 async fn event_source_of_an_allowed_page_reads_a_run_and_stops_at_its_end() {
     let program = chromium();
     let site = Site::bind().await;
-    let server = Served::start(&[("SANDCASTER_CORS_ORIGINS", &site.origin)]).await;
+    let server = Served::with(&[("SANDCASTER_CORS_ORIGINS", &site.origin)]).await;
     let report = site.visit(program, page("reader.html", &server, "")).await;
     assert_eq!(report["status"], 202, "{report}");
     let events = report["events"].as_array().unwrap();

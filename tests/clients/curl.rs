@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::support::app::{demo, kinds, text};
-use crate::support::clients::{Served, Watched, stdout_of};
+use crate::support::clients::{Watched, stdout_of};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
+use crate::support::served::Served;
 
 const KEY: &str = "my-secret-token";
 
@@ -268,7 +269,7 @@ async fn words_are_printed_while_the_model_still_speaks_and_a_cut_stream_is_resu
 #[tokio::test]
 #[cfg_attr(not(program = "curl"), ignore = "needs curl")]
 async fn only_holders_of_the_key_get_in() {
-    let server = Served::start(&[("SANDCASTER_API_KEY", KEY)]).await;
+    let server = Served::with(&[("SANDCASTER_API_KEY", KEY)]).await;
     let runs = server.url("/runs");
     for header in [
         "X-None: 1",
@@ -300,7 +301,7 @@ async fn only_holders_of_the_key_get_in() {
 async fn every_refusal_is_json_with_a_code() {
     let server = Served::keyless().await;
     let query = server.url("/query");
-    let large = server.dir.path().join("large.json");
+    let large = server.dir().join("large.json");
     std::fs::write(&large, vec![b' '; (32 << 20) + 1]).unwrap();
     let large = format!("@{}", large.display());
     let json_type = "Content-Type: application/json";

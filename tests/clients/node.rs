@@ -8,9 +8,10 @@ use tokio::process::Command;
 
 use crate::support::app::{demo, kinds};
 use crate::support::clients::{
-    Served, Watched, json_lines, node_client, run, sandbox_gone, sandbox_processes, stdout_of,
+    Watched, json_lines, node_client, run, sandbox_gone, sandbox_processes, stdout_of,
 };
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
+use crate::support::served::Served;
 
 fn drive(client: &TempDir, what: &Value) -> Command {
     let mut command = Command::new("node");
@@ -73,7 +74,7 @@ async fn the_sdk_runs_a_query_and_sees_every_event() {
 )]
 async fn the_sdk_throws_a_refusal_as_status_and_reason() {
     let client = node_client().await;
-    let server = Served::start(&[("SANDCASTER_API_KEY", "k")]).await;
+    let server = Served::with(&[("SANDCASTER_API_KEY", "k")]).await;
     let calls = [json!(["query", demo(&["true"])]), json!(["listRuns"])];
     let wrong = json!({"baseUrl": server.url, "apiKey": "wrong", "calls": calls});
     let lines = json_lines(&stdout_of(&mut drive(&client, &wrong)).await);
@@ -113,7 +114,7 @@ async fn abort_within_a_command(
 )]
 async fn leaving_the_loop_ends_the_run_and_its_sandbox() {
     let client = node_client().await;
-    let server = Served::start(&[("SANDCASTER_DISCONNECT_GRACE_SECS", "1")]).await;
+    let server = Served::with(&[("SANDCASTER_DISCONNECT_GRACE_SECS", "1")]).await;
     for how in [
         json!({"leaveAt": "tool_result"}),
         json!({"abortAt": "tool_result"}),

@@ -5,9 +5,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::app::{demo, kinds};
-use crate::support::clients::{PATIENCE, Served, Watched, json_lines, python, scripts, stdout_of};
+use crate::support::clients::{PATIENCE, Watched, json_lines, python, scripts, stdout_of};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::http;
+use crate::support::served::Served;
 
 async fn events(request: &Value) -> (Vec<Value>, Value) {
     let mut command = Command::new(python().await);
@@ -26,7 +27,7 @@ fn data(events: &[Value]) -> Vec<Value> {
 #[tokio::test]
 #[cfg_attr(not(program = "python3"), ignore = "needs python3")]
 async fn httpx_sse_reads_a_run_and_resumes_it_where_it_left() {
-    let server = Served::start(&[("SANDCASTER_API_KEY", "k")]).await;
+    let server = Served::with(&[("SANDCASTER_API_KEY", "k")]).await;
     let headers = json!({"Authorization": "Bearer k"});
     let body = demo(&["echo one", "printf 'two\\nlines\\n\\n'", "echo ünï"]);
     let (mut read, end) = events(&json!({

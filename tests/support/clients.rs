@@ -1,4 +1,4 @@
-//! The real program as a process of its own, and the real clients that drive it.
+//! The real clients that drive the program.
 //!
 //! Clients that a package registry has are installed once, below the build's own temporary directory.
 //! Where the tools for that are missing a test is ignored (`build.rs`).
@@ -14,9 +14,6 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::app::binary;
-use super::fake_llm::{FakeLlm, KEY};
-
 /// Longer than anything takes; a test that waits for it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 /// For installing a client: a registry may be slow.
@@ -25,135 +22,6 @@ pub(super) const INSTALL_PATIENCE: Duration = Duration::from_secs(150);
 const HTTPX: &str = "httpx==0.28.1";
 const HTTPX_SSE: &str = "httpx-sse==0.4.1";
 const EVENTSOURCE_PARSER: &str = "eventsource-parser@3.0.6";
-
-/// `sandcaster serve` in a directory of its own. Killed when it is dropped.
-pub struct Served {
-    pub url: String,
-    pub start_line: String,
-    pub dir: TempDir,
-    process: Child,
-    /// Held, so that the program's stdout stays open.
-    _stdout: Lines<BufReader<ChildStdout>>,
-}
-
-impl Served {
-    /// Without any key.
-    pub async fn keyless() -> Self {
-        Self::start(&[]).await
-    }
-
-    /// With `llm` as Anthropic, and further variables.
-    pub async fn with_llm(llm: &FakeLlm, env: &[(&str, &str)]) -> Self {
-        let base_url = llm.base_url();
-        let llm = [
-            ("ANTHROPIC_API_KEY", KEY),
-            ("ANTHROPIC_BASE_URL", base_url.as_str()),
-        ];
-        Self::start(&[&llm, env].concat()).await
-    }
-
-    /// With nothing in its environment but `env`.
-    pub async fn start(env: &[(&str, &str)]) -> Self {
-        Self::over(tempfile::tempdir().unwrap(), env).await
-    }
-
-    /// Over the directory of another one. The address is read from its start line.
-    pub async fn over(dir: TempDir, env: &[(&str, &str)]) -> Self {
-        Self::started(Command::new(binary()), dir, env).await
-    }
-
-    /// With these limits of open files: what holds, and how far it may be raised.
-    pub async fn with_open_files(soft: u32, hard: u32) -> Self {
-        let mut limited = Command::new("/usr/bin/prlimit");
-        limited.arg(format!("--nofile={soft}:{hard}")).arg(binary());
-        Self::started(limited, tempfile::tempdir().unwrap(), &[]).await
-    }
-
-    async fn started(mut program: Command, dir: TempDir, env: &[(&str, &str)]) -> Self {
-        let log = std::fs::File::create(dir.path().join("server.log")).unwrap();
-        let mut process = program
-            .args(["serve", "--port", "0"])
-            .current_dir(dir.path())
-            .env_clear()
-            .envs(env.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(process.stdout.take().unwrap()).lines();
-        let said = || std::fs::read_to_string(dir.path().join("server.log")).unwrap_or_default();
-        let start_line = timeout(PATIENCE, stdout.next_line())
-            .await
-            .unwrap_or_else(|_| panic!("no start line: {}", said()))
-            .unwrap()
-            .unwrap_or_else(|| panic!("the program ended: {}", said()));
-        let url = start_line
-            .strip_prefix("sandcaster listening on ")
-            .and_then(|rest| rest.split(' ').next())
-            .unwrap_or_else(|| panic!("unexpected start line: {start_line}"))
-            .to_owned();
-        Self {
-            url,
-            start_line,
-            dir,
-            process,
-            _stdout: stdout,
-        }
-    }
-
-    pub fn url(&self, path: &str) -> String {
-        format!("{}{path}", self.url)
-    }
-
-    /// What it has logged so far.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("server.log")).unwrap()
-    }
-
-    /// Sends a signal by its name, without `SIG`.
-    pub fn signal(&self, name: &str) {
-        let pid = self.process.id().expect("the program runs").to_string();
-        let sent = std::process::Command::new("kill")
-            .args(["-s", name, &pid])
-            .status();
-        assert!(sent.unwrap().success());
-    }
-
-    /// Waits for its end, and gives the exit code.
-    pub async fn ended(&mut self) -> Option<i32> {
-        let ended = timeout(PATIENCE, self.process.wait()).await;
-        ended.expect("an end in time").unwrap().code()
-    }
-
-    /// A JSON answer, fetched without any of the clients under test. No reader is attached by it.
-    pub async fn json(&self, path: &str) -> Value {
-        let request = super::http().get(self.url(path));
-        let response = request.header("accept", "application/json").send();
-        let response = timeout(PATIENCE, response).await.unwrap().unwrap();
-        response.json().await.unwrap()
-    }
-
-    /// Waits until the run is in `state` (`statusDetail`), without reading its stream: that would keep it
-    /// alive.
-    pub async fn run_is(&self, run: &str, state: &str) -> Value {
-        let path = format!("/runs/{run}");
-        let mut looks = tokio::time::interval(Duration::from_millis(25));
-        let looking = async {
-            loop {
-                looks.tick().await;
-                let run = self.json(&path).await;
-                if run["statusDetail"] == state {
-                    return run;
-                }
-            }
-        };
-        timeout(PATIENCE, looking)
-            .await
-            .unwrap_or_else(|_| panic!("{run} is not {state}: {}", self.log()))
-    }
-}
 
 /// Processes of the sandbox of `run`, by what their command lines say of it.
 pub fn sandbox_processes(run: &str) -> Vec<u32> {
