@@ -584,5 +584,11 @@ fn refused([category, explanation]: [Option<String>; 2]) -> Problem {
 }
 
 #[cfg(test)]
+#[path = "room_tests.rs"]
+mod room_tests;
+#[cfg(test)]
+#[path = "scripted_tests.rs"]
+mod scripted;
+#[cfg(test)]
 #[path = "run_tests.rs"]
 mod tests;

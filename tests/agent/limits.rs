@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{bash, check_log, end};
-use crate::support::app::{TestApp, ask, kinds, of_kind, warnings};
+use crate::support::app::{TestApp, kinds, of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, Gate, Received, Reply};
 use crate::support::processes::{own_sleep, until_sleeping};
 use crate::support::skip;

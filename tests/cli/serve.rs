@@ -11,9 +11,9 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::support::app::{binary, demo};
-use crate::support::clients::{PATIENCE, run, sandbox_gone, sandbox_processes};
+use crate::support::clients::{PATIENCE, run};
 use crate::support::fake_llm::FakeLlm;
-use crate::support::processes::until;
+use crate::support::processes::{sandbox_gone, sandbox_processes, until};
 use crate::support::served::Served;
 use crate::support::{app, http};
 

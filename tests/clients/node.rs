@@ -7,10 +7,9 @@ use tokio::net::TcpListener;
 use tokio::process::Command;
 
 use crate::support::app::{demo, kinds};
-use crate::support::clients::{
-    Watched, json_lines, node_client, run, sandbox_gone, sandbox_processes, stdout_of,
-};
+use crate::support::clients::{Watched, json_lines, node_client, run, stdout_of};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
+use crate::support::processes::{sandbox_gone, sandbox_processes};
 use crate::support::served::Served;
 
 fn drive(client: &TempDir, what: &Value) -> Command {

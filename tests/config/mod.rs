@@ -2,7 +2,9 @@
 
 mod bad_input;
 mod choices;
+mod dotenv;
 mod files;
+mod keys;
 mod requests;
 mod settings;
 

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use sandcaster::error::ErrorCode;
-use sandcaster::events::{
-    Delta, ResultEvent, RunEvent, StopReason, StoredEvent, SystemEvent, Totals,
-};
+use sandcaster::events::{Delta, ResultEvent, RunEvent, StopReason, StoredEvent, Totals};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, CommitListener, FileRecord, RunEnd, RunFacts, RunLease, RunState, RunStore as _,
@@ -16,6 +14,7 @@ use serde_json::json;
 
 use crate::support::http::{TestServer, keyed, keyless};
 use crate::support::memory_store::MemoryStore;
+use crate::support::records::{facts, first_event};
 
 pub fn id(n: u32) -> RunId {
     RunId::parse(&format!("run_{n:032x}")).unwrap()
@@ -40,18 +39,14 @@ pub async fn begin(store: &MemoryStore, n: u32, prompt: &str, deltas: u64) -> Ru
 }
 
 pub async fn begin_leased(store: &MemoryStore, n: u32, prompt: &str, deltas: u64) -> RunLease {
-    let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
     let facts = RunFacts {
         id: id(n),
         prompt: prompt.to_owned(),
         model: "claude-sonnet-4-6".to_owned(),
         provider: "anthropic".to_owned(),
-        sandbox_provider: "local".to_owned(),
-        background: false,
-        started_at: at(i64::from(n)),
+        ..facts(at(i64::from(n)))
     };
-    let first = StoredEvent::new(Seq(1), &first).unwrap();
-    let lease = store.create(facts, first).await.unwrap();
+    let lease = store.create(facts, first_event()).await.unwrap();
     let events = (0..deltas)
         .map(|k| {
             let delta = RunEvent::Assistant(Delta::new(format!("{k} "), 1));

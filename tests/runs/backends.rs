@@ -7,23 +7,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use sandcaster::error::ErrorCode;
-use sandcaster::events::{EventType, RunEvent, StoredEvent, SystemEvent};
+use sandcaster::events::{EventType, StoredEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::llm::{LlmError, LlmProvider, LlmRequest, LlmStream, ModelFacts};
 use sandcaster::runs::{LogLimits, RunReader};
 use sandcaster::sandbox::{FoundSandbox, SandboxError};
 use sandcaster::store::{
-    Role, RunFacts, RunLease, RunState, RunStore as _, SandboxRecord, SqliteStore, StoreOptions,
+    Role, RunLease, RunState, RunStore as _, SandboxRecord, SqliteStore, StoreOptions,
 };
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::harness::{Script, run, run_seeing, runs, runs_with, spec};
+use super::harness::{Script, llm_of, run, run_once, run_seeing, runs, runs_with, spec};
 use crate::support::app::{of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::memory_store::MemoryStore;
 use crate::support::processes::until;
+use crate::support::records::{facts, first_event};
 
 fn end(events: &[Value]) -> &Value {
     events.last().unwrap()
@@ -84,13 +85,8 @@ async fn a_backend_at_its_limit_is_waited_for_with_a_warning() {
         .failures
         .lock()
         .extend([full.clone(), full.clone(), full.clone(), full]);
-    let llm = FakeLlm::start([
-        Reply::new().call("bash", &json!({"command": "echo hi"})),
-        Reply::says("Done."),
-    ])
-    .await;
-    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
-    let events = run(&runs, spec(&[])).await;
+    let llm = llm_of("echo hi").await;
+    let events = run_once(&llm, &script, spec(&[])).await;
     assert_eq!(warnings(&events), ["SANDBOX_WAIT"; 4]);
     assert_eq!(of_kind(&events, "tool_result")[0]["exitCode"], 0);
     assert_eq!(script.creates.load(Ordering::SeqCst), 5);
@@ -128,8 +124,7 @@ async fn a_backend_that_refuses_ends_the_run_with_its_code_and_advice() {
         script.failures.lock().push(error);
         let gate = Gate::new();
         let llm = FakeLlm::start([Reply::new().text("Let me").wait(&gate)]).await;
-        let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
-        let events = run(&runs, spec(&[])).await;
+        let events = run_once(&llm, &script, spec(&[])).await;
         assert_eq!(end(&events)["code"], code);
         assert_eq!(end(&events)["hint"].as_str().unwrap_or_default(), hint);
         // It may have been refused before the request was sent.
@@ -147,14 +142,9 @@ async fn a_sandbox_that_cannot_be_destroyed_holds_the_end_up_for_two_seconds_onl
         immortal: true,
         ..Script::default()
     });
-    let llm = FakeLlm::start([
-        Reply::new().call("bash", &json!({"command": "true"})),
-        Reply::says("Done."),
-    ])
-    .await;
-    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+    let llm = llm_of("true").await;
     let begun = tokio::time::Instant::now();
-    let events = run(&runs, spec(&[])).await;
+    let events = run_once(&llm, &script, spec(&[])).await;
     assert_eq!(end(&events)["type"], "result");
     let took = begun.elapsed();
     assert!((2.0..6.0).contains(&took.as_secs_f64()), "{took:?}");
@@ -163,11 +153,7 @@ async fn a_sandbox_that_cannot_be_destroyed_holds_the_end_up_for_two_seconds_onl
 #[tokio::test]
 async fn a_log_at_its_limit_ends_the_run_and_the_end_still_fits() {
     let script = Arc::new(Script::default());
-    let llm = FakeLlm::start([
-        Reply::new().call("bash", &json!({"command": "seq 1 3000"})),
-        Reply::says("Done."),
-    ])
-    .await;
+    let llm = llm_of("seq 1 3000").await;
     let limits = LogLimits {
         events: 1000,
         bytes: 8000,
@@ -223,18 +209,8 @@ async fn a_store_that_fails_in_mid_run_ends_it_once_the_store_is_back() {
 
 /// A run that has not ended.
 async fn unfinished(store: &MemoryStore) -> RunLease {
-    let first = RunEvent::System(SystemEvent::new("init", "Run started"));
-    let facts = RunFacts {
-        id: RunId::new(),
-        prompt: "hi".to_owned(),
-        model: "demo".to_owned(),
-        provider: "demo".to_owned(),
-        sandbox_provider: "local".to_owned(),
-        background: false,
-        started_at: Timestamp::UNIX_EPOCH,
-    };
-    let first = StoredEvent::new(Seq(1), &first).unwrap();
-    store.create(facts, first).await.unwrap()
+    let facts = facts(Timestamp::UNIX_EPOCH);
+    store.create(facts, first_event()).await.unwrap()
 }
 
 #[tokio::test]
@@ -370,10 +346,9 @@ async fn a_sandbox_that_never_comes_still_leaves_time_for_an_answer() {
         Reply::says("There is no sandbox."),
     ])
     .await;
-    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
     let mut spec = spec(&[]);
     spec.timeout = Duration::from_secs(3);
-    let events = run(&runs, spec).await;
+    let events = run_once(&llm, &script, spec).await;
     let result = end(&events);
     assert_eq!(
         (&result["content"], &result["stopReason"]),
@@ -469,9 +444,8 @@ async fn an_answer_does_not_wait_for_a_sandbox_that_nobody_needed() {
         ..Script::default()
     });
     let llm = FakeLlm::start([Reply::says("Four.")]).await;
-    let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
     let begun = tokio::time::Instant::now();
-    let events = run(&runs, spec(&[])).await;
+    let events = run_once(&llm, &script, spec(&[])).await;
     assert_eq!(end(&events)["content"], "Four.");
     assert!(
         begun.elapsed() < Duration::from_millis(1500),

@@ -6,40 +6,29 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sandcaster::error::{ErrorCode, Problem};
-use sandcaster::events::{ErrorEvent, RunEvent, StoredEvent, SystemEvent, Totals};
-use sandcaster::ids::{RunId, Seq};
+use sandcaster::events::{ErrorEvent, RunEvent, StoredEvent, Totals};
+use sandcaster::ids::Seq;
 use sandcaster::runs::{Keep, LogLimits, Runs, RunsConfig, Tasks, recover, take_report};
 use sandcaster::sandbox::{SandboxNews, SandboxReport};
 use sandcaster::secrets::Redactor;
 use sandcaster::store::{
-    Role, RunEnd, RunFacts, RunState, RunStore as _, SqliteStore, StoreOptions, WebhookDelivery,
+    Role, RunEnd, RunState, RunStore as _, SqliteStore, StoreOptions, WebhookDelivery,
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use super::faulty_store::FaultyStore;
-use super::harness::{Script, run, runs, spec};
+use super::harness::{Script, llm_of, run, runs, spec};
 use crate::support::app::{PATIENCE, of_kind};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
 use crate::support::memory_store::MemoryStore;
-
-async fn until(what: &str, state: impl Fn() -> bool) {
-    let wait = async {
-        while !state() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait)
-        .await
-        .unwrap_or_else(|_| panic!("{what}"));
-}
+use crate::support::processes::until;
+use crate::support::records::{facts, first_event};
 
 #[tokio::test]
 async fn an_end_is_told_by_nobody_before_it_would_survive_a_power_cut() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(FaultyStore::new(
-        SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap(),
-    ));
+    let store = Arc::new(FaultyStore::over(dir.path()));
     let synced = CancellationToken::new();
     store.hold_ends(&synced);
     let llm = FakeLlm::start([Reply::says("Four.")]).await;
@@ -95,11 +84,7 @@ async fn a_fault_of_ours_in_a_runs_task_ends_the_run_with_its_sandbox_and_its_pl
         rotten: true,
         ..Script::default()
     });
-    let llm = FakeLlm::start([
-        Reply::new().call("bash", &json!({"command": "echo hi > out.txt"})),
-        Reply::says("Done."),
-    ])
-    .await;
+    let llm = llm_of("echo hi > out.txt").await;
     let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
     // The file is read when the agent is done, in the run's own task.
     let events = run(&runs, spec(&[])).await;
@@ -110,7 +95,7 @@ async fn a_fault_of_ours_in_a_runs_task_ends_the_run_with_its_sandbox_and_its_pl
     );
     assert_eq!(error["numTurns"], 2);
     assert_eq!(script.kills.load(Ordering::SeqCst), 1);
-    until("the run stays live", || runs.live() == 0).await;
+    until(|| runs.live() == 0, "the run to be over").await;
 }
 
 /// Bytes that tell when nobody has them any more.
@@ -147,14 +132,7 @@ async fn uploaded_bytes_are_let_go_once_they_are_in_the_sandbox() {
 
 #[tokio::test]
 async fn a_file_that_the_full_log_has_no_room_for_is_named() {
-    let llm = FakeLlm::start([
-        Reply::new().call(
-            "bash",
-            &json!({"command": "head -c 60000 /dev/zero | tr '\\0' x > out.txt"}),
-        ),
-        Reply::says("Done."),
-    ])
-    .await;
+    let llm = llm_of("head -c 60000 /dev/zero | tr '\\0' x > out.txt").await;
     let limits = LogLimits {
         events: 100,
         bytes: 20_000,
@@ -194,18 +172,7 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
     let store = MemoryStore::new();
     let at = |n: i64| jiff::Timestamp::from_second(1_800_000_000 + n).unwrap();
     let ended = async |n| {
-        let facts = RunFacts {
-            id: RunId::new(),
-            prompt: "hi".to_owned(),
-            model: "demo".to_owned(),
-            provider: "demo".to_owned(),
-            sandbox_provider: "local".to_owned(),
-            background: false,
-            started_at: at(n),
-        };
-        let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
-        let first = StoredEvent::new(Seq(1), &first).unwrap();
-        let lease = store.create(facts, first).await.unwrap();
+        let lease = store.create(facts(at(n)), first_event()).await.unwrap();
         let problem = Problem::new(ErrorCode::Cancelled, "it was cancelled");
         let event = RunEvent::Error(ErrorEvent::new(&problem, Totals::default()));
         let event = StoredEvent::new(Seq(2), &event).unwrap();
@@ -260,9 +227,7 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
 #[tokio::test]
 async fn a_report_of_a_sandbox_that_is_stored_late_is_not_lost() {
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(FaultyStore::new(
-        SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap(),
-    ));
+    let store = Arc::new(FaultyStore::over(dir.path()));
     let stored = CancellationToken::new();
     store.hold_ends(&stored);
     let llm = FakeLlm::start([]).await;
@@ -299,21 +264,10 @@ async fn a_report_of_a_sandbox_that_is_stored_late_is_not_lost() {
 async fn a_dead_run_that_can_not_be_ended_is_ended_by_a_later_look() {
     let dir = tempfile::tempdir().unwrap();
     let gone = SqliteStore::open(StoreOptions::new(dir.path(), Role::OneShot)).unwrap();
-    let facts = RunFacts {
-        id: RunId::new(),
-        prompt: "hi".to_owned(),
-        model: "m".to_owned(),
-        provider: "p".to_owned(),
-        sandbox_provider: "local".to_owned(),
-        background: false,
-        started_at: jiff::Timestamp::from_second(1).unwrap(),
-    };
-    let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
-    let first = StoredEvent::new(Seq(1), &first).unwrap();
-    let run = gone.create(facts, first).await.unwrap().run;
+    let facts = facts(jiff::Timestamp::UNIX_EPOCH);
+    let run = gone.create(facts, first_event()).await.unwrap().run;
     gone.close().await;
-    let store =
-        FaultyStore::new(SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap());
+    let store = FaultyStore::over(dir.path());
     store.set_down(true);
     assert_eq!(recover(&store).await.unwrap(), []);
     store.set_down(false);

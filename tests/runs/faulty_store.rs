@@ -1,5 +1,6 @@
 //! A store that can be made to fail.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -9,9 +10,9 @@ use parking_lot::Mutex;
 use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
-    Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, RunEnd, RunFacts,
-    RunHead, RunLease, RunRecord, RunStore, SandboxRecord, SqliteStore, StoreError, StoredFile,
-    WebhookDelivery,
+    Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, Role, RunEnd,
+    RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, SqliteStore, StoreError,
+    StoreOptions, StoredFile, WebhookDelivery,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,9 +24,10 @@ pub struct FaultyStore {
 }
 
 impl FaultyStore {
-    pub fn new(inner: Arc<SqliteStore>) -> Self {
+    /// Over the real store in `dir`.
+    pub fn over(dir: &Path) -> Self {
         Self {
-            inner,
+            inner: SqliteStore::open(StoreOptions::new(dir, Role::Serve)).unwrap(),
             down: AtomicBool::new(false),
             held: Mutex::default(),
         }

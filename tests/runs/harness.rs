@@ -21,12 +21,13 @@ use sandcaster::spec::{
     ThinkingLevel,
 };
 use sandcaster::store::RunStore;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::app::PATIENCE;
-use crate::support::fake_llm::{FakeLlm, KEY};
+use crate::support::fake_llm::{FakeLlm, KEY, Reply};
 use crate::support::host_sandbox::{HostSandbox, Shell};
+use crate::support::memory_store::MemoryStore;
 
 /// What is done to a sandbox's operations.
 #[derive(Default)]
@@ -225,6 +226,18 @@ pub fn spec(files: &[(&str, &str)]) -> RunSpec {
             grace: Duration::from_secs(10),
         },
     }
+}
+
+/// An LLM that runs one command and is done.
+pub async fn llm_of(command: &str) -> FakeLlm {
+    let call = Reply::new().call("bash", &json!({ "command": command }));
+    FakeLlm::start([call, Reply::says("Done.")]).await
+}
+
+/// Runs `spec` to its end, over a store in memory, and gives its events.
+pub async fn run_once(llm: &FakeLlm, script: &Arc<Script>, spec: RunSpec) -> Vec<Value> {
+    let runs = runs(llm, MemoryStore::new(), script, LogLimits::default());
+    run(&runs, spec).await
 }
 
 /// Runs `spec` to its end and gives its events.

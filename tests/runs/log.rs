@@ -6,18 +6,15 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use sandcaster::error::{ErrorCode, Problem};
-use sandcaster::events::{
-    Delta, ErrorEvent, EventSink, LogFailed, RunEvent, StoredEvent, SystemEvent, Totals,
-};
+use sandcaster::events::{Delta, ErrorEvent, EventSink, LogFailed, RunEvent, StoredEvent, Totals};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::runs::{CursorError, Live, LogLimits, LogReader, LogWriter, Logs, TaskKind, Tasks};
-use sandcaster::store::{
-    Role, RunEnd, RunFacts, RunState, RunStore, SqliteStore, StoreError, StoreOptions,
-};
+use sandcaster::store::{RunEnd, RunState, RunStore, StoreError};
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use super::faulty_store::FaultyStore;
+use crate::support::records::{facts, init};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -30,9 +27,7 @@ struct Fixture {
 
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(FaultyStore::new(
-        SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap(),
-    ));
+    let store = Arc::new(FaultyStore::over(dir.path()));
     Fixture {
         logs: Logs::new(Arc::clone(&store) as _),
         store,
@@ -43,17 +38,8 @@ fn fixture() -> Fixture {
 
 impl Fixture {
     async fn run(&self) -> LogWriter {
-        let facts = RunFacts {
-            id: RunId::new(),
-            prompt: "Say hi".to_owned(),
-            model: "demo".to_owned(),
-            provider: "demo".to_owned(),
-            sandbox_provider: "local".to_owned(),
-            background: false,
-            started_at: jiff::Timestamp::UNIX_EPOCH,
-        };
-        let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
-        self.logs.create(facts, first).await.unwrap()
+        let facts = facts(jiff::Timestamp::UNIX_EPOCH);
+        self.logs.create(facts, init()).await.unwrap()
     }
 
     async fn open(

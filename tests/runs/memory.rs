@@ -5,29 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sandcaster::events::{RunEvent, StoredEvent, SystemEvent};
-use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     FileRecord, Role, RunFacts, RunLease, RunStore, SqliteStore, StoreOptions, StoredFile,
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::support::records::{facts, first_event};
 use crate::support::served::Served;
 
 async fn run(store: &SqliteStore, prompt: &str) -> RunLease {
     let facts = RunFacts {
-        id: RunId::new(),
         prompt: prompt.to_owned(),
-        model: "demo".to_owned(),
-        provider: "demo".to_owned(),
-        sandbox_provider: "local".to_owned(),
-        background: false,
-        started_at: jiff::Timestamp::from_second(1_800_000_000).unwrap(),
+        ..facts(jiff::Timestamp::from_second(1_800_000_000).unwrap())
     };
-    let first = RunEvent::System(SystemEvent::new("init", "Agent started"));
-    let first = StoredEvent::new(Seq(1), &first).unwrap();
-    store.create(facts, first).await.unwrap()
+    store.create(facts, first_event()).await.unwrap()
 }
 
 fn store(dir: &Path) -> Arc<SqliteStore> {

@@ -16,10 +16,10 @@ use sandcaster::events::{RanBy, RunEvent, StoredEvent, ToolUseEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::runs::recover;
 use sandcaster::store::{
-    Append, Check, CommitListener, Role, RunState, RunStore, SqliteStore, StoreError, StoreOptions,
+    Check, CommitListener, Role, RunState, RunStore, SqliteStore, StoreError, StoreOptions,
 };
 
-use super::{at, created, delta, end_event, finish, log, new_run, open};
+use super::{at, created, delta, end_event, finish, log, new_run, open, queue};
 
 const CHILD: &str = "SANDCASTER_TEST_STORE_CHILD";
 
@@ -76,14 +76,7 @@ async fn write_and_end(store: &dyn RunStore) {
     }
     for seq in 2..40 {
         for (run, tell) in &runs {
-            store
-                .append(Append {
-                    lease: run.clone(),
-                    events: vec![delta(seq, "some text of the model")],
-                    listener: Arc::clone(tell) as _,
-                })
-                .await
-                .unwrap();
+            queue(store, run, delta(seq, "some text of the model"), tell).await;
         }
     }
     for (run, tell) in &runs {

@@ -6,17 +6,8 @@ use rusqlite::Connection;
 use sandcaster::ids::Seq;
 use sandcaster::store::{Flush, Role, RunStore, SqliteStore, StoreError, StoreOptions};
 
-use super::{Heard, PATIENCE, append, created, delta, end_event, finish, sqlite};
-
-async fn until(what: &str, state: impl Fn() -> bool) {
-    tokio::time::timeout(PATIENCE, async {
-        while !state() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap_or_else(|_| panic!("{what}"));
-}
+use super::{Heard, PATIENCE, append, created, delta, end_event, finish, queue, sqlite};
+use crate::support::processes::until;
 
 #[tokio::test]
 async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failure_is_not_forgotten()
@@ -45,7 +36,7 @@ async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failur
 
     std::fs::rename(&hidden, &wal).unwrap();
     // All of the log goes into the database first; then the same end succeeds.
-    until("it does not heal", || store.healthy()).await;
+    until(|| store.healthy(), "it does not heal").await;
     assert_eq!(std::fs::metadata(&wal).unwrap().len(), 0);
     finish(&*store, &run, end).await.unwrap();
     store.flush(Flush::Synced).await.unwrap();
@@ -62,17 +53,10 @@ async fn a_database_that_another_process_keeps_busy_delays_writes_and_loses_none
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let heard = std::sync::Arc::new(Heard::default());
     for seq in 2..50 {
-        store
-            .append(sandcaster::store::Append {
-                lease: run.clone(),
-                events: vec![delta(seq, "x")],
-                listener: std::sync::Arc::clone(&heard) as _,
-            })
-            .await
-            .unwrap();
+        queue(&*store, &run, delta(seq, "x"), &heard).await;
     }
     // Several tries have failed by then.
-    until("it is not told", || !store.healthy()).await;
+    until(|| !store.healthy(), "it is not told").await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert!(heard.committed.lock().is_empty() && heard.failed.lock().is_empty());
     other.execute_batch("ROLLBACK").unwrap();
@@ -83,7 +67,7 @@ async fn a_database_that_another_process_keeps_busy_delays_writes_and_loses_none
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let late = append(&*store, &run, vec![delta(50, "x")]);
     let (late, ()) = tokio::join!(late, async {
-        until("it is not told", || !store.healthy()).await;
+        until(|| !store.healthy(), "it is not told").await;
         tokio::time::timeout(PATIENCE, store.close()).await.unwrap();
     });
     assert!(late.is_err());

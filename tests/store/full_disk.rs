@@ -11,10 +11,10 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sandcaster::events::StoredEvent;
 use sandcaster::store::{
-    Append, CommitListener, Flush, Role, RunStore, SqliteStore, StoreError, StoreOptions,
+    CommitListener, Flush, Role, RunStore, SqliteStore, StoreError, StoreOptions,
 };
 
-use super::{Heard, PATIENCE, append, created, delta, end_event, finish, log};
+use super::{Heard, PATIENCE, append, created, delta, end_event, finish, log, queue};
 
 const CHILD: &str = "SANDCASTER_TEST_FULL_DISK_CHILD";
 
@@ -90,14 +90,7 @@ async fn fill(dir: &str) {
     let text = "x".repeat(2000);
     for seq in 2..100 {
         for (run, heard) in &runs {
-            store
-                .append(Append {
-                    lease: run.clone(),
-                    events: vec![delta(seq, &text)],
-                    listener: Arc::clone(heard) as _,
-                })
-                .await
-                .unwrap();
+            queue(&*store, run, delta(seq, &text), heard).await;
         }
     }
     assert!(matches!(

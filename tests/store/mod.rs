@@ -5,6 +5,7 @@ mod crash;
 mod durability;
 #[cfg(target_os = "linux")]
 mod full_disk;
+mod kept;
 mod model;
 mod retention;
 mod sqlite;
@@ -15,13 +16,15 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use sandcaster::error::ErrorCode;
-use sandcaster::events::{Delta, RunEvent, StoredEvent, SystemEvent};
+use sandcaster::events::{Delta, RunEvent, StoredEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, CommitListener, Flush, Role, RunEnd, RunFacts, RunLease, RunState, RunStore, RunUsage,
     SqliteStore, StoreError, StoreOptions,
 };
 use tempfile::TempDir;
+
+use crate::support::records::{facts, first_event};
 
 /// No test waits longer than this for anything.
 pub const PATIENCE: Duration = Duration::from_mins(1);
@@ -71,18 +74,11 @@ impl NewRun {
 pub fn new_run(started_at: Timestamp) -> NewRun {
     NewRun {
         facts: RunFacts {
-            id: RunId::new(),
             prompt: "Say \"hi\"\n\u{1f44b}".to_owned(),
-            model: "demo".to_owned(),
-            provider: "demo".to_owned(),
-            sandbox_provider: "local".to_owned(),
             background: true,
-            started_at,
+            ..facts(started_at)
         },
-        first: event(
-            1,
-            &RunEvent::System(SystemEvent::new("init", "Agent started")),
-        ),
+        first: first_event(),
     }
 }
 
@@ -131,6 +127,21 @@ impl CommitListener for Heard {
         let mut failed = self.failed.lock();
         failed.extend(events.iter().map(|e| (e.seq.0, error.clone())));
     }
+}
+
+/// Appends `event`, whose fate `listener` hears of.
+pub async fn queue(
+    store: &dyn RunStore,
+    run: &RunLease,
+    event: Arc<StoredEvent>,
+    listener: &Arc<impl CommitListener + 'static>,
+) {
+    let append = Append {
+        lease: run.clone(),
+        events: vec![event],
+        listener: Arc::clone(listener) as _,
+    };
+    store.append(append).await.unwrap();
 }
 
 /// Appends and waits until its fate is known.

@@ -12,7 +12,8 @@ use sandcaster::store::{
 use tempfile::TempDir;
 
 use super::{
-    Heard, PATIENCE, append, at, created, delta, end_event, finish, log, new_run, open, sqlite,
+    Heard, PATIENCE, append, at, created, delta, end_event, finish, log, new_run, open, queue,
+    sqlite,
 };
 
 #[tokio::test]
@@ -367,14 +368,7 @@ async fn in_a_transaction_that_runs_full_each_write_gets_its_own_answer() {
     let text = "x".repeat(3000);
     for seq in 2..40 {
         for (run, heard) in &runs {
-            store
-                .append(Append {
-                    lease: run.clone(),
-                    events: vec![delta(seq, &text)],
-                    listener: Arc::clone(heard) as _,
-                })
-                .await
-                .unwrap();
+            queue(&*store, run, delta(seq, &text), heard).await;
         }
     }
     drop(store.flush(Flush::Synced).await);
@@ -466,14 +460,7 @@ async fn two_processes_may_write_at_once() {
         let run = created(&*store).await;
         let heard = Arc::new(Heard::default());
         for seq in 2..400 {
-            store
-                .append(Append {
-                    lease: run.clone(),
-                    events: vec![delta(seq, "x")],
-                    listener: Arc::clone(&heard) as _,
-                })
-                .await
-                .unwrap();
+            queue(&*store, &run, delta(seq, "x"), &heard).await;
             if seq % 20 == 0 {
                 store.flush(Flush::Synced).await.unwrap();
             }

@@ -23,33 +23,6 @@ const HTTPX: &str = "httpx==0.28.1";
 const HTTPX_SSE: &str = "httpx-sse==0.4.1";
 const EVENTSOURCE_PARSER: &str = "eventsource-parser@3.0.6";
 
-/// Processes of the sandbox of `run`, by what their command lines say of it.
-pub fn sandbox_processes(run: &str) -> Vec<u32> {
-    let label = format!("sandcaster-run={run}");
-    let entries = std::fs::read_dir("/proc").unwrap();
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0)
-                .any(|word| word == label.as_bytes())
-        })
-        .collect()
-}
-
-/// Waits until nothing of the sandbox of `run` is left.
-pub async fn sandbox_gone(run: &str) {
-    let mut looks = tokio::time::interval(Duration::from_millis(25));
-    let looking = async {
-        while !sandbox_processes(run).is_empty() {
-            looks.tick().await;
-        }
-    };
-    timeout(PATIENCE, looking)
-        .await
-        .unwrap_or_else(|_| panic!("left of {run}: {:?}", sandbox_processes(run)));
-}
-
 /// Runs a client to its end. Its arguments are in the message if it takes too long.
 pub async fn run(command: &mut Command) -> Output {
     bounded(command, PATIENCE).await

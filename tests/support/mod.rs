@@ -12,6 +12,7 @@ pub mod judges;
 pub mod memory_store;
 pub mod processes;
 pub mod recordings;
+pub mod records;
 pub mod served;
 
 use std::time::Duration;

@@ -17,6 +17,16 @@ pub fn running(word: &str) -> Vec<i32> {
         .collect()
 }
 
+/// Processes of the sandbox of `run`, by what their command lines say of it.
+pub fn sandbox_processes(run: &str) -> Vec<i32> {
+    running(&format!("sandcaster-run={run}"))
+}
+
+/// Waits until nothing of the sandbox of `run` is left.
+pub async fn sandbox_gone(run: &str) {
+    until_gone(&format!("sandcaster-run={run}")).await;
+}
+
 /// The processes outside of any sandbox whose command line has `word`.
 pub fn on_host(word: &str) -> Vec<i32> {
     let outside = |pid: &i32| {

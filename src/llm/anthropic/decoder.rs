@@ -399,3 +399,7 @@ fn few_values(json: &str) -> Result<(), LlmError> {
 #[cfg(test)]
 #[path = "decoder_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "decoder_odd_tests.rs"]
+mod odd_tests;
