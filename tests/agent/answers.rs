@@ -1,18 +1,10 @@
 //! Odd responses: whatever a model ends with, the run ends truthfully.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{bash, check_log, end};
-use crate::support::app::{TestApp, ask, kinds, of_kind, text, warnings};
+use super::{bash, end, run};
+use crate::support::app::{ask, kinds, of_kind, text, warnings};
 use crate::support::fake_llm::{FakeLlm, Reply};
-
-async fn run(llm: &FakeLlm) -> Vec<Value> {
-    let app = TestApp::with_llm(llm).await;
-    let events = app.run(ask("hi")).await;
-    check_log(&events);
-    app.stop().await;
-    events
-}
 
 #[tokio::test]
 async fn a_call_then_an_answer() {
@@ -23,7 +15,7 @@ async fn a_call_then_an_answer() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let use_ = of_kind(&events, "tool_use")[0];
     assert_eq!(use_["toolName"], "bash");
     assert_eq!(use_["content"], bash("echo hi; echo oops >&2").to_string());
@@ -52,7 +44,7 @@ async fn an_empty_answer_after_results_is_asked_for_once_more() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(warnings(&events), ["EMPTY_ANSWER"]);
     assert_eq!(of_kind(&events, "user").len(), 1);
     assert_eq!(end(&events)["content"], "Done.");
@@ -61,7 +53,7 @@ async fn an_empty_answer_after_results_is_asked_for_once_more() {
 #[tokio::test]
 async fn two_empty_answers_fail_the_run() {
     let llm = FakeLlm::start([Reply::new(), Reply::new().text("  \n")]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let error = end(&events);
     assert_eq!(error["code"], "LLM_BAD_RESPONSE");
     assert_eq!(error["retryable"], true);
@@ -78,7 +70,7 @@ async fn an_answer_cut_at_the_output_limit_is_gone_on_with_and_joined() {
         Reply::says("three."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["content"], "One, two, three.");
     assert_eq!(text(&events), "One, two, three.");
     assert_eq!(end(&events)["numTurns"], 1);
@@ -91,7 +83,7 @@ async fn an_answer_cut_at_the_output_limit_is_gone_on_with_and_joined() {
 async fn an_answer_cut_three_times_is_given_as_it_is() {
     let cut = |piece: &str| Reply::says(piece).stops("max_tokens");
     let llm = FakeLlm::start([cut("a"), cut("b"), cut("c")]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let result = end(&events);
     assert_eq!(
         (&result["content"], &result["truncated"]),
@@ -111,7 +103,7 @@ async fn a_call_cut_at_the_output_limit_is_not_run_and_the_model_is_told() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert!(of_kind(&events, "tool_use").is_empty());
     assert_eq!(kinds(&events).last(), Some(&"result"));
     let second = llm.request(1).await;
@@ -130,12 +122,12 @@ async fn thinking_cut_at_the_output_limit_gets_one_more_try_with_more_room() {
             .stops("max_tokens")
     };
     let llm = FakeLlm::start([thinks(), Reply::says("Done.")]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["content"], "Done.");
     assert_eq!(of_kind(&events, "thinking")[0]["content"], "Hmm");
 
     let llm = FakeLlm::start([thinks(), thinks()]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["type"], "error");
     assert_eq!(end(&events)["code"], "CONTEXT_TOO_LONG");
 }
@@ -143,7 +135,7 @@ async fn thinking_cut_at_the_output_limit_gets_one_more_try_with_more_room() {
 #[tokio::test]
 async fn a_refusal_ends_the_run_and_shown_text_is_no_result() {
     let llm = FakeLlm::start([Reply::says("Well, ").refuses("cyber", "That would do harm.")]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(text(&events), "Well, ");
     let error = end(&events);
     assert_eq!(
@@ -170,7 +162,7 @@ async fn a_paused_response_is_sent_back_and_goes_on() {
         Reply::says("Found."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["content"], "Searching. Found.");
     assert_eq!(end(&events)["numTurns"], 1);
     let second = llm.request(1).await;
@@ -182,7 +174,7 @@ async fn a_paused_response_is_sent_back_and_goes_on() {
 #[tokio::test]
 async fn an_unknown_stop_reason_is_warned_of_and_the_text_is_the_answer() {
     let llm = FakeLlm::start([Reply::says("Done.").stops("tired")]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(warnings(&events), ["STOP_REASON_UNKNOWN"]);
     assert_eq!(end(&events)["content"], "Done.");
 }
@@ -200,7 +192,7 @@ async fn a_conversation_that_no_longer_fits_is_cleared_once_and_sent_again() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["content"], "Done.");
     let warning = of_kind(&events, "warning")[0];
     assert_eq!(warning["code"], "CONTEXT_CLEARED");
@@ -219,7 +211,7 @@ async fn a_conversation_that_no_longer_fits_is_cleared_once_and_sent_again() {
 async fn a_conversation_that_cannot_be_made_to_fit_fails() {
     let too_long = || Reply::error(400, "invalid_request_error", "prompt is too long: 2 > 1");
     let llm = FakeLlm::start([too_long()]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let error = end(&events);
     assert_eq!(
         (&error["code"], &error["retryable"]),
@@ -236,7 +228,7 @@ async fn a_very_long_delta_becomes_several_events_of_the_same_text() {
         ("wörd ".repeat(25_000), true),
     ] {
         let llm = FakeLlm::start([Reply::says(&long)]).await;
-        let events = run(&llm).await;
+        let events = run(&llm, ask("hi")).await;
         assert!(of_kind(&events, "assistant").len() > 2);
         assert!(
             events
@@ -266,7 +258,7 @@ async fn what_goes_on_for_ever_is_warned_of_once_and_ends() {
     let mut replies: Vec<Reply> = (0..8).map(odd).collect();
     replies.push(Reply::says("Done."));
     let llm = FakeLlm::start(replies).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(warnings(&events), ["STOP_REASON_UNKNOWN", "TOOL_UNKNOWN"]);
     assert_eq!(end(&events)["content"], "Done.");
 
@@ -275,7 +267,7 @@ async fn what_goes_on_for_ever_is_warned_of_once_and_ends() {
         [work, Reply::new()]
     });
     let llm = FakeLlm::start(replies).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(warnings(&events), ["EMPTY_ANSWER"; 5]);
     let error = end(&events);
     assert_eq!(error["code"], "LLM_BAD_RESPONSE");
@@ -292,7 +284,7 @@ async fn two_empty_answers_with_work_between_them_do_not_fail_the_run() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["content"], "Done.");
     assert_eq!(warnings(&events), ["EMPTY_ANSWER"; 2]);
 }
@@ -305,7 +297,10 @@ async fn what_announced_a_call_that_was_cut_is_no_part_of_the_answer() {
             .stops("max_tokens")
     };
     let llm = FakeLlm::start([announced(), Reply::says("The answer is 42.")]).await;
-    assert_eq!(end(&run(&llm).await)["content"], "The answer is 42.");
+    assert_eq!(
+        end(&run(&llm, ask("hi")).await)["content"],
+        "The answer is 42."
+    );
 
     let thinks = || {
         Reply::new()
@@ -313,7 +308,7 @@ async fn what_announced_a_call_that_was_cut_is_no_part_of_the_answer() {
             .stops("max_tokens")
     };
     let llm = FakeLlm::start([announced(), thinks(), thinks()]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["code"], "CONTEXT_TOO_LONG");
 }
 
@@ -321,7 +316,7 @@ async fn what_announced_a_call_that_was_cut_is_no_part_of_the_answer() {
 async fn a_full_window_is_no_success_with_half_a_sentence() {
     let full = Reply::says("Let me look at the next file ").stops("model_context_window_exceeded");
     let llm = FakeLlm::start([full]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let error = end(&events);
     assert_eq!(
         (&error["type"], &error["code"]),
@@ -341,7 +336,7 @@ async fn a_pause_with_a_call_in_it_runs_the_call() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert!(llm.request(1).await.tool_results()[0].text.contains("hi"));
     assert_eq!(end(&events)["content"], "Done.");
 }
@@ -356,7 +351,7 @@ async fn an_answer_that_is_paused_for_ever_is_given_as_far_as_it_came_with_a_war
             .stops("pause_turn")
     };
     let llm = FakeLlm::start((0..6).map(paused)).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["content"], "Searching. ".repeat(6));
     assert_eq!(end(&events)["truncated"], true);
     assert_eq!(warnings(&events), ["ANSWER_TRUNCATED"]);
@@ -374,7 +369,7 @@ async fn thinking_stays_with_a_text_that_is_gone_on_with() {
         Reply::says("two."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["content"], "One, two.");
     let second = llm.request(1).await;
     let reply = &second.messages()[1]["content"];
@@ -392,7 +387,7 @@ async fn control_characters_count_as_the_json_that_they_become() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let largest = events.iter().map(|event| event.to_string().len()).max();
     assert!(largest < Some(256 * 1024), "{largest:?}");
     assert_eq!(text(&events), format!("{noise}Done."));

@@ -2,17 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{bash, check_log, end};
+use super::{bash, end, run};
 use crate::support::app::{TestApp, ask, of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, KEY, Reply, SentResult};
-
-async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
-    let app = TestApp::with_llm(llm).await;
-    let events = app.run(body).await;
-    check_log(&events);
-    app.stop().await;
-    events
-}
 
 fn texts(results: &[SentResult]) -> Vec<&str> {
     results.iter().map(|result| result.text.as_str()).collect()

@@ -1,18 +1,10 @@
 //! What goes wrong at the LLM: waited out while nothing was shown, else told truthfully.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{bash, check_log, end};
+use super::{bash, end, run};
 use crate::support::app::{TestApp, ask, kinds, of_kind, text, warnings};
 use crate::support::fake_llm::{FakeLlm, Reply};
-
-async fn run(llm: &FakeLlm) -> Vec<Value> {
-    let app = TestApp::with_llm(llm).await;
-    let events = app.run(ask("hi")).await;
-    check_log(&events);
-    app.stop().await;
-    events
-}
 
 #[tokio::test]
 async fn faults_before_the_first_delta_are_waited_out_and_warned_of() {
@@ -23,7 +15,7 @@ async fn faults_before_the_first_delta_are_waited_out_and_warned_of() {
         Reply::says("Done."),
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(warnings(&events), ["LLM_RETRY"; 3]);
     let retries = of_kind(&events, "warning");
     let causes: Vec<_> = retries.iter().map(|event| event["cause"].clone()).collect();
@@ -48,7 +40,7 @@ async fn the_providers_own_wish_for_a_pause_is_a_minimum() {
     ])
     .await;
     let begun = tokio::time::Instant::now();
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert!(begun.elapsed().as_millis() >= 1000);
     let warning = of_kind(&events, "warning")[0];
     assert_eq!(warning["cause"], "LLM_RATE_LIMITED");
@@ -62,7 +54,7 @@ async fn a_pause_longer_than_the_run_may_wait_ends_it_at_once() {
         Reply::error(429, "rate_limit_error", "slow down").header("retry-after", "3600")
     ])
     .await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let error = end(&events);
     assert_eq!(
         (
@@ -79,7 +71,7 @@ async fn a_pause_longer_than_the_run_may_wait_ends_it_at_once() {
 async fn after_three_retries_the_provider_is_given_up() {
     let down = || Reply::error(529, "overloaded_error", "Overloaded").header("retry-after-ms", "1");
     let llm = FakeLlm::start([down(), down(), down(), down()]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(warnings(&events), ["LLM_RETRY"; 3]);
     let error = end(&events);
     assert_eq!(
@@ -106,7 +98,7 @@ async fn an_answer_cut_after_its_first_delta_ends_the_run_and_runs_no_tool() {
             .ends_early(),
     ] {
         let llm = FakeLlm::start([reply]).await;
-        let events = run(&llm).await;
+        let events = run(&llm, ask("hi")).await;
         let error = end(&events);
         assert_eq!(
             (&error["code"], &error["retryable"]),
@@ -123,7 +115,7 @@ async fn an_answer_cut_after_its_first_delta_ends_the_run_and_runs_no_tool() {
 #[tokio::test]
 async fn an_error_within_a_stream_that_was_shown_keeps_its_own_code() {
     let llm = FakeLlm::start([Reply::new().text("Let me").breaks("api_error", "Internal")]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     assert_eq!(end(&events)["code"], "LLM_UNAVAILABLE");
     assert_eq!(text(&events), "Let me");
 }
@@ -163,7 +155,7 @@ async fn refusals_of_the_provider_have_their_code_and_say_what_to_do() {
         ),
     ] {
         let llm = FakeLlm::start([Reply::error(status, kind, message)]).await;
-        let events = run(&llm).await;
+        let events = run(&llm, ask("hi")).await;
         let error = end(&events);
         assert_eq!(error["code"], code, "{error}");
         assert_eq!(error["retryable"], false, "{error}");
@@ -180,7 +172,7 @@ async fn refusals_of_the_provider_have_their_code_and_say_what_to_do() {
 async fn an_answer_that_cannot_be_understood_may_be_asked_for_again_by_the_client() {
     let page = Reply::body(200, "text/html", b"<html>login</html>");
     let llm = FakeLlm::start([page]).await;
-    let events = run(&llm).await;
+    let events = run(&llm, ask("hi")).await;
     let error = end(&events);
     assert_eq!(
         (&error["code"], &error["retryable"]),

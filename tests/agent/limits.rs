@@ -2,21 +2,13 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{bash, check_log, end};
+use super::{bash, check_log, end, run};
 use crate::support::app::{TestApp, kinds, of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, Gate, Received, Reply};
 use crate::support::processes::{own_sleep, until_sleeping};
 use crate::support::skip;
-
-async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
-    let app = TestApp::with_llm(llm).await;
-    let events = app.run(body).await;
-    check_log(&events);
-    app.stop().await;
-    events
-}
 
 fn call(n: u32) -> Reply {
     Reply::new().call("bash", &bash(&format!("echo {n}")))

@@ -11,6 +11,9 @@ mod start;
 
 use serde_json::{Value, json};
 
+use crate::support::app::TestApp;
+use crate::support::fake_llm::FakeLlm;
+
 /// The arguments of a `bash` call.
 fn bash(command: &str) -> Value {
     json!({ "command": command })
@@ -28,4 +31,13 @@ fn check_log(events: &[Value]) {
         let terminal = matches!(event["type"].as_str(), Some("result" | "error"));
         assert_eq!(terminal, at + 1 == events.len(), "{event}");
     }
+}
+
+/// A whole run of `body`.
+async fn run(llm: &FakeLlm, body: Value) -> Vec<Value> {
+    let app = TestApp::with_llm(llm).await;
+    let events = app.run(body).await;
+    check_log(&events);
+    app.stop().await;
+    events
 }

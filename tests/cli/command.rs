@@ -2,47 +2,17 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::process::Output;
 
-/// The binary with nothing of this process's environment, in `dir`.
+use crate::support::clients::{program, run};
+
+/// What comes of the program in `dir`, with nothing of this process's environment.
 fn sandcaster(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sandcaster"));
-    command
-        .args(arguments)
-        .current_dir(dir)
-        .env_clear()
-        .envs(env.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let (done, over) = std::sync::mpsc::channel::<()>();
-    let pid = child.id();
-    // A command that hangs is ended, so that the test fails instead of hanging with it.
-    let watchdog = std::thread::spawn(move || {
-        if over.recv_timeout(Duration::from_secs(30)).is_err() {
-            drop(Command::new("kill").args(["-9", &pid.to_string()]).status());
-        }
-    });
-    let stdout = child.stdout.take().unwrap();
-    let stderr = child.stderr.take().unwrap();
-    let read = |mut pipe: Box<dyn std::io::Read + Send>| {
-        std::thread::spawn(move || {
-            let mut bytes = Vec::new();
-            pipe.read_to_end(&mut bytes).unwrap();
-            bytes
-        })
-    };
-    let (stdout, stderr) = (read(Box::new(stdout)), read(Box::new(stderr)));
-    let status = child.wait().unwrap();
-    done.send(()).unwrap_or_default();
-    watchdog.join().unwrap();
-    Output {
-        status,
-        stdout: stdout.join().unwrap(),
-        stderr: stderr.join().unwrap(),
-    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let mut program = program(dir, arguments, env);
+    runtime.unwrap().block_on(run(&mut program))
 }
 
 fn text(bytes: &[u8]) -> String {

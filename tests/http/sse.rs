@@ -1,5 +1,6 @@
 //! Event streams over a socket, from events at hand.
 
+use std::process::Output;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use sandcaster::events::{Delta, ResultEvent, RunEvent, StopReason, StoredEvent, 
 use sandcaster::ids::Seq;
 use sandcaster::store::StoreError;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -183,89 +185,59 @@ async fn the_head_comes_before_any_event_and_each_event_when_it_happens() {
     assert!(Reply::parse(seen.as_bytes()).complete);
 }
 
-#[tokio::test]
-async fn a_client_that_leaves_lets_the_source_go() {
+/// The source of a stream is let go once its client did `leave`.
+async fn is_let_go<T>(leave: impl AsyncFnOnce(TcpStream) -> T) {
     let (dropped, was_dropped) = oneshot::channel::<()>();
     let dropped = Arc::new(parking_lot::Mutex::new(Some(dropped)));
-    let server = serve(
-        move || {
-            let held = dropped.lock().take();
-            stream::once(async move {
-                let _held = held;
-                std::future::pending().await
-            })
-        },
-        LONG,
-    )
-    .await;
+    let source = move || {
+        let held = dropped.lock().take();
+        stream::once(async move {
+            let _held = held;
+            std::future::pending().await
+        })
+    };
+    let server = serve(source, LONG).await;
     let mut connection = server.connect().await;
-    connection
-        .write_all(&server.get("/runs").bytes())
-        .await
-        .unwrap();
+    let request = server.get("/runs").bytes();
+    connection.write_all(&request).await.unwrap();
     let mut seen = String::new();
     read_until(&mut connection, &mut seen, "retry: 2000").await;
-    drop(connection);
-    let gone = timeout(PATIENCE, was_dropped)
-        .await
-        .expect("the source is let go");
-    assert!(gone.is_err());
+    let _left = leave(connection).await;
+    let gone = timeout(PATIENCE, was_dropped).await;
+    assert!(gone.expect("the source is let go").is_err());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_lets_the_source_go() {
+    is_let_go(async |connection| drop(connection)).await;
 }
 
 #[tokio::test]
 async fn a_client_that_will_send_nothing_more_counts_as_gone() {
-    let (dropped, was_dropped) = oneshot::channel::<()>();
-    let dropped = Arc::new(parking_lot::Mutex::new(Some(dropped)));
-    let server = serve(
-        move || {
-            let held = dropped.lock().take();
-            stream::once(async move {
-                let _held = held;
-                std::future::pending().await
-            })
-        },
-        LONG,
-    )
+    is_let_go(async |mut connection| {
+        connection.shutdown().await.unwrap();
+        connection
+    })
     .await;
-    let mut connection = server.connect().await;
-    connection
-        .write_all(&server.get("/runs").bytes())
-        .await
-        .unwrap();
-    let mut seen = String::new();
-    read_until(&mut connection, &mut seen, "retry: 2000").await;
-    connection.shutdown().await.unwrap();
-    let gone = timeout(PATIENCE, was_dropped)
-        .await
-        .expect("the source is let go");
-    assert!(gone.is_err());
+}
+
+async fn curled(server: &TestServer) -> Output {
+    let url = format!("http://{}/runs", server.address);
+    let curl = tokio::process::Command::new("curl")
+        .args(["-sS", "-N", "--max-time", "15", &url])
+        .output();
+    curl.await.expect("curl is installed")
 }
 
 #[tokio::test]
 async fn curl_reads_a_stream() {
     let server = serve(|| stream::iter([Ok(delta(1, "hi")), Ok(result(2))]), LONG).await;
-    let url = format!("http://{}/runs", server.address);
-    let curl = tokio::process::Command::new("curl")
-        .args(["-sS", "-N", "--max-time", "15", &url])
-        .output();
-    let output = curl.await.expect("curl is installed");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = curled(&server).await;
+    assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("event: assistant\n") && text.contains("event: result\n"));
 
     let cut = serve(|| stream::iter([Ok(delta(1, "hi"))]), LONG).await;
-    let url = format!("http://{}/runs", cut.address);
-    let curl = tokio::process::Command::new("curl")
-        .args(["-sS", "-N", "--max-time", "15", &url])
-        .output();
-    let output = curl.await.expect("curl is installed");
-    assert_eq!(
-        output.status.code(),
-        Some(18),
-        "a cut stream is a partial transfer"
-    );
+    let code = curled(&cut).await.status.code();
+    assert_eq!(code, Some(18), "a cut stream is a partial transfer");
 }

@@ -1,5 +1,6 @@
 //! What is taken, what waits, and what is refused.
 
+use sandcaster::config::Config;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -62,6 +63,14 @@ async fn a_full_server_refuses_before_the_body_and_takes_the_next_after_an_end()
     app.stop().await;
 }
 
+async fn with_one_sandbox(llm: &FakeLlm) -> TestApp {
+    let builder = TestApp::builder().llm(llm);
+    let one = |config: &mut Config| {
+        config.server.max_sandboxes.insert("local", 1);
+    };
+    builder.tune(one).start().await
+}
+
 #[tokio::test]
 async fn a_run_waits_for_a_place_for_its_sandbox_and_says_so() {
     let gate = Gate::new();
@@ -71,13 +80,7 @@ async fn a_run_waits_for_a_place_for_its_sandbox_and_says_so() {
         Reply::says("Two."),
     ])
     .await;
-    let app = TestApp::builder()
-        .llm(&llm)
-        .tune(|config| {
-            config.server.max_sandboxes.insert("local", 1);
-        })
-        .start()
-        .await;
+    let app = with_one_sandbox(&llm).await;
     let mut first = app.query(ask("one")).await;
     while first.next().await.unwrap()["subtype"] != "sandbox_created" {}
     gate.reached().await;
@@ -105,13 +108,7 @@ async fn a_run_that_waits_for_a_sandbox_can_be_cancelled() {
         Reply::new().call("bash", &json!({"command": "echo second"})),
     ])
     .await;
-    let app = TestApp::builder()
-        .llm(&llm)
-        .tune(|config| {
-            config.server.max_sandboxes.insert("local", 1);
-        })
-        .start()
-        .await;
+    let app = with_one_sandbox(&llm).await;
     let mut first = app.query(ask("one")).await;
     while first.next().await.unwrap()["subtype"] != "sandbox_created" {}
     let mut second = app.query(ask("two")).await;

@@ -1,31 +1,22 @@
 //! `sandcaster query`: a run in the command's own process.
 
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Output;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
-use crate::support::app::{PATIENCE, binary, kinds, of_kind, text};
+use crate::support::app::{PATIENCE, kinds, of_kind, text};
+use crate::support::clients::program;
 use crate::support::fake_llm::{FakeLlm, KEY, Reply};
 use crate::support::processes::{own_sleep, running, until_gone, until_sleeping};
 use crate::support::served::Served;
 
 fn query(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Child {
-    Command::new(binary())
-        .arg("query")
-        .args(arguments)
-        .current_dir(dir)
-        .env_clear()
-        .envs(env.iter().copied())
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
+    let arguments = [&["query"], arguments].concat();
+    program(dir, &arguments, env).spawn().unwrap()
 }
 
 async fn ended(child: Child) -> Output {

@@ -190,14 +190,7 @@ async fn a_short_api_key_harms_no_text_that_has_its_word_in_it() {
         Reply::says("It begins with import os."),
     ])
     .await;
-    let dir = tempfile::tempdir().unwrap();
-    let base_url = llm.base_url();
-    let env = [
-        ("ANTHROPIC_API_KEY", KEY),
-        ("ANTHROPIC_BASE_URL", base_url.as_str()),
-        ("SANDCASTER_API_KEY", "import"),
-    ];
-    let server = Served::start(dir.path(), &env).await;
+    let server = Served::with_llm(&llm, &[("SANDCASTER_API_KEY", "import")]).await;
     let stream = server
         .query(&json!({"prompt": "hi", "model": "sonnet"}))
         .await;

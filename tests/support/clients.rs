@@ -14,6 +14,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
+use super::app::binary;
+
 /// Longer than anything takes; a test that waits for it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 /// For installing a client: a registry may be slow.
@@ -22,6 +24,21 @@ pub(super) const INSTALL_PATIENCE: Duration = Duration::from_secs(150);
 const HTTPX: &str = "httpx==0.28.1";
 const HTTPX_SSE: &str = "httpx-sse==0.4.1";
 const EVENTSOURCE_PARSER: &str = "eventsource-parser@3.0.6";
+
+/// The program itself in `dir`, with this environment alone.
+pub fn program(dir: &Path, arguments: &[&str], env: &[(&str, &str)]) -> Command {
+    let mut program = Command::new(binary());
+    program
+        .args(arguments)
+        .current_dir(dir)
+        .env_clear()
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    program
+}
 
 /// Runs a client to its end. Its arguments are in the message if it takes too long.
 pub async fn run(command: &mut Command) -> Output {
