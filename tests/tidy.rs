@@ -420,7 +420,7 @@ fn architecture_is_short_and_names_every_module() {
     assert!(text.lines().count() <= 150);
     for entry in fs::read_dir(root().join("src")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
-        if name == "lib.rs" || name == "telemetry" {
+        if name == "lib.rs" || name == "telemetry" || name.ends_with("_tests.rs") {
             continue;
         }
         let name = if name.contains('.') {

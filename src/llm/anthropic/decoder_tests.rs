@@ -76,13 +76,17 @@ pub(super) fn piece(index: u64, json: &str) -> Value {
 }
 
 pub(super) fn block_start(index: impl Into<Value>, block: Value) -> Value {
-    let index: Value = index.into();
-    json!({"type": "content_block_start", "index": index, "content_block": block})
+    let mut event = json!({"type": "content_block_start"});
+    event["index"] = index.into();
+    event["content_block"] = block;
+    event
 }
 
 pub(super) fn block_delta(index: impl Into<Value>, delta: Value) -> Value {
-    let index: Value = index.into();
-    json!({"type": "content_block_delta", "index": index, "delta": delta})
+    let mut event = json!({"type": "content_block_delta"});
+    event["index"] = index.into();
+    event["delta"] = delta;
+    event
 }
 
 pub(super) fn block_end(index: u64) -> Value {
