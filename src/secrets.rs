@@ -25,6 +25,9 @@ pub const SHORTEST_SEARCHED: usize = 16;
 /// So many line ends within a secret are passed over, each time: encoders wrap what they write at any column.
 const MOST_BREAKS: usize = 4;
 
+/// Of a word that may go on to be a secret so many bytes are shown at once.
+const MOST_SHOWN: usize = 8;
+
 /// What percent-encoders encode: all that is reserved, what Python's `quote` does, what JavaScript's
 /// `encodeURIComponent` and `encodeURI` do.
 static ENCODED: [AsciiSet; 4] = [
@@ -73,12 +76,15 @@ pub struct Redactor(Option<Arc<Needles>>);
 
 /// Needles, which have no line ends: those of a text are passed over.
 struct Needles {
-    /// Tells the leftmost needle, and the longest of those, by its place in `sorted`. None if there are gigabytes of
+    /// Tells the leftmost needle, and the longest of those, by its number. None if there are gigabytes of
     /// them: then all is hidden.
     finder: Option<(NFA, StateID)>,
-    /// In order, so that those with a common beginning are neighbours.
-    sorted: Vec<String>,
     longest: usize,
+    /// So much of a last word is shown at once: at most half of any needle.
+    shown: usize,
+    /// What a needle may have besides line ends: all visible ASCII, whatever these needles have, so that it tells
+    /// nothing of them, and what keys don't have but these needles do.
+    in_words: [bool; 256],
     /// What no needle begins with is passed over quickly.
     begins: [bool; 256],
 }
@@ -87,6 +93,13 @@ struct Needles {
 struct Replaced {
     first: usize,
     done: usize,
+}
+
+/// The last word of a text.
+struct Undecided {
+    start: usize,
+    /// The end of what may be shown of it.
+    shown: usize,
 }
 
 /// Whose words the names in a JSON value are.
@@ -138,17 +151,20 @@ impl Redactor {
                 let start = nfa.start_state(Anchored::No).ok()?;
                 Some((nfa, start))
             });
-        let mut begins = [false; 256];
-        for first in sorted.iter().filter_map(|needle| needle.bytes().next()) {
-            if let Some(begins) = begins.get_mut(usize::from(first)) {
-                *begins = true;
-            }
-        }
+        let begins = sorted.iter().filter_map(|needle| needle.bytes().next());
+        let in_words = (b'!'..=b'~').chain([b'\n', b'\r']);
+        let in_words = in_words.chain(sorted.iter().flat_map(|needle| needle.bytes()));
         Self(Some(Arc::new(Needles {
             finder,
-            sorted,
             longest,
-            begins,
+            shown: sorted
+                .iter()
+                .map(String::len)
+                .min()
+                .map_or(0, |shortest| shortest / 2)
+                .min(MOST_SHOWN),
+            begins: set(begins),
+            in_words: set(in_words),
         })))
     }
 
@@ -171,9 +187,18 @@ impl Redactor {
         self.0.as_ref().is_some_and(found)
     }
 
-    /// The beginning of a longer text, without any secret and without an end that may be half of one.
+    /// The beginning of a longer text, without any secret and without its last word, which may be half of one.
     pub fn clean_cut(&self, beginning: &str) -> String {
-        self.stream().push(beginning)
+        let Some(needles) = &self.0 else {
+            return beginning.to_owned();
+        };
+        let end = needles.undecided(beginning).start;
+        let mut out = String::new();
+        let done = needles
+            .replace(beginning, end, &mut out)
+            .map_or(0, |replaced| replaced.done);
+        out.push_str(beginning.get(done..end).unwrap_or_default());
+        out
     }
 
     /// Takes every secret out of `text`. Whether there was one.
@@ -211,23 +236,38 @@ impl Redactor {
         }
     }
 
-    /// A cleaner for text that arrives in pieces.
+    /// A cleaner for text that arrives in pieces, and is read when it is whole.
     pub fn stream(&self) -> RedactingStream {
         RedactingStream {
             redactor: self.clone(),
             held: String::new(),
             given: 0,
+            live: false,
+        }
+    }
+
+    /// A cleaner for text that is read piece by piece: no piece waits for the next because of the usual words at its
+    /// end. So the first [`MOST_SHOWN`] bytes of a secret at the end of a piece are shown.
+    pub fn live_stream(&self) -> RedactingStream {
+        RedactingStream {
+            live: true,
+            ..self.stream()
         }
     }
 }
 
-const fn is_break(byte: u8) -> bool {
-    matches!(byte, b'\n' | b'\r')
+fn set(bytes: impl Iterator<Item = u8>) -> [bool; 256] {
+    let mut set = [false; 256];
+    for byte in bytes {
+        if let Some(is_in) = set.get_mut(usize::from(byte)) {
+            *is_in = true;
+        }
+    }
+    set
 }
 
-/// What of `bytes` is no line end.
-fn unbroken(bytes: &[u8]) -> impl DoubleEndedIterator<Item = u8> {
-    bytes.iter().copied().filter(|byte| !is_break(*byte))
+const fn is_break(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
 }
 
 impl Needles {
@@ -284,26 +324,35 @@ impl Needles {
         self.begins.get(usize::from(byte)) == Some(&true)
     }
 
-    /// Where the longest end of `text` begins that a longer needle begins with: what comes next decides what
-    /// it is. Nothing that begins before goes on past the end.
-    fn undecided(&self, text: &str) -> usize {
+    /// The end of `text` that may go on to be a needle: its last word, or as much of it as a needle can begin in. No
+    /// needle before goes on past the end. Not where a needle *would* begin: whoever chooses the text could read
+    /// the needles from what is held back, a character at a time.
+    fn undecided(&self, text: &str) -> Undecided {
         let bytes = text.as_bytes();
-        let goes_on = |at: &usize| {
-            let tail = bytes.get(*at..).unwrap_or_default();
-            if !tail.first().is_some_and(|first| self.begins(*first)) {
-                return false;
-            }
-            // A needle's first byte begins a character, so other places can't match.
-            let next = self
-                .sorted
-                .partition_point(|needle| needle.bytes().cmp(unbroken(tail)).is_le());
-            let begins = |needle: &String| needle.bytes().zip(unbroken(tail)).all(|(a, b)| a == b);
-            self.sorted.get(next).is_some_and(begins)
-        };
-        (back(bytes, self.longest - 1)..bytes.len())
-            .find(goes_on)
-            .unwrap_or(bytes.len())
+        let from = back(bytes, self.longest - 1);
+        let ended = bytes.get(from..).unwrap_or_default();
+        let ended = ended.iter().rposition(|byte| !self.in_words(*byte));
+        let start = floor(text, ended.map_or(from, |at| from + at + 1));
+        let is_word = ended.is_some() || from == 0;
+        let shown = if is_word { self.shown } else { 0 };
+        Undecided {
+            start,
+            shown: floor(text, start + shown),
+        }
     }
+
+    fn in_words(&self, byte: u8) -> bool {
+        self.in_words.get(usize::from(byte)) == Some(&true)
+    }
+}
+
+/// The boundary of characters at `at`, or the last before.
+fn floor(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
 }
 
 /// Where the last `len` bytes of `text` begin, line ends within them not counted; nothing goes on over more of those
@@ -323,7 +372,7 @@ fn back(text: &[u8], len: usize) -> usize {
     start
 }
 
-/// Cleans text that arrives in pieces, holding back only an end that may be the start of a secret.
+/// Cleans text that arrives in pieces, holding back the last word, which may be the start of a secret.
 #[derive(Debug)]
 pub struct RedactingStream {
     redactor: Redactor,
@@ -331,6 +380,7 @@ pub struct RedactingStream {
     /// So many bytes of it were given out already, at a pause: whoever joins all that is given must not find a
     /// secret that goes on after it.
     given: usize,
+    live: bool,
 }
 
 impl RedactingStream {
@@ -340,8 +390,9 @@ impl RedactingStream {
             return piece.to_owned();
         };
         self.held.push_str(piece);
-        let undecided = needles.undecided(&self.held);
-        self.give(&needles, undecided, undecided)
+        let Undecided { start, shown } = needles.undecided(&self.held);
+        let end = if self.live { shown } else { start };
+        self.give(&needles, start, end, start)
     }
 
     /// A pause, or the end: gives what was held back.
@@ -349,14 +400,15 @@ impl RedactingStream {
         let Some(needles) = self.redactor.0.clone() else {
             return String::new();
         };
-        let undecided = needles.undecided(&self.held);
-        self.give(&needles, self.held.len(), undecided)
+        let end = self.held.len();
+        self.give(&needles, end, end, needles.undecided(&self.held).start)
     }
 
-    /// Gives out what is held before `end`, without what was given before, and keeps what begins at `undecided`.
-    fn give(&mut self, needles: &Needles, end: usize, undecided: usize) -> String {
+    /// Gives out what is held before `end`, without what was given before and without the needles that begin before
+    /// `decided`, and keeps what begins at `undecided`.
+    fn give(&mut self, needles: &Needles, decided: usize, end: usize, undecided: usize) -> String {
         let mut shown = String::new();
-        let replaced = needles.replace(&self.held, end, &mut shown);
+        let replaced = needles.replace(&self.held, decided, &mut shown);
         let done = replaced.as_ref().map_or(0, |replaced| replaced.done);
         let (end, kept) = (done.max(end), done.max(undecided));
         let first = replaced.map_or(end, |replaced| replaced.first);

@@ -88,8 +88,8 @@ pub(super) struct Streams {
 impl Streams {
     pub(super) fn new(redactor: &Redactor) -> Self {
         Self {
-            text: redactor.stream(),
-            thinking: redactor.stream(),
+            text: redactor.live_stream(),
+            thinking: redactor.live_stream(),
         }
     }
 }

@@ -222,7 +222,8 @@ mod tests {
         let redactor = Redactor::new([&crate::secrets::Secret::new(KEY)]);
         for (body, most, whole) in [
             (format!("bad {KEY}"), 10, "bad "),
-            (format!("bad {KEY}"), 3, "bad"),
+            // What stands at a cut may be the beginning of one.
+            (format!("bad {KEY}"), 3, ""),
             ("not bad".to_owned(), 7, "not bad"),
             // Whole, so whoever reads it cleans it.
             (format!("bad {KEY}"), 100, "bad sk-0123456789abcdef"),

@@ -471,9 +471,12 @@ impl Call<'_> {
 
 /// What the sandbox says of processes that it killed itself, among the outer shell's words.
 fn killed(outer_said: &[u8], redactor: &Redactor) -> Vec<String> {
-    // It may have been cut, in a key too.
-    let said = redactor.clean_cut(&String::from_utf8_lossy(outer_said));
-    said.lines()
+    // It may have been cut, in a key too: of that line nothing is told.
+    let said = String::from_utf8_lossy(outer_said);
+    let whole = said.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    redactor
+        .clean(whole)
+        .lines()
         .filter_map(|line| line.strip_prefix("sandcaster: "))
         .filter(|said| said.starts_with("killed process "))
         .map(one_line)

@@ -3,6 +3,8 @@
 //! A refused call costs a turn, so what can only mean one thing is taken as meant. The schemas are of the
 //! common subset of the providers: an object of `string`, `integer`, `boolean`, with `enum`.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
@@ -11,6 +13,9 @@ use crate::secrets::Redactor;
 use crate::show::{did_you_mean, first_chars, one_line, short};
 
 use super::types::Failure;
+
+/// So many characters of malformed arguments are looked at, to show the first of them.
+const LOOKED_AT: usize = 8_192;
 
 /// Names that models use for ours, besides ours in another style (`oldString`).
 const SYNONYMS: &[(&str, &str)] = &[
@@ -119,8 +124,13 @@ impl Prepared {
 /// A complaint for the model: what is wrong, the schema in a line, the beginning of what arrived.
 pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<Prepared, String> {
     let complain = |what: &str, got: &str| {
-        // Cleaned before it is cut; it may have been cut in a key on its way here.
-        let got = redactor.clean_cut(got);
+        // Cleaned before it is cut.
+        let begin = first_chars(got, LOOKED_AT);
+        let got = if begin.len() == got.len() {
+            redactor.clean(got)
+        } else {
+            Cow::Owned(redactor.clean_cut(begin))
+        };
         format!(
             "{}: {what}. Expected {}. Got: {}",
             spec.name,
