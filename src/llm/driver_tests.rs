@@ -1,4 +1,5 @@
 use super::*;
+use crate::llm::protocol::media;
 use crate::chat::{Document, Image, ImageType, Part};
 use crate::llm::estimate::of_message;
 use crate::llm::json::Json;

@@ -10,9 +10,11 @@ use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     FileRecord, Role, RunFacts, RunLease, RunStore, SqliteStore, StoreOptions, StoredFile,
 };
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::support::fake_llm::{FakeLlm, KEY, Reply};
 use crate::support::served::Served;
 
 async fn run(store: &SqliteStore, prompt: &str) -> RunLease {
@@ -118,4 +120,43 @@ async fn forty_stalled_downloads_of_a_large_file_take_little_memory() {
         .await
         .unwrap();
     assert!(rest.ends_with(&bytes));
+}
+
+/// Makes `$1.jpg` to `$9.jpg`, whole images of 3.6 MB each, where files are not collected.
+const IMAGES: &str = r"mkdir /tmp/i && cd /tmp/i && {
+    printf '\377\330\377\340\000\004ab\377\302\000\007\010\003\040\004\260\377\332\000\004ab'
+    head -c 3600000 /dev/zero
+    printf '\377\331'
+} > 0.jpg && for n in 1 2 3 4 5 6 7 8 9; do cp 0.jpg $n.jpg; done";
+
+#[tokio::test]
+async fn a_run_that_looks_at_ten_large_images_takes_memory_for_its_history_once() {
+    let read = |n: u32| json!({"path": format!("/tmp/i/{n}.jpg")});
+    let all = (0..10).fold(Reply::new(), |reply, n| reply.call("file_read", &read(n)));
+    let llm = FakeLlm::start([
+        Reply::says("Hi."),
+        Reply::new().call("bash", &json!({ "command": IMAGES })),
+        all,
+        Reply::new().call("file_read", &read(0)),
+        Reply::says("Zeros."),
+    ])
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let url = llm.base_url();
+    let mut env = vec![
+        ("ANTHROPIC_API_KEY", KEY),
+        ("ANTHROPIC_BASE_URL", &url),
+    ];
+    let x = std::env::var("X_ENV").unwrap_or_default();
+    env.extend(x.split(',').filter_map(|x| x.split_once('=')));
+    let server = Served::start(dir.path(), &env).await;
+    let ask = json!({"prompt": "Look", "model": "sonnet", "sandboxProvider": "local"});
+    server.query(&ask).await.rest().await;
+    let before = server.peak_kib();
+    let events = server.query(&ask).await.rest().await;
+    assert_eq!(events.last().unwrap()["type"], "result", "{events:?}");
+    let largest = llm.requests().iter().map(|request| request.raw.len()).max();
+    let history = largest.unwrap() / 1024;
+    let grown = server.peak_kib() - before;
+    eprintln!("history {history} KiB, before {before}, grown {grown}");
 }

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
@@ -434,18 +434,49 @@ pub(super) struct Index(pub(super) i64);
 
 impl<'de> Deserialize<'de> for Index {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&RawValue>::deserialize(deserializer)?.get();
-        let number: Option<Number> = serde_json::from_str(raw.trim_matches('"')).ok();
-        let index = number.as_ref().and_then(integer);
-        let fault = || D::Error::custom("its index is no number of a block");
-        index.map(Self).ok_or_else(fault)
+        struct Figure;
+        impl Visitor<'_> for Figure {
+            type Value = Index;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the number of a block")
+            }
+
+            fn visit_i64<E>(self, index: i64) -> Result<Index, E> {
+                Ok(Index(index))
+            }
+
+            fn visit_u64<E: Error>(self, index: u64) -> Result<Index, E> {
+                let fault = |_| E::invalid_value(Unexpected::Unsigned(index), &self);
+                i64::try_from(index).map(Index).map_err(fault)
+            }
+
+            fn visit_f64<E: Error>(self, index: f64) -> Result<Index, E> {
+                let fault = || E::invalid_value(Unexpected::Float(index), &self);
+                whole(index).map(Index).ok_or_else(fault)
+            }
+
+            fn visit_str<E: Error>(self, index: &str) -> Result<Index, E> {
+                let number: Option<Number> = serde_json::from_str(index).ok();
+                let fault = || E::invalid_value(Unexpected::Str(index), &self);
+                number
+                    .as_ref()
+                    .and_then(integer)
+                    .map(Index)
+                    .ok_or_else(fault)
+            }
+        }
+        deserializer.deserialize_any(Figure)
     }
 }
 
 /// An integer that may be written like `1.0`.
 fn integer<T: FromStr>(number: &Number) -> Option<T> {
-    number.to_string().parse().ok().or_else(|| {
-        let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
-        format!("{float:.0}").parse().ok()
-    })
+    let written = number.to_string().parse().ok();
+    written.or_else(|| whole(number.as_f64()?))
+}
+
+fn whole<T: FromStr>(float: f64) -> Option<T> {
+    let whole = (float.fract() == 0.0).then(|| format!("{float:.0}"));
+    whole?.parse().ok()
 }
