@@ -433,9 +433,16 @@ mod tests {
     #[test]
     fn bytes_are_encoded_in_their_place_as_elsewhere() {
         let bytes: Vec<u8> = (0..=255).cycle().take(5 * GROUP + 7).collect();
-        for length in (0..9).chain(GROUP - 3..GROUP + 4).chain(5 * GROUP..5 * GROUP + 7) {
+        for length in (0..9)
+            .chain(GROUP - 3..GROUP + 4)
+            .chain(5 * GROUP..5 * GROUP + 7)
+        {
             let part = &bytes[..length];
-            assert_eq!(*Base64::of(part.to_vec()), *STANDARD.encode(part), "{length}");
+            assert_eq!(
+                *Base64::of(part.to_vec()),
+                *STANDARD.encode(part),
+                "{length}"
+            );
         }
         let shared = Bytes::from(bytes.clone());
         let own = shared.clone();

@@ -104,7 +104,9 @@ pub fn bytes_of(message: &Message) -> usize {
         Part::Image(_) | Part::Document(_) => 0,
     };
     let of_block = |block: &Block| match block {
-        Block::Text { text, echo } => text.len() + echo.as_ref().map_or(0, |echo| echo.json().len()),
+        Block::Text { text, echo } => {
+            text.len() + echo.as_ref().map_or(0, |echo| echo.json().len())
+        }
         Block::Opaque(echo) => echo.json().len(),
         Block::Call(call) => call.args.text_bytes(),
     };
