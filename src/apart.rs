@@ -1,4 +1,9 @@
 //! Work that would hold up the runtime's threads.
+//!
+//! Runs and tools have places of their own, at least two each: in common places a run's beginning would queue behind
+//! whole works of tools, and one place would be held up by one long work for all others. On few cores these are more
+//! threads than cores, which costs less than a queue: the kernel gives each its turn within milliseconds, and a thread
+//! of the runtime, which mostly sleeps, goes first when it wakes.
 
 use std::num::NonZero;
 use std::sync::{Arc, LazyLock};

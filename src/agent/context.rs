@@ -1,7 +1,8 @@
 //! What fits into the model's context window and into a request, and what goes when it no longer does.
 
+use crate::apart::aside;
 use crate::chat::{Message, Part, ToolSpec};
-use crate::llm::estimate::{Size, of_message, of_part, of_text};
+use crate::llm::estimate::{Size, bytes_of, of_message, of_part, of_text};
 use crate::llm::{ModelFacts, Usage};
 
 /// Quality falls long before a window of a million tokens is full.
@@ -75,6 +76,8 @@ impl Window {
 #[derive(Debug)]
 pub(super) struct History {
     messages: Vec<Message>,
+    /// The tokens of each, so that nothing is counted twice: a message may be megabytes.
+    tokens: Vec<u64>,
     window: Window,
 }
 
@@ -100,6 +103,7 @@ impl History {
     pub(super) fn new(first: Message, window: Window) -> Self {
         let mut history = Self {
             messages: Vec::new(),
+            tokens: Vec::new(),
             window,
         };
         history.push(first);
@@ -112,8 +116,9 @@ impl History {
 
     /// Appends `message`, and leaves out older images and documents that are too many now.
     pub(super) fn push(&mut self, message: Message) {
+        self.tokens.push(of_message(&message));
         self.messages.push(message);
-        let evicted = limit_media(&mut self.messages, self.window.counted);
+        let evicted = limit_media(&mut self.messages, &mut self.tokens, self.window.counted);
         self.evicted(evicted);
     }
 
@@ -131,18 +136,22 @@ impl History {
 
     /// Takes back the messages from `len` on.
     pub(super) fn truncate(&mut self, len: usize) {
-        let gone = self.messages.get(len..self.window.counted);
-        let gone: u64 = gone.unwrap_or_default().iter().map(of_message).sum();
+        let gone = self.tokens.get(len..self.window.counted);
+        let gone: u64 = gone.unwrap_or_default().iter().sum();
         self.window.tokens = self.window.tokens.saturating_sub(gone);
         self.messages.truncate(len);
+        self.tokens.truncate(len);
         self.window.counted = self.window.counted.min(len);
     }
 
     /// Says `text` besides the results at the end; whether there are some.
     pub(super) fn add_notice(&mut self, text: &str) -> bool {
-        let Some(Message::ToolResults { notice, .. }) = self.messages.last_mut() else {
+        let (Some(Message::ToolResults { notice, .. }), Some(tokens)) =
+            (self.messages.last_mut(), self.tokens.last_mut())
+        else {
             return false;
         };
+        *tokens += of_text(text);
         match notice {
             Some(before) => {
                 before.push('\n');
@@ -229,18 +238,17 @@ impl History {
 
     /// About how many tokens the conversation has: those that were counted, and what came since;
     pub(super) fn estimate(&self) -> u64 {
-        let newer = self.messages.get(self.window.counted..).unwrap_or_default();
-        self.window.tokens + total(newer)
+        let newer = self.tokens.get(self.window.counted..).unwrap_or_default();
+        self.window.tokens + newer.iter().sum::<u64>()
     }
 
     /// the `count` messages after the first have,
     pub(super) fn tokens_of(&self, count: usize) -> u64 {
-        self.messages
-            .iter()
-            .skip(1)
-            .take(count)
-            .map(of_message)
-            .sum()
+        self.tokens.iter().skip(1).take(count).sum()
+    }
+
+    fn total(&self) -> u64 {
+        self.tokens.iter().sum()
     }
 
     /// and it would have with a summary in their place.
@@ -257,17 +265,17 @@ impl History {
     /// How many of `count` messages after the first are their older half, in whole turns. `None` if leaving
     /// them out would make no difference.
     pub(super) fn older_half(&self, count: usize) -> Option<usize> {
-        let old = self.messages.iter().skip(1).take(count);
-        let half = old.clone().map(of_message).sum::<u64>() / 2;
+        let half = self.tokens_of(count) / 2;
+        let old = self.messages.iter().zip(&self.tokens).skip(1).take(count);
         let (mut before, mut found) = (0, None);
-        for (at, message) in old.enumerate() {
+        for (at, (message, tokens)) in old.enumerate() {
             if at > 1 && matches!(message, Message::Assistant(_)) {
                 found = Some(at);
                 if before >= half {
                     break;
                 }
             }
-            before += of_message(message);
+            before += tokens;
         }
         found
     }
@@ -287,7 +295,7 @@ impl History {
             Need::Ahead => (6, (trigger / 4).min(40_000), least_ahead(trigger)),
             Need::Now => (2, 0, 1000),
         };
-        let change = clear(&mut self.messages, turns, kept, least)?;
+        let change = self.clear_beyond(turns, kept, least)?;
         self.changed(change);
         Some(change)
     }
@@ -300,21 +308,22 @@ impl History {
             // More than the summary itself is likely to take; only the newest turn stays.
             Need::Now => (0, (trigger / 10).min(4000)),
         };
-        let old = old_messages(&self.messages, kept);
-        let gone: u64 = old.iter().map(of_message).sum();
-        (gone >= least).then_some(old.len())
+        let old = self.old_messages(kept);
+        (self.tokens_of(old) >= least).then_some(old)
     }
 
     /// Puts `summary` in the place of `count` messages after the first.
     pub(super) fn summarise(&mut self, count: usize, summary: String) -> Change {
-        let tokens_before = total(&self.messages);
+        let tokens_before = self.total();
         let end = (1 + count).min(self.messages.len());
-        self.messages
-            .splice(1.min(end)..end, [Message::user(summary)]);
+        let gone = 1.min(end)..end;
+        let summary = Message::user(summary);
+        self.tokens.splice(gone.clone(), [of_message(&summary)]);
+        self.messages.splice(gone, [summary]);
         let change = Change {
             results: 0,
             tokens_before,
-            tokens_after: total(&self.messages),
+            tokens_after: self.total(),
         };
         self.window.counted = (self.window.counted + 1).saturating_sub(count);
         self.changed(change);
@@ -324,16 +333,91 @@ impl History {
     /// Leaves out the images and documents that the provider can't have seen before or, if there are none,
     /// all. How many.
     pub(super) fn leave_out_media(&mut self) -> usize {
-        let counted = self.window.counted;
-        let newest = leave_out(self.messages.iter_mut().skip(counted));
+        let (newest, _) = self.leave_out_from(self.window.counted);
         if newest > 0 {
             return newest;
         }
-        let before = total(&self.messages);
-        let left_out = leave_out(self.messages.iter_mut());
-        let freed = before.saturating_sub(total(&self.messages));
+        let (left_out, freed) = self.leave_out_from(0);
         self.evicted((left_out > 0).then_some(freed));
         left_out
+    }
+
+    /// Leaves out those of the messages from `first` on: how many, and the tokens that they had.
+    fn leave_out_from(&mut self, first: usize) -> (usize, u64) {
+        let (mut left_out, mut freed) = (0, 0);
+        let messages = self.messages.iter_mut().zip(&mut self.tokens);
+        for (message, tokens) in messages.skip(first) {
+            for part in parts_newest_first(message) {
+                if media_size(part).is_some() {
+                    left_out += 1;
+                    freed += replaced(part, REFUSED, tokens);
+                }
+            }
+        }
+        (left_out, freed)
+    }
+
+    /// Clears the results before the newest `turns` turns with some, and before the newest `kept` tokens of them,
+    /// if that takes at least `least` tokens away.
+    fn clear_beyond(&mut self, turns: usize, kept: u64, least: u64) -> Option<Change> {
+        let tokens_before = self.total();
+        let (mut newer_turns, mut newer_tokens) = (0, 0);
+        let mut old = self.messages.len();
+        let counted = self.messages.iter().zip(&self.tokens).enumerate();
+        for (at, (message, tokens)) in counted.rev() {
+            if !matches!(message, Message::ToolResults { .. }) {
+                continue;
+            }
+            newer_turns += 1;
+            newer_tokens += tokens;
+            if newer_turns > turns && newer_tokens > kept {
+                break;
+            }
+            old = at;
+        }
+        let messages = self.messages.iter_mut().zip(&mut self.tokens).take(old);
+        let mut clearable = Vec::new();
+        let (mut results, mut gone) = (0, 0);
+        for (message, tokens) in messages {
+            let (notes, freed) = aside(bytes_of(message), || notes(message));
+            results += notes.len();
+            gone += freed;
+            clearable.push((notes, tokens, freed));
+        }
+        if results == 0 || gone < least {
+            return None;
+        }
+        for (notes, tokens, freed) in clearable {
+            *tokens = tokens.saturating_sub(freed);
+            for (content, note) in notes {
+                content.retain(|part| !matches!(part, Part::Text(_)));
+                content.insert(0, Part::Text(note));
+            }
+        }
+        Some(Change {
+            results,
+            tokens_before,
+            tokens_after: tokens_before.saturating_sub(gone),
+        })
+    }
+
+    /// How many messages lie between the first and the newest turns of at most `kept` tokens, or the newest turn.
+    /// Turns stay whole: no result without its call, no thinking without its turn.
+    fn old_messages(&self, kept: u64) -> usize {
+        let later = self.messages.iter().zip(&self.tokens).skip(1);
+        let mut newer = 0;
+        let mut from = None;
+        for (index, (message, tokens)) in later.enumerate().rev() {
+            newer += tokens;
+            if from.is_some() && newer > kept {
+                break;
+            }
+            if matches!(message, Message::Assistant(_)) {
+                from = Some(index);
+            }
+        }
+        // Without a turn to go on from, nothing may go.
+        from.unwrap_or(0)
     }
 }
 
@@ -342,62 +426,29 @@ fn least_ahead(trigger: u64) -> u64 {
     (trigger / 5).min(30_000)
 }
 
-fn clear(history: &mut [Message], turns: usize, kept: u64, least: u64) -> Option<Change> {
-    let tokens_before = total(history);
-    let (mut newer_turns, mut newer_tokens) = (0, 0);
-    let mut old = history.len();
-    for (at, message) in history.iter().enumerate().rev() {
-        if !matches!(message, Message::ToolResults { .. }) {
+/// The results in `message` that are worth clearing, with what is said in their place, and the tokens that go.
+fn notes(message: &mut Message) -> (Vec<(&mut Vec<Part>, String)>, u64) {
+    let (mut notes, mut gone) = (Vec::new(), 0);
+    let Message::ToolResults { results, .. } = message else {
+        return (notes, gone);
+    };
+    for result in results {
+        let texts = result.content.iter().filter_map(text_of);
+        let size: usize = texts.clone().map(|text| text.chars().count()).sum();
+        if size < WORTH_CLEARING || result.name == NEVER_CLEARED {
             continue;
         }
-        newer_turns += 1;
-        newer_tokens += of_message(message);
-        if newer_turns > turns && newer_tokens > kept {
-            break;
-        }
-        old = at;
+        let note = format!(
+            "[cleared to save space: {size} characters; call {} again if you need it]",
+            result.name
+        );
+        gone += texts
+            .map(of_text)
+            .sum::<u64>()
+            .saturating_sub(of_text(&note));
+        notes.push((&mut result.content, note));
     }
-    let mut clearable: Vec<(&mut Vec<Part>, String)> = Vec::new();
-    let mut gone = 0;
-    for message in history.iter_mut().take(old) {
-        let Message::ToolResults { results, .. } = message else {
-            continue;
-        };
-        for result in results {
-            let texts = result.content.iter().filter_map(text_of);
-            let size: usize = texts.clone().map(|text| text.chars().count()).sum();
-            if size < WORTH_CLEARING || result.name == NEVER_CLEARED {
-                continue;
-            }
-            let note = format!(
-                "[cleared to save space: {size} characters; call {} again if you need it]",
-                result.name
-            );
-            gone += texts
-                .map(of_text)
-                .sum::<u64>()
-                .saturating_sub(of_text(&note));
-            clearable.push((&mut result.content, note));
-        }
-    }
-    if clearable.is_empty() || gone < least {
-        return None;
-    }
-    let results = clearable.len();
-    for (content, note) in clearable {
-        content.retain(|part| !matches!(part, Part::Text(_)));
-        content.insert(0, Part::Text(note));
-    }
-    Some(Change {
-        results,
-        tokens_before,
-        tokens_after: tokens_before.saturating_sub(gone),
-    })
-}
-
-/// About how many tokens a conversation has.
-fn total(history: &[Message]) -> u64 {
-    history.iter().map(of_message).sum()
+    (notes, gone)
 }
 
 fn text_of(part: &Part) -> Option<&str> {
@@ -407,35 +458,10 @@ fn text_of(part: &Part) -> Option<&str> {
     }
 }
 
-/// What lies between the first message and the newest turns of at most `kept` tokens, or the newest turn.
-/// Turns stay whole: no result without its call, no thinking without its turn.
-fn old_messages(history: &[Message], kept: u64) -> &[Message] {
-    let Some((_, later)) = history.split_first() else {
-        return &[];
-    };
-    let mut newer = 0;
-    let mut from = later.len();
-    for (index, message) in later.iter().enumerate().rev() {
-        newer += of_message(message);
-        if from < later.len() && newer > kept {
-            break;
-        }
-        if matches!(message, Message::Assistant(_)) {
-            from = index;
-        }
-    }
-    // Without a turn to go on from, nothing may go.
-    if from == later.len() {
-        &[]
-    } else {
-        later.get(..from).unwrap_or_default()
-    }
-}
-
 /// Keeps the images and documents within the bounds: when they are too many, the older ones are replaced by a
 /// note, several at once. A request over its provider's size limit would fail, and so would every later one.
 /// The tokens that went out of the first `counted` messages, if anything did.
-fn limit_media(history: &mut [Message], counted: usize) -> Option<u64> {
+fn limit_media(history: &mut [Message], tokens: &mut [u64], counted: usize) -> Option<u64> {
     let (mut count, mut bytes) = (0, 0);
     for part in history.iter_mut().flat_map(parts_newest_first) {
         if let Some(size) = media_size(part) {
@@ -448,7 +474,7 @@ fn limit_media(history: &mut [Message], counted: usize) -> Option<u64> {
     }
     let (mut kept, mut kept_bytes, mut over) = (0, 0, false);
     let (mut freed, mut newest) = (None, true);
-    for (at, message) in history.iter_mut().enumerate().rev() {
+    for (at, (message, tokens)) in history.iter_mut().zip(tokens).enumerate().rev() {
         // The newest message brought them: it may have all that is allowed.
         let (most, most_bytes) = if std::mem::take(&mut newest) {
             (MOST_MEDIA, MOST_MEDIA_BYTES)
@@ -465,24 +491,22 @@ fn limit_media(history: &mut [Message], counted: usize) -> Option<u64> {
                 kept_bytes += size;
                 continue;
             }
-            let note = Part::Text(LEFT_OUT.to_owned());
+            let gone = replaced(part, LEFT_OUT, tokens);
             if at < counted {
-                let gone = of_part(part).saturating_sub(of_part(&note));
                 *freed.get_or_insert(0) += gone;
             }
-            *part = note;
         }
     }
     freed
 }
 
-fn leave_out<'m>(messages: impl Iterator<Item = &'m mut Message>) -> usize {
-    let media = messages
-        .flat_map(parts_newest_first)
-        .filter(|part| media_size(part).is_some());
-    media
-        .map(|part| *part = Part::Text(REFUSED.to_owned()))
-        .count()
+/// Puts `note` in the place of `part` of a message of `tokens`: how many of them go.
+fn replaced(part: &mut Part, note: &str, tokens: &mut u64) -> u64 {
+    let note = Part::Text(note.to_owned());
+    let gone = of_part(part).saturating_sub(of_part(&note));
+    *tokens = tokens.saturating_sub(gone);
+    *part = note;
+    gone
 }
 
 fn parts_newest_first(message: &mut Message) -> Vec<&mut Part> {

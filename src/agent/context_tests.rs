@@ -61,6 +61,10 @@ fn conversation(turns: usize) -> History {
     history
 }
 
+fn counted_anew(history: &History) -> u64 {
+    history.messages().iter().map(of_message).sum()
+}
+
 fn cleared(history: &History) -> Vec<bool> {
     let texts = history
         .messages()
@@ -75,16 +79,20 @@ fn cleared(history: &History) -> Vec<bool> {
 #[test]
 fn old_long_results_are_cleared_and_recent_and_short_ones_kept() {
     let long = "x".repeat(30_000);
-    let mut messages = vec![Message::user("go"), said("0", "short")];
-    messages.extend((1..=8).map(|n| said(&n.to_string(), &long)));
-    let change = clear(&mut messages, 6, 0, 10_000).unwrap();
+    let mut history = conversation(0);
+    history.push(said("0", "short"));
+    for n in 1..=8 {
+        history.push(said(&n.to_string(), &long));
+    }
+    let change = history.clear_beyond(6, 0, 10_000).unwrap();
     assert_eq!(change.results, 2);
     assert!(change.tokens_after < change.tokens_before);
-    assert_eq!(change.tokens_after, total(&messages));
+    let messages = history.messages();
+    assert_eq!(change.tokens_after, counted_anew(&history));
     assert_eq!(messages.last(), Some(&said("8", &long)));
     assert_eq!(messages[1], said("0", "short"));
     assert_eq!(
-        clear(&mut messages, 6, 0, 1),
+        history.clear_beyond(6, 0, 1),
         None,
         "nothing is cleared twice"
     );
@@ -103,12 +111,17 @@ fn ahead_of_need_the_newest_turns_stay_and_little_is_not_worth_it() {
     let mut history = conversation(3);
     history.clear(Need::Now).unwrap();
     assert_eq!(cleared(&history), [true, false, false]);
-    let small: Vec<Message> = (0..40)
-        .map(|n| said(&n.to_string(), &"y".repeat(3000)))
-        .collect();
-    let mut kept = small.clone();
-    assert_eq!(clear(&mut kept, 6, 40_000, 1), None, "all of it is recent");
-    assert_eq!(kept, small);
+    let mut small = conversation(0);
+    for n in 0..40 {
+        small.push(said(&n.to_string(), &"y".repeat(3000)));
+    }
+    let before = small.messages().to_vec();
+    assert_eq!(
+        small.clear_beyond(6, 40_000, 1),
+        None,
+        "all of it is recent"
+    );
+    assert_eq!(small.messages(), before);
 }
 
 #[test]
@@ -119,9 +132,14 @@ fn skills_and_images_stay_when_results_are_cleared() {
         results[0].name = NEVER_CLEARED.to_owned();
     }
     let pictured = results("2", vec![Part::Text(long), picture(4)]);
-    let mut messages = vec![Message::user("go"), skill.clone(), pictured];
-    messages.extend((3..6).map(|n| said(&n.to_string(), "short")));
-    assert_eq!(clear(&mut messages, 2, 0, 1).unwrap().results, 1);
+    let mut history = conversation(0);
+    history.push(skill.clone());
+    history.push(pictured);
+    for n in 3..6 {
+        history.push(said(&n.to_string(), "short"));
+    }
+    assert_eq!(history.clear_beyond(2, 0, 1).unwrap().results, 1);
+    let messages = history.messages();
     assert_eq!(messages[1], skill);
     let Message::ToolResults { results, .. } = &messages[2] else {
         panic!("{:?}", messages[2]);
@@ -308,7 +326,7 @@ fn the_estimate_counts_what_the_last_usage_did_not() {
 #[test]
 fn what_was_taken_out_is_taken_off_the_estimate() {
     let mut history = conversation(12);
-    history.messages.truncate(23);
+    history.truncate(23);
     history.saw(&Usage {
         cache_read: 161_000,
         output: 10,
@@ -361,4 +379,27 @@ fn what_was_thrown_away_is_not_counted() {
         history.estimate() < 150_000,
         "taken back, it is not counted"
     );
+}
+
+#[test]
+fn each_message_is_counted_once_and_as_it_is_after_every_change() {
+    let mut history = conversation(8);
+    let check = |history: &History, after: &str| {
+        let (kept, anew) = (history.total(), counted_anew(history));
+        assert!(kept.abs_diff(anew) <= 2, "{after}: {kept}, not {anew}");
+        assert_eq!(history.tokens.len(), history.messages.len(), "{after}");
+    };
+    check(&history, "turns");
+    history.push(results("pictures", vec![picture(4); 12]));
+    check(&history, "images that are too many");
+    assert!(history.add_notice("said besides") && history.add_notice("and more"));
+    check(&history, "notices");
+    history.clear(Need::Now).unwrap();
+    check(&history, "clearing");
+    history.leave_out_media();
+    check(&history, "leaving out");
+    history.summarise(5, "so far".to_owned());
+    check(&history, "a summary");
+    history.truncate(4);
+    check(&history, "going back");
 }

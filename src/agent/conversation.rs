@@ -652,7 +652,7 @@ fn tell_bound(response: &mut Response, affordable: Option<u32>, room: u32) {
     match affordable {
         Some(affordable) if affordable <= room => response.budget_cut = reached(affordable),
         Some(_) | None => {
-            if reached(room) && (response.text.trim().is_empty() || response.has_calls()) {
+            if reached(room) && (response.says_nothing() || response.has_calls()) {
                 response.stop = LlmStop::ContextFull;
             }
         }
@@ -662,7 +662,8 @@ fn tell_bound(response: &mut Response, affordable: Option<u32>, room: u32) {
 /// The message that takes the place of messages of `gone` tokens, or why the response is no summary of them. One
 /// that was cut is worth more than none, unless all that it holds is an announcement of calls.
 fn usable(response: &Response, gone: u64) -> Result<String, &'static str> {
-    let text = response.text.trim();
+    let text: String = response.texts().collect();
+    let text = text.trim();
     let cut = match &response.stop {
         LlmStop::Refusal { .. } => return Err("the model refused to summarise"),
         LlmStop::Pause => return Err("its provider paused the summary"),

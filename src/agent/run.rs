@@ -290,7 +290,7 @@ impl Agent<'_> {
             let has_calls = response.has_calls();
             // On the last turn no call would be run: there it is text that was cut.
             let call_cut = has_calls && !last;
-            let nothing_said = response.text.trim().is_empty();
+            let nothing_said = response.says_nothing();
             match response.stop.clone() {
                 LlmStop::Refusal {
                     category,
@@ -301,7 +301,7 @@ impl Agent<'_> {
                     return Err(refused(words).into());
                 }
                 LlmStop::Pause if !has_calls => {
-                    text.push_str(&response.text);
+                    text.extend(response.texts());
                     pauses += 1;
                     let nothing = response.blocks.is_empty();
                     empty_pauses = if nothing { empty_pauses + 1 } else { 0 };
@@ -361,7 +361,7 @@ impl Agent<'_> {
                     .into());
                 }
                 LlmStop::MaxTokens => {
-                    text.push_str(&response.text);
+                    text.extend(response.texts());
                     continuations += 1;
                     if continuations > CONTINUATIONS || nothing_said {
                         let cut = if response.budget_cut {
@@ -380,7 +380,7 @@ impl Agent<'_> {
                     purpose = Purpose::GoOn { last };
                 }
                 LlmStop::ContextFull if !text.trim().is_empty() && !call_cut => {
-                    text.push_str(&response.text);
+                    text.extend(response.texts());
                     let cut = Some(Cut::Window);
                     return Ok(TurnEnd::Answer { text, cut });
                 }
@@ -414,7 +414,7 @@ impl Agent<'_> {
                     }
                     // A call although tools are off is not run: the text, if any, is the answer.
                     if !has_calls || last {
-                        text.push_str(&response.text);
+                        text.extend(response.texts());
                         self.conversation.reply(response.without_calls());
                         return Ok(TurnEnd::Answer { text, cut: None });
                     }

@@ -24,8 +24,6 @@ pub(super) struct Response {
     pub(super) blocks: Vec<Block>,
     /// and so many more came.
     pub(super) too_many: usize,
-    /// Its text.
-    pub(super) text: String,
     /// Why it ended.
     pub(super) stop: LlmStop,
     /// What it used.
@@ -37,6 +35,19 @@ pub(super) struct Response {
 }
 
 impl Response {
+    /// Its text, block by block.
+    pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
+        self.blocks.iter().filter_map(|block| match block {
+            Block::Text { text, .. } => Some(text.as_str()),
+            Block::Call(_) | Block::Opaque(_) => None,
+        })
+    }
+
+    /// Whether there is none, or blanks alone.
+    pub(super) fn says_nothing(&self) -> bool {
+        self.texts().all(|text| text.trim().is_empty())
+    }
+
     /// Whether it asks for a call.
     pub(super) fn has_calls(&self) -> bool {
         calls(&self.blocks).next().is_some()
@@ -140,7 +151,7 @@ pub(super) async fn read(
     mut deltas: LlmStream,
     stage: Stage<'_>,
 ) -> Result<Result<Response, Failed>, Halt> {
-    let (mut blocks, mut calls, mut text) = (Vec::new(), 0_usize, String::new());
+    let (mut blocks, mut calls) = (Vec::new(), 0_usize);
     let (mut usage, mut figures) = (Usage::default(), false);
     let (mut shown, mut provider_calls) = (false, 0_usize);
     let seen = stage.audience == Audience::Clients;
@@ -176,7 +187,6 @@ pub(super) async fn read(
             }
             Some(Ok(LlmDelta::Text(piece))) => {
                 shown |= seen && !piece.is_empty();
-                text.push_str(&piece);
                 writer.piece(&piece, false).await?;
             }
             Some(Ok(LlmDelta::Thinking(piece))) => {
@@ -235,7 +245,6 @@ pub(super) async fn read(
                 context.tally.forget_sources(sources);
                 blocks.clear();
                 calls = 0;
-                text.clear();
             }
             Some(Ok(LlmDelta::Stop(stop))) => {
                 writer.finish().await?;
@@ -245,7 +254,6 @@ pub(super) async fn read(
                 return Ok(Ok(Response {
                     blocks,
                     too_many: calls.saturating_sub(TOLD_CALLS),
-                    text,
                     stop,
                     usage,
                     shown,

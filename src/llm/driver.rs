@@ -15,10 +15,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::account::Account;
 use super::def::{ProviderConfig, StreamLimits};
-use super::estimate::Size;
+use super::estimate::{Size, bytes_of};
 use super::fault::{bad, broken, cleaned, cut, empty, id_of, out_of_time};
 use super::prices;
-use super::protocol::{Decoder as _, Protocol, Wire, media, media_tokens, size};
+use super::protocol::{Decoder as _, Protocol, Wire, media_bytes, media_tokens};
 use super::reading::Reader;
 use super::types::{
     LlmDelta, LlmError, LlmErrorKind, LlmProvider, LlmRequest, LlmStream, ModelFacts,
@@ -57,7 +57,9 @@ pub(super) fn build<P: Protocol>(config: ProviderConfig) -> Arc<dyn LlmProvider>
 #[async_trait]
 impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
-        let mut wire = aside(size(request.messages), || self.protocol.request(request))?;
+        let texts = request.messages.iter().map(bytes_of).sum::<usize>();
+        let size = texts + media_bytes(request.messages);
+        let mut wire = aside(size, || self.protocol.request(request))?;
         let input = estimated_input(&wire, request.messages);
         let facts = self.model(request.model);
         let reader = || {
@@ -272,8 +274,7 @@ fn is_error(document: &str) -> bool {
 
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
-    let media: usize = media(messages).map(|text| text.len()).sum();
-    let text = wire.body.len().saturating_sub(media);
+    let text = wire.body.len().saturating_sub(media_bytes(messages));
     Size::of_bytes(text).tokens() + media_tokens(messages)
 }
 

@@ -2,6 +2,7 @@ use super::*;
 use crate::chat::{Document, Image, ImageType, Part};
 use crate::llm::estimate::of_message;
 use crate::llm::json::Json;
+use crate::llm::protocol::media;
 
 #[tokio::test(start_paused = true)]
 async fn a_document_of_blanks_is_no_answer_and_a_slow_one_is() {

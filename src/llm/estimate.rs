@@ -5,6 +5,7 @@ use std::ops::AddAssign;
 
 use serde_json::Value;
 
+use crate::apart::aside;
 use crate::chat::{Block, Message, Part, ToolCall};
 
 /// Tokens of a picture.
@@ -84,14 +85,37 @@ pub fn of_text(text: &str) -> u64 {
     Size::of(text).tokens()
 }
 
-/// Tokens of a message, as it is sent.
+/// Tokens of a message, as it is sent. A large one is counted where that holds nobody up.
 pub fn of_message(message: &Message) -> u64 {
-    match message {
+    aside(bytes_of(message), || match message {
         Message::User(parts) => parts.iter().map(of_part).sum(),
         Message::Assistant(reply) => reply.blocks.iter().map(of_block).sum(),
         Message::ToolResults { results, notice } => {
             let parts = results.iter().flat_map(|result| &result.content);
             parts.map(of_part).sum::<u64>() + notice.as_deref().map_or(0, of_text)
+        }
+    })
+}
+
+/// About how many bytes of a request `message` makes that are looked at one by one: images and documents are not.
+pub fn bytes_of(message: &Message) -> usize {
+    let of_part = |part: &Part| match part {
+        Part::Text(text) => text.len(),
+        Part::Image(_) | Part::Document(_) => 0,
+    };
+    let of_block = |block: &Block| match block {
+        Block::Text { text, echo } => {
+            text.len() + echo.as_ref().map_or(0, |echo| echo.json().len())
+        }
+        Block::Opaque(echo) => echo.json().len(),
+        Block::Call(call) => call.args.text_bytes(),
+    };
+    match message {
+        Message::User(parts) => parts.iter().map(of_part).sum(),
+        Message::Assistant(reply) => reply.blocks.iter().map(of_block).sum(),
+        Message::ToolResults { results, notice } => {
+            let parts = results.iter().flat_map(|result| &result.content);
+            parts.map(of_part).sum::<usize>() + notice.as_ref().map_or(0, String::len)
         }
     }
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use reqwest::header::{DATE, HeaderMap, HeaderValue, RETRY_AFTER};
 
 use super::types::{LlmError, LlmErrorKind};
+use crate::apart::aside;
 use crate::clock::Clock;
 use crate::net::sse::SseError;
 use crate::secrets::Redactor;
@@ -136,7 +137,9 @@ pub(super) fn cleaned(mut error: LlmError, redactor: &Redactor) -> LlmError {
 
 /// `message` without secrets and what deceives readers, at a length that fits an event.
 fn shown(redactor: &Redactor, message: &str) -> String {
-    prose(&redactor.clean(message), SHOWN_CHARS)
+    aside(message.len(), || {
+        prose(&redactor.clean(message), SHOWN_CHARS)
+    })
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_is_large_is_not_copied_and_the_bytes_are_the_same() {
-        let (small, large) = (Base64::of(&[7; 90]), Base64::of(&vec![9; 90_000]));
+        let (small, large) = (Base64::of(vec![7; 90]), Base64::of(vec![9; 90_000]));
         let value = json!({});
         assert_eq!(Json::write(&value, [].into_iter()).unwrap().0.len(), 1);
         let texts: [&str; 5] = [&small, &large, "a\n\u{e9}", &large, &small];

@@ -4,13 +4,12 @@
 use std::collections::VecDeque;
 
 use reqwest::header::HeaderMap;
-use serde_json::{Map, Value};
 
 use super::def::ProviderConfig;
 use super::estimate::{Size, of_part};
 use super::json::Json;
 use super::types::{LlmDelta, LlmError, LlmRequest};
-use crate::chat::{Base64, Block, CallIds, Message, Part, ToolResult};
+use crate::chat::{Base64, CallIds, Message, Part, ToolResult};
 use crate::error::WarningCode;
 use crate::net::sse::SseEvent;
 
@@ -117,40 +116,13 @@ pub(super) fn media(messages: &[Message]) -> impl Iterator<Item = &Base64> {
     })
 }
 
-/// About how many tokens those are.
+/// How many bytes those are,
+pub(super) fn media_bytes(messages: &[Message]) -> usize {
+    media(messages).map(|text| text.len()).sum()
+}
+
+/// and about how many tokens.
 pub(super) fn media_tokens(messages: &[Message]) -> u64 {
     let media = parts(messages).filter(|part| !matches!(part, Part::Text(_)));
     media.map(of_part).sum()
-}
-
-/// About how many bytes of a request `messages` make.
-pub(super) fn size(messages: &[Message]) -> usize {
-    let texts = parts(messages).filter_map(|part| match part {
-        Part::Text(text) => Some(text.len()),
-        Part::Image(_) | Part::Document(_) => None,
-    });
-    let blocks = messages.iter().flat_map(|message| match message {
-        Message::Assistant(reply) => reply.blocks.as_slice(),
-        Message::User(_) | Message::ToolResults { .. } => &[],
-    });
-    media(messages)
-        .map(|text| text.len())
-        .chain(texts)
-        .chain(blocks.map(block_size))
-        .sum()
-}
-
-fn block_size(block: &Block) -> usize {
-    match block {
-        Block::Text { text, .. } => text.len(),
-        Block::Opaque(echo) => echo.json().len(),
-        Block::Call(call) => {
-            let values = call
-                .wire_args()
-                .as_object()
-                .into_iter()
-                .flat_map(Map::values);
-            values.filter_map(Value::as_str).map(str::len).sum()
-        }
-    }
 }

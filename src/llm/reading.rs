@@ -214,7 +214,8 @@ where
 fn shorten(delta: &mut LlmDelta, redactor: &Redactor) {
     let cut = |text: &mut String, most: usize| {
         if start(text, most).len() < text.len() {
-            *text = start(&redactor.clean(text), most).to_owned();
+            let clean = aside(text.len(), || redactor.clean(text));
+            *text = start(&clean, most).to_owned();
         }
     };
     match delta {

@@ -15,7 +15,7 @@ use super::page::shown;
 use super::piece::{Content, Piece, Window, count, slice};
 use super::place::{Kind, Place};
 use super::schema::typed;
-use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
+use super::types::{Failure, Tool, ToolAnswer, ToolContext, fingerprint, off_the_runtime};
 
 /// A larger file is not edited.
 pub(super) const FETCHED: u64 = 8 * 1024 * 1024;
@@ -153,11 +153,13 @@ const SHRINK: &str = "Shrink a copy with bash, as in: python3 -c \
 
 async fn picture(name: &str, kind: ImageType, file: Bytes) -> Result<ToolAnswer, Failure> {
     let size = size(count(file.len()));
-    // Megabytes: not on a thread of the runtime.
-    let work = move || image::check(kind, &file).map(|sides| (sides, Base64::of(&file)));
+    // Megabytes: not on a thread of the runtime, and not held twice.
+    let work = move || {
+        image::check(kind, &file).map(|sides| (sides, fingerprint(&file), Base64::of(file)))
+    };
     let checked = off_the_runtime(work).await?;
     let complain = |why: &str| Err(Failure::Complaint(format!("{name} {why}")));
-    let ((width, height), base64) = match checked {
+    let ((width, height), outcome, base64) = match checked {
         Ok(whole) => whole,
         Err(damage) => {
             return complain(&format!(
@@ -176,6 +178,7 @@ async fn picture(name: &str, kind: ImageType, file: Bytes) -> Result<ToolAnswer,
             media_type: kind,
             base64,
         }],
+        outcome: Some(outcome),
         ..ToolAnswer::text(format!("{name}, {width}×{height}, {size}"))
     })
 }

@@ -323,3 +323,15 @@ fn no_part_of_a_key_is_shown_of_a_line_that_goes_on() {
     let page = page_of(&cut, all(), &redactor).unwrap();
     assert!(!page.contains("sandc"), "{page}");
 }
+
+#[tokio::test]
+async fn another_image_of_the_same_size_is_another_outcome() {
+    let look = async |data: &str| {
+        let head = b"\xff\xd8\xff\xe0\0\x04ab\xff\xc2\0\x07\x08\x03\x20\x04\xb0\xff\xda\0\x04ab";
+        let file = [head, data.as_bytes(), b"\xff\xd9"].concat();
+        let answer = picture("a.jpg", ImageType::Jpeg, file.into()).await;
+        answer.unwrap().fingerprint()
+    };
+    assert_eq!(look("one").await, look("one").await);
+    assert_ne!(look("one").await, look("two").await);
+}

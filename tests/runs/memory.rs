@@ -8,9 +8,11 @@ use bytes::Bytes;
 use sandcaster::store::{
     FileRecord, Role, RunFacts, RunLease, RunStore, SqliteStore, StoreOptions, StoredFile,
 };
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::support::fake_llm::{FakeLlm, KEY, Reply};
 use crate::support::records::{facts, first_event};
 use crate::support::served::Served;
 
@@ -110,4 +112,55 @@ async fn forty_stalled_downloads_of_a_large_file_take_little_memory() {
         .await
         .unwrap();
     assert!(rest.ends_with(&bytes));
+}
+
+/// Makes `0.jpg` to `9.jpg`, whole images of 3.6 MB each, where files are not collected.
+const IMAGES: &str = r"mkdir /tmp/i && cd /tmp/i && {
+    printf '\377\330\377\340\000\004ab\377\302\000\007\010\003\040\004\260\377\332\000\004ab'
+    head -c 3600000 /dev/zero
+    printf '\377\331'
+} > 0.jpg && for n in 1 2 3 4 5 6 7 8 9; do cp 0.jpg $n.jpg; done";
+
+#[tokio::test]
+async fn a_run_that_looks_at_ten_large_images_takes_memory_for_its_history_once() {
+    let read = |n: u32| json!({"path": format!("/tmp/i/{n}.jpg")});
+    let all = (0..10).fold(Reply::new(), |reply, n| reply.call("file_read", &read(n)));
+    let llm = FakeLlm::start([
+        Reply::says("Hi."),
+        Reply::new().call("bash", &json!({ "command": IMAGES })),
+        all,
+        Reply::new().call("file_read", &read(0)),
+        Reply::says("Zeros."),
+    ])
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let url = llm.base_url();
+    let env = [
+        ("ANTHROPIC_API_KEY", KEY),
+        ("ANTHROPIC_BASE_URL", &url),
+        // What is let go is given back at once: so the process has what the run holds.
+        ("MALLOC_MMAP_THRESHOLD_", "131072"),
+    ];
+    let server = Served::start(dir.path(), &env).await;
+    let ask = json!({"prompt": "Look", "model": "sonnet", "sandboxProvider": "local"});
+    server.query(&ask).await.rest().await;
+    let before = server.peak_kib();
+    let events = server.query(&ask).await.rest().await;
+    assert_eq!(events.last().unwrap()["type"], "result", "{events:?}");
+    let requests = llm.requests();
+    let sizes = requests.iter().map(|request| {
+        assert!(!request.headers.contains_key("transfer-encoding"));
+        assert_eq!(
+            request.headers["content-length"],
+            request.raw.len().to_string()
+        );
+        request.raw.len() as u64 / 1024
+    });
+    let history = sizes.max().unwrap();
+    assert!(history > 3 * 4600, "three images: {history} KiB");
+    let grown = server.peak_kib() - before;
+    assert!(
+        grown < history * 3 / 2,
+        "{grown} KiB for a history of {history}"
+    );
 }

@@ -132,9 +132,18 @@ impl Served {
 
     /// Its memory.
     pub fn rss_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    /// The most memory that it has had.
+    pub fn peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
+    }
+
+    fn status_kib(&self, name: &str) -> u64 {
         let status = format!("/proc/{}/status", self.process.id().unwrap());
         let status = std::fs::read_to_string(status).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let value = line.unwrap().split_whitespace().next().unwrap();
         value.parse().unwrap()
     }

@@ -2,11 +2,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::marker::PhantomData;
 use std::str::FromStr;
 
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error as _, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, IgnoredAny, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Number, Value};
@@ -245,79 +243,149 @@ impl DeltaKind {
     }
 }
 
+/// The fields of an object, each put where it belongs as it comes: an event is read once per piece of an answer. Of a
+/// field that comes twice the last counts; what is unknown is passed over.
+trait Object<'de>: Default {
+    /// The names of its fields.
+    type Field: Deserialize<'de>;
+
+    /// Takes the value of the field `name` from `map`.
+    fn field<A: MapAccess<'de>>(&mut self, name: Self::Field, map: &mut A) -> Result<(), A::Error>;
+}
+
+/// Where the object that comes, or `null`, is put: what is derived would take its fields from a list as well.
+struct Slot<'s, T>(&'s mut Option<T>);
+
+impl<'de, T: Object<'de>> DeserializeSeed<'de> for Slot<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, of: D) -> Result<(), D::Error> {
+        of.deserialize_any(self)
+    }
+}
+
+impl<'de, T: Object<'de>> Visitor<'de> for Slot<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        *self.0 = None;
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let object = self.0.insert(T::default());
+        while let Some(name) = map.next_key()? {
+            object.field(name, &mut map)?;
+        }
+        Ok(())
+    }
+}
+
+names! {
+    /// A field of an event,
+    EventField {
+        Type = b"type",
+        Index = b"index",
+        Delta = b"delta",
+        ContentBlock = b"content_block",
+        Message = b"message",
+        Usage = b"usage",
+        Error = b"error",
+    }
+}
+
+names! {
+    /// and of the piece in it.
+    DeltaField {
+        Type = b"type",
+        Text = b"text",
+        Thinking = b"thinking",
+        Signature = b"signature",
+        PartialJson = b"partial_json",
+        Content = b"content",
+        Citation = b"citation",
+        StopReason = b"stop_reason",
+        StopDetails = b"stop_details",
+    }
+}
+
 /// An event of a stream, flat: what belongs to no known event is left as it is, so that it can't fail one.
-#[derive(Deserialize)]
+#[derive(Default)]
 pub(super) struct Event<'a> {
-    #[serde(rename = "type")]
     pub(super) kind: Option<EventKind>,
     pub(super) index: Option<Index>,
-    #[serde(borrow, default, deserialize_with = "object")]
     pub(super) delta: Option<Delta<'a>>,
-    #[serde(borrow)]
     pub(super) content_block: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub(super) message: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub(super) usage: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub(super) error: Option<&'a RawValue>,
 }
 
 impl<'a> Event<'a> {
-    /// The event in `json`, which is an object or `null`.
+    /// The event in `json`, which is an object.
     pub(super) fn read(json: &'a str) -> serde_json::Result<Self> {
         let mut json = serde_json::Deserializer::from_str(json);
-        let event = object(&mut json)?.ok_or_else(|| serde_json::Error::custom("it is null"))?;
+        let mut event = None;
+        Slot(&mut event).deserialize(&mut json)?;
         json.end()?;
-        Ok(event)
+        event.ok_or_else(|| serde_json::Error::custom("it is null"))
     }
 }
 
-/// A `T` from an object alone, if there is one: what is derived would take its fields from a list as well.
-fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(of: D) -> Result<Option<T>, D::Error> {
-    struct Object<T>(T);
-    struct Fields<T>(PhantomData<T>);
-    impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-        type Value = Object<T>;
+impl<'de> Object<'de> for Event<'de> {
+    type Field = EventField;
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
+    fn field<A: MapAccess<'de>>(&mut self, name: Self::Field, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            EventField::Type => self.kind = map.next_value()?,
+            EventField::Index => self.index = map.next_value()?,
+            EventField::Delta => map.next_value_seed(Slot(&mut self.delta))?,
+            EventField::ContentBlock => self.content_block = map.next_value()?,
+            EventField::Message => self.message = map.next_value()?,
+            EventField::Usage => self.usage = map.next_value()?,
+            EventField::Error => self.error = map.next_value()?,
+            EventField::Other => drop(map.next_value::<IgnoredAny>()?),
         }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
-            T::deserialize(MapAccessDeserializer::new(map)).map(Object)
-        }
+        Ok(())
     }
-    impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-        fn deserialize<D: Deserializer<'de>>(of: D) -> Result<Self, D::Error> {
-            of.deserialize_map(Fields(PhantomData))
-        }
-    }
-    let found: Option<Object<T>> = Deserialize::deserialize(of)?;
-    Ok(found.map(|Object(found)| found))
 }
 
 /// A piece of a block, or the end of the message. Some gateways send all fields, most of them empty.
-#[derive(Deserialize)]
+#[derive(Default)]
 pub(super) struct Delta<'a> {
-    #[serde(rename = "type")]
     pub(super) kind: Option<DeltaKind>,
-    #[serde(borrow)]
     pub(super) text: Option<Piece<'a>>,
-    #[serde(borrow)]
     pub(super) thinking: Option<Piece<'a>>,
-    #[serde(borrow)]
     pub(super) signature: Option<Piece<'a>>,
-    #[serde(borrow)]
     pub(super) partial_json: Option<Piece<'a>>,
-    #[serde(borrow)]
     pub(super) content: Option<Piece<'a>>,
-    #[serde(borrow)]
     pub(super) citation: Option<&'a RawValue>,
-    #[serde(borrow)]
     pub(super) stop_reason: Option<Piece<'a>>,
-    #[serde(borrow)]
     pub(super) stop_details: Option<&'a RawValue>,
+}
+
+impl<'de> Object<'de> for Delta<'de> {
+    type Field = DeltaField;
+
+    fn field<A: MapAccess<'de>>(&mut self, name: Self::Field, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            DeltaField::Type => self.kind = map.next_value()?,
+            DeltaField::Text => self.text = map.next_value()?,
+            DeltaField::Thinking => self.thinking = map.next_value()?,
+            DeltaField::Signature => self.signature = map.next_value()?,
+            DeltaField::PartialJson => self.partial_json = map.next_value()?,
+            DeltaField::Content => self.content = map.next_value()?,
+            DeltaField::Citation => self.citation = map.next_value()?,
+            DeltaField::StopReason => self.stop_reason = map.next_value()?,
+            DeltaField::StopDetails => self.stop_details = map.next_value()?,
+            DeltaField::Other => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
 }
 
 impl Delta<'_> {
@@ -434,18 +502,49 @@ pub(super) struct Index(pub(super) i64);
 
 impl<'de> Deserialize<'de> for Index {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = <&RawValue>::deserialize(deserializer)?.get();
-        let number: Option<Number> = serde_json::from_str(raw.trim_matches('"')).ok();
-        let index = number.as_ref().and_then(integer);
-        let fault = || D::Error::custom("its index is no number of a block");
-        index.map(Self).ok_or_else(fault)
+        struct Figure;
+        impl Visitor<'_> for Figure {
+            type Value = Index;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the number of a block")
+            }
+
+            fn visit_i64<E>(self, index: i64) -> Result<Index, E> {
+                Ok(Index(index))
+            }
+
+            fn visit_u64<E: Error>(self, index: u64) -> Result<Index, E> {
+                let fault = |_| E::invalid_value(Unexpected::Unsigned(index), &self);
+                i64::try_from(index).map(Index).map_err(fault)
+            }
+
+            fn visit_f64<E: Error>(self, index: f64) -> Result<Index, E> {
+                let fault = || E::invalid_value(Unexpected::Float(index), &self);
+                whole(index).map(Index).ok_or_else(fault)
+            }
+
+            fn visit_str<E: Error>(self, index: &str) -> Result<Index, E> {
+                let number: Option<Number> = serde_json::from_str(index).ok();
+                let fault = || E::invalid_value(Unexpected::Str(index), &self);
+                number
+                    .as_ref()
+                    .and_then(integer)
+                    .map(Index)
+                    .ok_or_else(fault)
+            }
+        }
+        deserializer.deserialize_any(Figure)
     }
 }
 
 /// An integer that may be written like `1.0`.
 fn integer<T: FromStr>(number: &Number) -> Option<T> {
-    number.to_string().parse().ok().or_else(|| {
-        let float = number.as_f64().filter(|float| float.fract() == 0.0)?;
-        format!("{float:.0}").parse().ok()
-    })
+    let written = number.to_string().parse().ok();
+    written.or_else(|| whole(number.as_f64()?))
+}
+
+fn whole<T: FromStr>(float: f64) -> Option<T> {
+    let whole = (float.fract() == 0.0).then(|| format!("{float:.0}"));
+    whole?.parse().ok()
 }
