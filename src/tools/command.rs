@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::apart::apart_for_tools;
 use crate::clock::Deadline;
 use crate::ids;
-use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, exec_sh, unforked};
+use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, Short, exec_sh, unforked};
 use crate::secrets::Redactor;
 use crate::show::one_line;
 
@@ -87,9 +87,9 @@ pub(super) struct Ended {
     pub(super) bytes: u64,
 }
 
-/// No process could be started for a command.
+/// No process could be started for a command, for want of this.
 pub(super) struct Unforked {
-    pub(super) why: &'static str,
+    pub(super) short: Short,
     /// The command itself was not begun; otherwise nobody knows.
     pub(super) never_begun: bool,
 }
@@ -320,14 +320,14 @@ impl Call<'_> {
 
     /// Whether the outer shell ended since it could start no process, and whether the command had begun then.
     async fn unforked(&self, outer_said: &[u8], begun: Option<&Begun>) -> Option<Unforked> {
-        let why = unforked(outer_said)?;
+        let short = unforked(outer_said)?;
         let never_begun = match begun {
             // The background's record comes whatever happens, once the program is begun.
             None => true,
             Some(_) if self.background => true,
             Some(begun) => begun.kept && self.no_side_file().await,
         };
-        Some(Unforked { why, never_begun })
+        Some(Unforked { short, never_begun })
     }
 
     /// That the side file is surely not there. The script starts no process.
