@@ -18,7 +18,7 @@ use crate::show::one_line;
 use super::facts::Facts;
 use super::text::{Excerpt, Limits, TextKeeper};
 use super::types::ToolContext;
-use super::wrapper::{Begun, EndRecord, Left, RecordScanner, Wrapped, side_file, sweep};
+use super::wrapper::{Begun, EndRecord, Left, RecordScanner, UNBEGUN, Wrapped, side_file, sweep};
 
 /// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
 const LONGEST_COMMAND: usize = 100_000;
@@ -325,23 +325,23 @@ impl Call<'_> {
             // The background's record comes whatever happens, once the program is begun.
             None => true,
             Some(_) if self.background => true,
-            Some(begun) => begun.kept && self.no_side_file().await,
+            Some(begun) => begun.kept && self.is_unbegun().await,
         };
         Some(Unforked { short, never_begun })
     }
 
-    /// That the side file is surely not there. The script starts no process.
-    async fn no_side_file(&self) -> bool {
+    /// That the side file, wherever it is, says that the command was not begun. The script starts no process.
+    async fn is_unbegun(&self) -> bool {
         let side = side_file(&self.output_path);
         let script = Script {
-            text: r#"[ -e "$1" ] || echo none"#,
+            text: UNBEGUN,
             args: vec![&side],
             keep: 16,
             ..Script::default()
         };
         let limit = Deadline::after(Duration::from_secs(2));
         let looked = script.run(self.context.sandbox.as_ref(), limit).await;
-        looked.is_ok_and(|looked| looked.stdout == b"none\n")
+        looked.is_ok_and(|looked| looked.stdout == b"unbegun\n")
     }
 
     /// The output and the end record as the sandbox has kept them, where the stream lost something.

@@ -4,6 +4,7 @@ mod collect;
 mod edit;
 mod failing;
 mod files;
+mod full;
 mod output;
 mod quoting;
 mod search;
