@@ -9,16 +9,17 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::apart::apart_for_tools;
-use crate::clock::Deadline;
 use crate::ids;
-use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, Short, exec_sh, unforked};
+use crate::sandbox::{
+    ExecOutput, ExecStream, FileErrorKind, SandboxError, Short, exec_sh, unforked,
+};
 use crate::secrets::Redactor;
 use crate::show::one_line;
 
 use super::facts::Facts;
 use super::text::{Excerpt, Limits, TextKeeper};
 use super::types::ToolContext;
-use super::wrapper::{Begun, EndRecord, Left, RecordScanner, UNBEGUN, Wrapped, side_file, sweep};
+use super::wrapper::{Begun, EndRecord, Left, RecordScanner, UNBEGUN, Wrapped, side_files, sweep};
 
 /// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
 const LONGEST_COMMAND: usize = 100_000;
@@ -330,18 +331,22 @@ impl Call<'_> {
         Some(Unforked { short, never_begun })
     }
 
-    /// That the side file, wherever it is, says that the command was not begun. The script starts no process.
+    /// That the side file, wherever it is, says that the command was not begun. No process is needed to look.
     async fn is_unbegun(&self) -> bool {
-        let side = side_file(&self.output_path);
-        let script = Script {
-            text: UNBEGUN,
-            args: vec![&side],
-            keep: 16,
-            ..Script::default()
-        };
-        let limit = Deadline::after(Duration::from_secs(2));
-        let looked = script.run(self.context.sandbox.as_ref(), limit).await;
-        looked.is_ok_and(|looked| looked.stdout == b"unbegun\n")
+        let sandbox = self.context.sandbox.as_ref();
+        let mut seen = false;
+        for side in side_files(&self.output_path, &self.facts.home) {
+            let reading = sandbox.read(&side, 16);
+            match tokio::time::timeout(Duration::from_secs(2), reading).await {
+                Ok(Ok(bytes)) if bytes == UNBEGUN => seen = true,
+                Ok(Err(SandboxError::File {
+                    kind: FileErrorKind::NotFound,
+                    ..
+                })) => {}
+                _ => return false,
+            }
+        }
+        seen
     }
 
     /// The output and the end record as the sandbox has kept them, where the stream lost something.

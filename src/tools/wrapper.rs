@@ -102,19 +102,6 @@ exec cat
 "#
 );
 
-/// `$1` side file. Says so if the command was surely not begun.
-pub(super) const UNBEGUN: &str = r#"
-sc_seen=
-for sc_side in "$1" "${HOME-}/.${1##*/}" "/dev/shm/.${1##*/}"; do
-[ -f "$sc_side" ] || continue
-sc_dir=
-IFS= read -r sc_dir <"$sc_side"
-[ "$sc_dir" = . ] || exit 0
-sc_seen=1
-done
-[ -z "$sc_seen" ] || echo unbegun
-"#;
-
 /// The program's output goes to the file alone, so it holds no pipe of the call, through `tee`, for which the bound
 /// on the file holds as above: what is beyond it is thrown away, and the program goes on. It is appended, so that
 /// emptying the file works. The named pipe between them is open at both ends, and has lost its name, before either
@@ -312,7 +299,7 @@ impl Wrapped<'_> {
 }
 
 /// The file beside `output` that a command leaves its directory in, unless there is no room for it.
-pub(super) fn side_file(output: &str) -> String {
+fn side_file(output: &str) -> String {
     format!("{output}.cwd")
 }
 
@@ -423,6 +410,16 @@ impl Begun {
         }
     }
 }
+
+/// Where the side file of `output` may be, by the user's home.
+pub(super) fn side_files(output: &str, home: &str) -> [String; 3] {
+    let side = side_file(output);
+    let name = side.rsplit('/').next().unwrap_or_default().to_owned();
+    [format!("{home}/.{name}"), format!("/dev/shm/.{name}"), side]
+}
+
+/// What is in it until the command is begun.
+pub(super) const UNBEGUN: &[u8] = b".\n";
 
 /// How it went with the directory that a command was to start in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
