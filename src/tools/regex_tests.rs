@@ -340,7 +340,7 @@ fn number_before(line: &[u8]) -> usize {
 /// A pattern, and what it must find among the lines of its batch.
 struct Case {
     pattern: String,
-    ignore_case: bool,
+    insensitive: bool,
     translated: Pattern,
     expected: Vec<usize>,
 }
@@ -442,7 +442,7 @@ fn agree_with_the_regex_crate(programs: &[&[&str]], most: usize, time: Duration)
             cases.push(Case {
                 expected: expected.map(|(n, _)| n).collect(),
                 pattern,
-                ignore_case,
+                insensitive: ignore_case,
                 translated,
             });
         }
@@ -465,7 +465,7 @@ fn agree_with_the_regex_crate(programs: &[&[&str]], most: usize, time: Duration)
                 wrong.push(format!(
                     "{program:?}, {:?} (ignore case: {}): found and line {line:?}, as {}",
                     case.pattern,
-                    case.ignore_case,
+                    case.insensitive,
                     case.translated.text.escape_ascii()
                 ));
             }

@@ -264,26 +264,21 @@ async fn found(
             let place = Place::look(&path, false, context).await?;
             directory = (place.kind == Kind::Directory).then(|| name.as_bytes().to_vec());
         }
-        text = match directory {
-            Some(name) => {
-                let name = line(&name);
-                format!(
-                    "(no matches): {name} is a directory, and only files are found. Use {name}/**"
-                )
-            }
-            None => {
-                let near: Vec<String> = matches.near.iter().map(|name| line(name)).collect();
-                let near = if near.is_empty() {
-                    String::new()
-                } else {
-                    format!(" Similar names: {}.", near.join(", "))
-                };
-                format!(
-                    "(no matches among {}){near}{}",
-                    number(matches.files, "file"),
-                    skipped_note(named)
-                )
-            }
+        text = if let Some(name) = directory {
+            let name = line(&name);
+            format!("(no matches): {name} is a directory, and only files are found. Use {name}/**")
+        } else {
+            let near: Vec<String> = matches.near.iter().map(|name| line(name)).collect();
+            let near = if near.is_empty() {
+                String::new()
+            } else {
+                format!(" Similar names: {}.", near.join(", "))
+            };
+            format!(
+                "(no matches among {}){near}{}",
+                number(matches.files, "file"),
+                skipped_note(named)
+            )
         };
     } else if names.len() > lines.len() {
         write!(
