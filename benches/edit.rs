@@ -82,7 +82,7 @@ fn main() {
                 };
                 let built = tool("file_edit").and_then(|def| def.built).expect("a tool");
                 let begun = Instant::now();
-                let mut call = built.tool.call(args, &context);
+                let mut call = Box::pin(built.call(args, &context));
                 let done = loop {
                     let wake = Instant::now() + Duration::from_millis(1);
                     tokio::select! {

@@ -112,7 +112,7 @@ async fn call(name: &str, args: &Value, context: &ToolContext) -> Duration {
     let prepared = prepare(built.spec, &ToolArgs::Json(args.clone()), &context.redactor);
     let begun = Instant::now();
     let prepared = prepared.unwrap_or_else(|why| panic!("{name} {args}: {why}"));
-    let outcome = built.tool.call(prepared.args, context).await;
+    let outcome = built.call(prepared.args, context).await;
     let took = begun.elapsed();
     match outcome {
         Ok(answer) if !answer.is_error => took,

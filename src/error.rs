@@ -136,6 +136,7 @@ codes! {
         PriceUnknown = "PRICE_UNKNOWN", "no price is known for the model, so no cost is given";
         PriceDearer = "PRICE_DEARER", "a dearer model answered than was asked for, and the cost goes by its price";
         FileOmitted = "FILE_OMITTED", "a file of the run was not returned";
+        ProcessesEnded = "PROCESSES_ENDED", "what commands had left running was ended, since the run's files could not be listed beside it";
         ContextCompacted = "CONTEXT_COMPACTED", "the conversation was summarised to fit the context window";
         ContextCleared = "CONTEXT_CLEARED", "old tool results were cleared to fit the context window";
         SandboxWait = "SANDBOX_WAIT", "the sandbox backend is at its limit and the run waits for a place";

@@ -448,7 +448,7 @@ async fn act(
     // A tool keeps to its own limits and stops when it is told to; the others are for one that does not.
     let limit = left_behind_at(wrap_up, context.deadline);
     let started = tokio::time::Instant::now();
-    let outcome = match bounded(built.tool.call(args, &tool_context), limit, &context.token).await {
+    let outcome = match bounded(built.call(args, &tool_context), limit, &context.token).await {
         Ok(outcome) => outcome,
         Err(left_behind) => return (Answered::failed(left_behind), None),
     };

@@ -108,6 +108,7 @@ static OTHERS: &[&str] = &[
     "SANDCASTER_RECORDINGS",
     "SANDCASTER_SHARED",
     "SANDCASTER_LONG",
+    "SANDCASTER_SEED",
 ];
 
 /// One warning for each of our variables that both layers set differently.

@@ -200,6 +200,17 @@ impl RunTask {
             Deadline::after(limit),
         )
         .await;
+        let ended = collecting.ended();
+        if ended > 0 {
+            let message = format!(
+                "what commands had left running was ended ({ended} process{}), since the run's files could not be \
+                 listed beside it",
+                if ended == 1 { "" } else { "es" }
+            );
+            let warning =
+                WarningEvent::new(WarningCode::ProcessesEnded, message).fact("count", ended);
+            let _shown = self.writer.emit(RunEvent::Warning(warning)).await;
+        }
         let mut refused = Vec::new();
         while let Some(file) = collecting.next().await {
             let event = files::file_event(&file, self.id.file_url(&file.path));

@@ -20,7 +20,7 @@ pub use report::{SandboxNews, SandboxReport};
 pub(crate) use script::{Script, exec_sh, require_shell, unforked};
 pub use types::{
     ExecCollected, ExecControl, ExecOutput, ExecSpec, ExecStream, FileErrorKind, FoundSandbox,
-    Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec,
+    Labels, Sandbox, SandboxBackend, SandboxError, SandboxSpec, Short,
 };
 
 /// Every backend that a request may name, in the order in which one is chosen.

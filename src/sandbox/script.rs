@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::clock::Deadline;
 
-use super::types::{ExecCollected, ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError};
+use super::types::{ExecCollected, ExecOutput, ExecSpec, ExecStream, Sandbox, SandboxError, Short};
 
 /// The longest argument that Linux takes, without the NUL at its end.
 const LONGEST_ARGUMENT: usize = 131_071;
@@ -37,7 +37,7 @@ impl Script<'_> {
     ///
     /// # Errors
     /// The sandbox's own. `Timeout` at `limit`; it has been killed then. `TemplateIncompatible` if the
-    /// sandbox has no shell: a script that can't be started for another reason is `NotStarted`. `Backend` if some of
+    /// sandbox has no shell: a script that can't be started for another reason is `Starved` or `NotStarted`. `Backend` if some of
     /// the output was lost, for the rest would read as an answer to another question.
     pub(crate) async fn run(
         self,
@@ -115,17 +115,9 @@ impl Script<'_> {
     }
 }
 
-const NO_PROCESS: &str = "no process could be started (the sandbox's process limit is reached); end some, or \
-    try again when some have ended";
-const NO_MEMORY: &str = "no process could be started (the sandbox has no memory left for it); end some, or try \
-    again when some have ended";
-/// dash gives no reason.
-const NEITHER: &str = "no process could be started (the sandbox's limit of processes or of memory is reached); \
-    end some, or try again when some have ended";
-
 /// That no process could be started, by the words of a script's shell or of what starts programs for it. Their
 /// place in the line is what counts: names of files stand elsewhere.
-pub(crate) fn unforked(said: &[u8]) -> Option<&'static str> {
+pub(crate) fn unforked(said: &[u8]) -> Option<Short> {
     String::from_utf8_lossy(said).lines().find_map(|line| {
         if let Some(words) = line
             .strip_prefix("sandcaster: ")
@@ -135,11 +127,12 @@ pub(crate) fn unforked(said: &[u8]) -> Option<&'static str> {
             let words = words.trim_start_matches(|c: char| c.is_ascii_digit());
             let words = words.strip_prefix(": ").unwrap_or(words);
             if words.starts_with("xmalloc: ") || words == "Out of space" {
-                return Some(NO_MEMORY);
+                return Some(Short::Memory);
             }
             let forked = ["Cannot fork", "can't fork", "fork: "];
             let forked = forked.iter().any(|start| words.starts_with(start));
-            short_of(words).or_else(|| forked.then_some(NEITHER))
+            // dash gives no reason.
+            short_of(words).or_else(|| forked.then_some(Short::Either))
         } else {
             let words = line
                 .strip_prefix("find: ")
@@ -150,12 +143,12 @@ pub(crate) fn unforked(said: &[u8]) -> Option<&'static str> {
 }
 
 /// What there is too little of, if that is how `words` end.
-fn short_of(words: &str) -> Option<&'static str> {
+fn short_of(words: &str) -> Option<Short> {
     let (_, reason) = words.rsplit_once(": ")?;
     let reason = reason.split(" (os error ").next()?;
     match reason {
-        "Resource temporarily unavailable" | "Try again" => Some(NO_PROCESS),
-        "Cannot allocate memory" | "Out of memory" => Some(NO_MEMORY),
+        "Resource temporarily unavailable" | "Try again" => Some(Short::Processes),
+        "Cannot allocate memory" | "Out of memory" => Some(Short::Memory),
         _ => None,
     }
 }
@@ -164,7 +157,7 @@ fn short_of(words: &str) -> Option<&'static str> {
 /// started for another reason.
 ///
 /// # Errors
-/// `TemplateIncompatible` without a shell; `NotStarted` with the true cause; otherwise as [`Sandbox::exec`].
+/// `TemplateIncompatible` without a shell; `Starved` or `NotStarted` with the true cause; otherwise as [`Sandbox::exec`].
 pub(crate) async fn exec_sh(
     sandbox: &dyn Sandbox,
     spec: ExecSpec,
@@ -184,7 +177,7 @@ pub(crate) async fn exec_sh(
     match sandbox.exec(spec).await {
         Err(SandboxError::NotStarted(why)) => {
             if let Some(short) = short_of(&why) {
-                return Err(SandboxError::NotStarted(short.to_owned()));
+                return Err(SandboxError::Starved(short));
             }
             require_shell(sandbox, Deadline::after(SHELL_LIMIT)).await?;
             Err(SandboxError::NotStarted(why))
@@ -212,7 +205,7 @@ pub(crate) async fn require_shell(
         Ok(Ok(ended)) if matches!(ended.exit_code, 126 | 127) => {
             format!("sh can't be run: exit code {}", ended.exit_code)
         }
-        Ok(Err(SandboxError::NotStarted(why))) => why,
+        Ok(Err(SandboxError::NotStarted(why))) if short_of(&why).is_none() => why,
         Ok(Err(error)) if error.is_fatal() => return Err(error),
         // It answers somehow, or will: the tools say what fails.
         Ok(_) | Err(_) => return Ok(()),
@@ -254,7 +247,7 @@ mod tests {
         let found = collected(said).await;
         assert!(found.truncated && found.stderr.len() <= 128 * 1024 + 1);
         assert!(found.stderr.starts_with(b"begin\nfind: "));
-        assert_eq!(unforked(&found.stderr), Some(NEITHER));
+        assert_eq!(unforked(&found.stderr), Some(Short::Either));
         let few = collected(vec![ExecOutput::Stderr("few".into()), ExecOutput::Gap]).await;
         assert_eq!(
             (&*few.stderr, few.truncated, few.gap),
@@ -265,28 +258,31 @@ mod tests {
     #[test]
     fn that_no_process_could_be_started_is_told_from_names_and_other_words() {
         for (said, why) in [
-            ("sandcaster: 16: Cannot fork", NEITHER),
+            ("sandcaster: 16: Cannot fork", Short::Either),
             (
                 "x\nsandcaster: fork: retry: Resource temporarily unavailable\n",
-                NO_PROCESS,
+                Short::Processes,
             ),
             (
                 "sandcaster: line 3: fork: Cannot allocate memory",
-                NO_MEMORY,
+                Short::Memory,
             ),
             (
                 "sandcaster: line 0: can't fork: Resource temporarily unavailable",
-                NO_PROCESS,
+                Short::Processes,
             ),
-            ("sandcaster: line 1: can't fork: Out of memory", NO_MEMORY),
-            ("sandcaster: 7: grep: Cannot allocate memory", NO_MEMORY),
+            (
+                "sandcaster: line 1: can't fork: Out of memory",
+                Short::Memory,
+            ),
+            ("sandcaster: 7: grep: Cannot allocate memory", Short::Memory),
             (
                 "xargs: cannot fork: Resource temporarily unavailable",
-                NO_PROCESS,
+                Short::Processes,
             ),
             (
                 "find: can't execute 'stat': Resource temporarily unavailable",
-                NO_PROCESS,
+                Short::Processes,
             ),
         ] {
             assert_eq!(unforked(said.as_bytes()), Some(why), "{said}");
@@ -301,10 +297,10 @@ mod tests {
         ] {
             assert_eq!(unforked(said.as_bytes()), None, "{said}");
         }
-        assert_eq!(short_of("sh: Try again"), Some(NO_PROCESS));
+        assert_eq!(short_of("sh: Try again"), Some(Short::Processes));
         assert_eq!(
             short_of("sh: Resource temporarily unavailable (os error 11)"),
-            Some(NO_PROCESS)
+            Some(Short::Processes)
         );
         assert_eq!(short_of("sh: No such file or directory (os error 2)"), None);
     }

@@ -129,13 +129,13 @@ pub trait Sandbox: Send + Sync {
     /// `Gone`, or a backend fault.
     async fn extend(&self, lifetime: Duration) -> Result<(), SandboxError>;
 
-    /// Has every process in it ended, where the backend can do that without starting one; whether it can. They may
-    /// count for a moment longer.
+    /// Ends every process in it; returns how many, once they are gone and count no more. `None` where the backend
+    /// can't do that without starting one.
     ///
     /// # Errors
-    /// `Gone`.
-    async fn end_all(&self) -> Result<bool, SandboxError> {
-        Ok(false)
+    /// `Gone`; `Timeout` if some are not gone soon.
+    async fn end_all(&self) -> Result<Option<u32>, SandboxError> {
+        Ok(None)
     }
 
     /// Destroys it with everything in it. Idempotent; done when it returns `Ok`.
@@ -316,6 +316,9 @@ pub enum SandboxError {
     /// A program that can't be started, and why.
     #[error("{0}")]
     NotStarted(String),
+    /// Nothing could be started, for want of this: what runs in the sandbox has it all.
+    #[error("no process could be started ({0})")]
+    Starved(Short),
     /// A file operation that failed.
     #[error("{path}: {kind}")]
     File {
@@ -335,6 +338,18 @@ pub enum SandboxError {
     /// Anything else.
     #[error("{0}")]
     Backend(String),
+}
+
+/// What there is too little of to start a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Short {
+    #[error("the sandbox's process limit is reached")]
+    Processes,
+    #[error("the sandbox has no memory left for it")]
+    Memory,
+    #[error("the sandbox's limit of processes or of memory is reached")]
+    Either,
 }
 
 /// What is wrong with a file.
@@ -372,6 +387,7 @@ impl SandboxError {
             Self::Timeout(_) => ErrorCode::SandboxTimeout,
             Self::OutOfMemory(_)
             | Self::NotStarted(_)
+            | Self::Starved(_)
             | Self::File { .. }
             | Self::TooLarge { .. }
             | Self::Backend(_) => ErrorCode::SandboxError,

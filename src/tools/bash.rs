@@ -15,7 +15,8 @@ use crate::chat::ToolSpec;
 use crate::sandbox::SandboxError;
 use crate::show::{first_chars, one_line, size};
 
-use super::command::{Call, Ended, OUTPUT_FILE, Stop};
+use super::command::{Call, Ended, OUTPUT_FILE, Stop, Unforked};
+use super::room::Room;
 use super::schema::typed;
 use super::text::Excerpt;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, fingerprint};
@@ -89,29 +90,37 @@ impl Tool for Bash {
             background: args.background,
         };
         call.output_path = call.path_of(output);
-        let ended = match call.run(&args.command).await {
-            Ok(ended) => ended,
-            Err(error) => {
-                // What was begun may still write: its file is not used for another command.
-                let begun = !matches!(error, SandboxError::NotStarted(_));
-                if !begun {
-                    call.forget(&args.command).await;
+        let mut room = Room::enter(context).await?;
+        let ended = loop {
+            let short = match call.run(&args.command).await {
+                Ok(ended) => match &ended.unforked {
+                    Some(Unforked {
+                        short,
+                        never_begun: true,
+                    }) => {
+                        call.before(&ended)
+                            .into_iter()
+                            .for_each(|note| context.session.note(note));
+                        *short
+                    }
+                    _ => break ended,
+                },
+                Err(SandboxError::Starved(short)) => short,
+                Err(error) => {
+                    // What was begun may still write: its file is not used for another command.
+                    let begun = !matches!(error, SandboxError::NotStarted(_));
+                    call.give_up(&args.command, begun).await;
+                    return Err(error.into());
                 }
-                context.session.tell_output(output, begun);
-                context.session.settle_output(output);
-                return Err(error.into());
-            }
+            };
+            room = match room.make(short).await {
+                Ok(room) => room,
+                Err(failure) => {
+                    call.give_up(&args.command, false).await;
+                    return Err(failure);
+                }
+            };
         };
-        if let Some(short) = ended.unforked.as_ref().filter(|short| short.never_begun) {
-            let why = call
-                .before(&ended)
-                .into_iter()
-                .fold(short.why.to_owned(), |why, note| format!("{why}\n[{note}]"));
-            call.forget(&args.command).await;
-            context.session.tell_output(output, false);
-            context.session.settle_output(output);
-            return Err(Failure::Complaint(why));
-        }
         Ok(call.answer(ended).await)
     }
 }
@@ -158,6 +167,15 @@ fn timeout(asked: Option<i64>) -> Result<Duration, String> {
 }
 
 impl Call<'_> {
+    /// Settles the files of a command that has no answer.
+    async fn give_up(&self, command: &str, begun: bool) {
+        if !begun {
+            self.forget(command).await;
+        }
+        self.context.session.tell_output(self.output, begun);
+        self.context.session.settle_output(self.output);
+    }
+
     async fn answer(&self, ended: Ended) -> ToolAnswer {
         let mut notes = self.before(&ended);
         if self.background
@@ -368,10 +386,10 @@ impl Call<'_> {
             Some(format!(
                 "the connection to the sandbox broke: some output is missing{lost}{file}"
             ))
-        } else if let Some(short) = &ended.unforked {
+        } else if let Some(Unforked { short, .. }) = &ended.unforked {
             Some(format!(
                 "{}; the command may have been begun, and how it ended is not known",
-                short.why
+                SandboxError::Starved(*short)
             ))
         } else if ended.record.is_none() && ended.stopped.is_none() {
             let why = if ended.begun.is_some() {

@@ -9,16 +9,17 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::apart::apart_for_tools;
-use crate::clock::Deadline;
 use crate::ids;
-use crate::sandbox::{ExecOutput, ExecStream, SandboxError, Script, exec_sh, unforked};
+use crate::sandbox::{
+    ExecOutput, ExecStream, FileErrorKind, SandboxError, Short, exec_sh, unforked,
+};
 use crate::secrets::Redactor;
 use crate::show::one_line;
 
 use super::facts::Facts;
 use super::text::{Excerpt, Limits, TextKeeper};
 use super::types::ToolContext;
-use super::wrapper::{Begun, EndRecord, Left, RecordScanner, Wrapped, side_file, sweep};
+use super::wrapper::{Begun, EndRecord, Left, RecordScanner, UNBEGUN, Wrapped, side_files, sweep};
 
 /// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
 const LONGEST_COMMAND: usize = 100_000;
@@ -87,9 +88,9 @@ pub(super) struct Ended {
     pub(super) bytes: u64,
 }
 
-/// No process could be started for a command.
+/// No process could be started for a command, for want of this.
 pub(super) struct Unforked {
-    pub(super) why: &'static str,
+    pub(super) short: Short,
     /// The command itself was not begun; otherwise nobody knows.
     pub(super) never_begun: bool,
 }
@@ -320,28 +321,32 @@ impl Call<'_> {
 
     /// Whether the outer shell ended since it could start no process, and whether the command had begun then.
     async fn unforked(&self, outer_said: &[u8], begun: Option<&Begun>) -> Option<Unforked> {
-        let why = unforked(outer_said)?;
+        let short = unforked(outer_said)?;
         let never_begun = match begun {
             // The background's record comes whatever happens, once the program is begun.
             None => true,
             Some(_) if self.background => true,
-            Some(begun) => begun.kept && self.no_side_file().await,
+            Some(begun) => begun.kept && self.is_unbegun().await,
         };
-        Some(Unforked { why, never_begun })
+        Some(Unforked { short, never_begun })
     }
 
-    /// That the side file is surely not there. The script starts no process.
-    async fn no_side_file(&self) -> bool {
-        let side = side_file(&self.output_path);
-        let script = Script {
-            text: r#"[ -e "$1" ] || echo none"#,
-            args: vec![&side],
-            keep: 16,
-            ..Script::default()
-        };
-        let limit = Deadline::after(Duration::from_secs(2));
-        let looked = script.run(self.context.sandbox.as_ref(), limit).await;
-        looked.is_ok_and(|looked| looked.stdout == b"none\n")
+    /// That the side file, wherever it is, says that the command was not begun. No process is needed to look.
+    async fn is_unbegun(&self) -> bool {
+        let sandbox = self.context.sandbox.as_ref();
+        let mut seen = false;
+        for side in side_files(&self.output_path, &self.facts.home) {
+            let reading = sandbox.read(&side, 16);
+            match tokio::time::timeout(Duration::from_secs(2), reading).await {
+                Ok(Ok(bytes)) if bytes == UNBEGUN => seen = true,
+                Ok(Err(SandboxError::File {
+                    kind: FileErrorKind::NotFound,
+                    ..
+                })) => {}
+                _ => return false,
+            }
+        }
+        seen
     }
 
     /// The output and the end record as the sandbox has kept them, where the stream lost something.

@@ -133,7 +133,7 @@ fn change(file: &[u8], args: &EditArgs, redactor: &Redactor) -> Result<(Replaced
     };
     if !wide.is_empty() {
         return Err(format!(
-            "begins with the byte order mark of {wide}; convert it with bash (iconv, python3) to edit it"
+            "is in {wide}; convert it with bash (iconv, python3) to edit it"
         ));
     }
     if is_binary(file) {

@@ -16,7 +16,7 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// started, nothing is said.
 const PROBE: &str = r#"
 d=/tmp/.sandcaster
-{ mkdir -p "$d" && [ -w "$d" ]; } 2>/dev/null || d=$HOME/.sandcaster
+{ mkdir -p "$d" && echo >"$d/room"; } 2>/dev/null || d=$HOME/.sandcaster
 echo "state=$d"
 if command -v bash >/dev/null 2>&1; then b=bash; else b=sh; fi
 echo "shell=$b"

@@ -285,6 +285,17 @@ pub(super) fn number(n: usize, what: &str) -> String {
     format!("{} {what}{plural}", grouped(count(n)))
 }
 
+/// The first of `texts` that have at most `most` characters together; the first one whatever it has.
+pub(super) fn fitting(texts: impl Iterator<Item = String>, most: usize) -> Vec<String> {
+    let mut chars = 0;
+    let fits = |text: &String| {
+        let first = chars == 0;
+        chars += text.chars().count() + 1;
+        first || chars <= most
+    };
+    texts.take_while(fits).collect()
+}
+
 pub(super) fn count(n: usize) -> u64 {
     u64::try_from(n).unwrap_or(u64::MAX)
 }

@@ -1,6 +1,6 @@
 //! The tools that a model can call: one table, one file per group, all written above the sandbox traits.
 //!
-//! A call goes [`resolve_called`] → [`prepare`] → [`Tool::call`]. Commands of ours in the sandbox are fixed
+//! A call goes [`resolve_called`] → [`prepare`] → [`BuiltTool::call`]. Commands of ours in the sandbox are fixed
 //! texts for a POSIX shell, with everything variable as an argument; what comes back is cleaned of escapes
 //! and secrets, and bounded, before anyone sees it.
 
@@ -20,6 +20,7 @@ mod place;
 mod read;
 mod regex;
 mod replace;
+mod room;
 mod schema;
 mod script;
 mod search;
@@ -29,7 +30,10 @@ mod types;
 mod wrapper;
 mod write;
 
+use std::fmt::Write as _;
 use std::sync::LazyLock;
+
+use serde_json::{Map, Value};
 
 use crate::chat::ToolSpec;
 
@@ -92,8 +96,31 @@ pub struct ToolDef {
 pub struct BuiltTool {
     /// What the model sees.
     pub spec: &'static LazyLock<ToolSpec>,
-    /// What runs.
-    pub tool: &'static dyn Tool,
+    tool: &'static dyn Tool,
+}
+
+impl BuiltTool {
+    /// Runs a call, as [`Tool::call`]. What happened to other programs for it is told behind its own words.
+    ///
+    /// # Errors
+    /// As [`Tool::call`].
+    pub async fn call(
+        &self,
+        args: Map<String, Value>,
+        context: &ToolContext,
+    ) -> Result<ToolAnswer, Failure> {
+        let mut outcome = self.tool.call(args, context).await;
+        let text = match &mut outcome {
+            Ok(answer) => &mut answer.text,
+            Err(Failure::Complaint(why)) => why,
+            Err(Failure::Fatal(_) | Failure::Cancelled) => return outcome,
+        };
+        for note in context.session.take_notes() {
+            let end = if text.ends_with('\n') { "" } else { "\n" };
+            write!(text, "{end}[{note}]").ok();
+        }
+        outcome
+    }
 }
 
 impl std::fmt::Debug for ToolDef {

@@ -62,8 +62,13 @@ pub(super) fn shown(
         note(&format!("a link to {}", one_line(target)));
     }
     if let Content::Utf16(order) = piece.content {
+        let mark = if piece.marked {
+            ""
+        } else {
+            " without a byte-order mark"
+        };
         note(&format!(
-            "UTF-16 ({order}-endian) in the file; file_edit can't change it"
+            "UTF-16 ({order}-endian){mark} in the file; file_edit can't change it"
         ));
     } else if piece.marked {
         note(MARKED);

@@ -80,12 +80,34 @@ impl Content {
             [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => Self::Utf32,
             [0xff, 0xfe, ..] => Self::Utf16("little"),
             [0xfe, 0xff, ..] => Self::Utf16("big"),
+            _ if is_utf16(beginning, u16::from_le_bytes) => Self::Utf16("little"),
+            _ if is_utf16(beginning, u16::from_be_bytes) => Self::Utf16("big"),
             _ if is_binary(beginning) => {
                 Self::Binary(infer::get(beginning).map(|kind| kind.mime_type()))
             }
             _ => Self::Text,
         }
     }
+}
+
+/// Without a mark: text in this order, with NUL in at least half of its units.
+fn is_utf16(beginning: &[u8], unit: fn([u8; 2]) -> u16) -> bool {
+    let (pairs, []) = beginning.as_chunks() else {
+        return false;
+    };
+    let units = || pairs.iter().map(|pair| unit(*pair));
+    let whole = pairs.len() < BEGINNING / 2;
+    let mut chars = char::decode_utf16(units()).peekable();
+    let mut text = true;
+    while let Some(c) = chars.next() {
+        text &= match c {
+            Ok(c) => !c.is_control() || "\t\n\r\u{c}\u{1b}".contains(c),
+            // The last one may be cut.
+            Err(_) => !whole && chars.peek().is_none(),
+        };
+    }
+    let narrow = units().filter(|unit| *unit < 0x100).count();
+    text && pairs.len() > 1 && narrow * 2 >= pairs.len()
 }
 
 /// NUL in the first 8 KiB.
@@ -114,7 +136,8 @@ impl Piece {
     /// Of a file that was fetched whole.
     pub(super) fn whole(file: &[u8], window: Window) -> Self {
         let content = Content::of(file.get(..BEGINNING).unwrap_or(file));
-        let marked = file.starts_with(MARK) || matches!(content, Content::Utf16(_));
+        let wide = file.starts_with(b"\xff\xfe") || file.starts_with(b"\xfe\xff");
+        let marked = file.starts_with(MARK) || matches!(content, Content::Utf16(_)) && wide;
         let mut decoded = match content {
             Content::Utf16("little") => utf16(file, u16::from_le_bytes),
             Content::Utf16(_) => utf16(file, u16::from_be_bytes),
@@ -200,8 +223,11 @@ pub(super) async fn slice(
 }
 
 fn utf16(file: &[u8], unit: fn([u8; 2]) -> u16) -> Vec<u8> {
-    let pairs = file.iter().skip(2).zip(file.iter().skip(3)).step_by(2);
-    char::decode_utf16(pairs.map(|(a, b)| unit([*a, *b])))
+    let (pairs, _) = file.as_chunks();
+    let units = pairs.iter().map(|pair| unit(*pair));
+    let mark = u16::from_be_bytes([0xfe, 0xff]);
+    let marked = units.clone().next() == Some(mark);
+    char::decode_utf16(units.skip(usize::from(marked)))
         .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
         .collect::<String>()
         .into_bytes()

@@ -1,5 +1,6 @@
 //! Where a path leads in the sandbox, and what is there.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -465,7 +466,11 @@ pub(super) async fn store(
             }
         )));
     }
-    Err(write_failed(given, error))
+    let places = ["/tmp", context.session.start_dir()];
+    let is_there = places
+        .iter()
+        .any(|place| Path::new(path).starts_with(place));
+    Err(write_failed(given, error, is_there))
 }
 
 /// The mode of the file at `path`, if it is one that this user can't write to.
@@ -480,18 +485,23 @@ async fn unwritable(path: &str, context: &ToolContext) -> Option<u32> {
     u32::from_str_radix(std::str::from_utf8(&mode).ok()?.trim(), 8).ok()
 }
 
-/// Why a write failed, in a sentence that says what to do.
-fn write_failed(given: &str, error: SandboxError) -> Failure {
+/// Why a write failed, in a sentence that says what to do. `is_there`: it was where files can be written as a rule.
+fn write_failed(given: &str, error: SandboxError, is_there: bool) -> Failure {
     let SandboxError::File { kind, .. } = &error else {
         return error.into();
     };
     let name = one_line(given);
+    let instead = if is_there {
+        ""
+    } else {
+        "; write below the working directory or /tmp instead"
+    };
     Failure::Complaint(match kind {
         FileErrorKind::NotFound => {
             format!("{name}: no such directory, and it could not be created")
         }
         FileErrorKind::PermissionDenied => {
-            format!("{name}: permission denied; write below the working directory or /tmp instead")
+            format!("{name}: permission denied{instead}")
         }
         FileErrorKind::IsDirectory => {
             format!("{name} is a directory; give the path of a file in it")
@@ -501,11 +511,9 @@ fn write_failed(given: &str, error: SandboxError) -> Failure {
         }
         FileErrorKind::NotRegular => format!("{name} is no regular file: use bash"),
         FileErrorKind::NoSpace => {
-            format!("{name}: the disk is full; delete what is no longer needed")
+            format!("{name}: its disk is full; delete what is no longer needed there")
         }
-        FileErrorKind::ReadOnly => format!(
-            "{name}: read-only file system; write below the working directory or /tmp instead"
-        ),
+        FileErrorKind::ReadOnly => format!("{name}: read-only file system{instead}"),
         FileErrorKind::Other(why) => format!("{name}: {}", one_line(why)),
     })
 }

@@ -1,6 +1,6 @@
 //! `glob`, and what it shares with `grep`: the sandbox lists files, the host matches their names.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -11,15 +11,17 @@ use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
 use crate::sandbox::files::SKIPPED;
-use crate::show::{grouped, one_line};
+use crate::show::{alike, grouped, one_line};
 
-use super::listing::{Listing, Root, count, number};
+use super::listing::{Listing, Root, count, fitting, number};
 use super::names::{Anchor, NamePattern, named_in};
 use super::place::{Kind, Place, absolute};
 use super::schema::typed;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
 const SHOWN_PATHS: usize = 200;
+/// Characters of them.
+const SHOWN_CHARS: usize = 20_000;
 /// Bytes of directories' names that are looked at when no file matches.
 const LOOKED_AT: usize = 8 * 1024 * 1024;
 
@@ -106,7 +108,7 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
             format!("{}/", listing.path)
         };
         match found(Arc::clone(&wanted), listing, prefix, &named, context).await? {
-            Found::Files(text) => return Ok(answer(context, &text)),
+            Found::Files(text) => return Ok(ToolAnswer::text(text)),
             Found::Nothing(text) => drop(nothing.get_or_insert(text)),
         }
     }
@@ -114,15 +116,15 @@ async fn glob(pattern: &str, path: &str, context: &ToolContext) -> Result<ToolAn
         return Err(complaint);
     }
     match (nothing, missing) {
-        (Some(text), _) => Ok(answer(context, &text)),
+        (Some(text), _) => Ok(ToolAnswer::text(text)),
         (None, Some(listing)) if wanted.base.is_empty() || listing.root == Root::Closed => {
             let given = if path.is_empty() { &wanted.base } else { path };
             Err(not_listed(&listing, given, context).await)
         }
-        (None, _) => Ok(answer(
-            context,
-            &format!("(no matches): {} is no directory", one_line(&wanted.base)),
-        )),
+        (None, _) => Ok(ToolAnswer::text(format!(
+            "(no matches): {} is no directory",
+            one_line(&wanted.base)
+        ))),
     }
 }
 
@@ -147,6 +149,8 @@ struct Matches {
     shown: Vec<Vec<u8>>,
     hidden: Vec<Vec<u8>>,
     directory: Option<Vec<u8>>,
+    /// Where nothing matches the one name that is asked for: those that are like it.
+    near: Vec<Vec<u8>>,
 }
 
 impl Matches {
@@ -164,14 +168,37 @@ impl Matches {
         } else {
             None
         };
+        let near = match wanted.literal() {
+            Some(name) if matching.is_empty() && directory.is_none() => near(name, &others),
+            _ => Vec::new(),
+        };
         let (shown, hidden) = matching.into_iter().partition(|name| wanted.shows(name));
         Self {
             files: all,
             shown,
             hidden,
             directory,
+            near,
         }
     }
+}
+
+/// The first file of each name that is like `name`, a few of them.
+fn near(name: &str, files: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let mut first: HashMap<&str, &[u8]> = HashMap::new();
+    let mut names = Vec::new();
+    for file in files {
+        let last = file.rsplit(|b| *b == b'/').next().unwrap_or_default();
+        if let Ok(last) = std::str::from_utf8(last) {
+            first.entry(last).or_insert_with(|| {
+                names.push(last);
+                file
+            });
+        }
+    }
+    let near = alike(name, names).into_iter();
+    near.filter_map(|name| first.get(name).map(|file| file.to_vec()))
+        .collect()
 }
 
 /// The first directory, by its bytes, that `files` are in and that `matches`. Only as many are looked at as
@@ -226,11 +253,10 @@ async fn found(
     } else {
         &matches.shown
     };
-    let mut text = String::new();
-    for name in names.iter().take(SHOWN_PATHS) {
-        let name = String::from_utf8_lossy(name);
-        writeln!(text, "{}", one_line(&format!("{prefix}{name}"))).ok();
-    }
+    let line = |name: &[u8]| one_line(&format!("{prefix}{}", String::from_utf8_lossy(name)));
+    let lines = names.iter().take(SHOWN_PATHS).map(|name| line(name));
+    let lines = fitting(lines, SHOWN_CHARS);
+    let mut text = lines.join("\n");
     if names.is_empty() {
         let mut directory = matches.directory;
         if let (None, Some(name)) = (&directory, wanted.literal()) {
@@ -238,28 +264,31 @@ async fn found(
             let place = Place::look(&path, false, context).await?;
             directory = (place.kind == Kind::Directory).then(|| name.as_bytes().to_vec());
         }
-        text = match directory {
-            Some(name) => {
-                let name = one_line(&format!("{prefix}{}", String::from_utf8_lossy(&name)));
-                format!(
-                    "(no matches): {name} is a directory, and only files are found. Use {name}/**"
-                )
-            }
-            None => format!(
-                "(no matches among {}){}",
+        text = if let Some(name) = directory {
+            let name = line(&name);
+            format!("(no matches): {name} is a directory, and only files are found. Use {name}/**")
+        } else {
+            let near: Vec<String> = matches.near.iter().map(|name| line(name)).collect();
+            let near = if near.is_empty() {
+                String::new()
+            } else {
+                format!(" Similar names: {}.", near.join(", "))
+            };
+            format!(
+                "(no matches among {}){near}{}",
                 number(matches.files, "file"),
                 skipped_note(named)
-            ),
+            )
         };
-    } else if names.len() > SHOWN_PATHS {
+    } else if names.len() > lines.len() {
         write!(
             text,
-            "[{SHOWN_PATHS} of {} files, shallow ones first; narrow the pattern or path]",
+            "\n[{} of {} files, shallow ones first; narrow the pattern or path]",
+            grouped(count(lines.len())),
             grouped(count(names.len()))
         )
         .ok();
     }
-    text.truncate(text.trim_end().len());
     if only_hidden && !names.is_empty() {
         text.push_str("\n[only names with a part that begins with a dot match]");
     }
@@ -276,10 +305,6 @@ async fn found(
 
 /// What is said before the words of a `find` that could not go everywhere.
 pub(super) const UNREAD: &str = "not looked into";
-
-pub(super) fn answer(context: &ToolContext, text: &str) -> ToolAnswer {
-    ToolAnswer::text(context.redactor.clean(text).into_owned())
-}
 
 pub(super) fn skipped_note(named: &[&str]) -> String {
     let skipped: Vec<&str> = SKIPPED

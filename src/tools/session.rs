@@ -32,6 +32,10 @@ pub struct ShellSession {
     drains: Mutex<JoinSet<()>>,
     prefix: String,
     outputs: Arc<Mutex<Outputs>>,
+    /// What happened besides and is to be told with the next answer.
+    notes: Mutex<Vec<String>>,
+    /// Shared by what runs in the sandbox; held alone by a call that found no room beside others.
+    pub(super) rooms: tokio::sync::RwLock<()>,
     /// Held from the reading of a file to its writing: no edit is lost to another one.
     pub(super) edits: tokio::sync::Mutex<()>,
     /// Held while an image is read and written as text: each takes megabytes, and calls run side by side.
@@ -85,6 +89,8 @@ impl ShellSession {
             drains: Mutex::new(JoinSet::new()),
             prefix: ids::nonce().get(..4).unwrap_or_default().to_owned(),
             outputs: Arc::default(),
+            notes: Mutex::default(),
+            rooms: tokio::sync::RwLock::default(),
             edits: tokio::sync::Mutex::new(()),
             pictures: tokio::sync::Mutex::new(()),
         }
@@ -122,6 +128,15 @@ impl ShellSession {
         let notice = self.facts.get()?.notice();
         let first = !self.told.swap(true, Ordering::Relaxed);
         (first && !notice.is_empty()).then_some(notice)
+    }
+
+    /// Has `note` told with the next answer.
+    pub(super) fn note(&self, note: String) {
+        self.notes.lock().push(note);
+    }
+
+    pub(super) fn take_notes(&self) -> Vec<String> {
+        std::mem::take(&mut *self.notes.lock())
     }
 
     /// The number of a file for the next output, which nobody uses. It grows until

@@ -75,18 +75,24 @@ printf '\036%s %s %s %s %s\036' "$1" "$$" "$sc_kept" "$sc_emptied" "${sc_self##*
 /// output file holds for `tee` alone, which goes on to the pipe when the file is full, and to the file
 /// when nobody reads the pipe any more. What the outer shell itself says ("Killed") goes to its standard
 /// error: for that the redirection stands within the parentheses, since dash redirects itself otherwise.
-/// The side file is there once the command is begun; it is read without another program, which a sweep could end,
-/// and removed after the record, which must not depend on it.
+/// The side file has a dot in it until the command is begun; it is read without another program, which a sweep could
+/// end, and removed after the record, which must not depend on it. It is where there is room for it: a full `/tmp` must
+/// not lose the directory.
 const FOREGROUND: &str = concat!(
     prologue!(),
     r#"
+for sc_side in "$5" "${HOME-}/.${5##*/}" "/dev/shm/.${5##*/}"; do
+if [ -L "$sc_side" ] || [ -e "$sc_side" ]; then ( rm -rf "$sc_side" 2>/dev/null ); fi
+{ echo . >"$sc_side"; } 2>/dev/null && break
+( rm -f "$sc_side" 2>/dev/null )
+done
 {
-( { true >"$5"; } 2>/dev/null; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$5" "$8" "${10}" "${11}" </dev/null 2>&1 )
+( { echo - >|"$sc_side"; } 2>/dev/null; SANDCASTER_CALL=$3; export SANDCASTER_CALL; exec "$7" -c "$9" "$7" "$sc_side" "$8" "${10}" "${11}" </dev/null 2>&1 )
 sc_code=$?
 sc_dir=
-[ ! -f "$5" ] || { IFS= read -r sc_dir && ! IFS= read -r sc_more || sc_dir=; } <"$5"
+[ ! -f "$sc_side" ] || { IFS= read -r sc_dir && ! IFS= read -r sc_more || sc_dir=; } <"$sc_side"
 printf '\n\036%s %s %s %s\036' "$1" "$sc_code" "$sc_moved" "$sc_dir"
-rm -f "$5"
+rm -f "$sc_side"
 } | {
 trap '' PIPE XFSZ
 ulimit -f 20480
@@ -146,13 +152,13 @@ const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; [ -z "$3" ] || 
 /// others.
 ///
 /// Prints what is left then, a process a line: also orphans that are younger than the call and could have
-/// been its, which nobody can tell.
+/// been its, which nobody can tell. No here-document, for which a shell may want a file in `/tmp`.
 const SWEEP: &str = r#"
 [ -r /proc/self/stat ] || exit 1
 m=$1 t=$2 outer=${3:--} begun=${4:-9223372036854775807} known=
 look() {
 queue="$known $(grep -l "SANDCASTER_CALL=$m" /proc/[0-9]*/environ 2>/dev/null | tr -c '0-9\n' ' ')"
-all=$(grep -s ') ' /proc/[0-9]*/stat)
+grep -s ') ' /proc/[0-9]*/stat | {
 top= orphans= found= left=
 set -f
 while IFS= read -r line; do
@@ -166,9 +172,7 @@ if [ "$2" = "$outer" ]; then top="$top $pid"; continue; fi
 if [ "$pid" = "$outer" ] || [ "$pid" = "$$" ]; then continue; fi
 if [ "$3" = "$outer" ] || [ "$4" = "$outer" ]; then queue="$queue $pid"; fi
 if [ "$2" = 1 ] && [ "${20}" -ge "$begun" ]; then orphans="$orphans $pid"; fi
-done <<END
-$all
-END
+done
 for pid in $top; do eval "queue=\"\$queue \${kin_$pid-}\""; done
 while set -- $queue && [ $# -gt 0 ]; do
 queue=
@@ -184,6 +188,7 @@ eval "seen=\${seen_$pid-}"
 done
 echo "$found"
 echo "$left"
+}
 }
 again() {
 out=$(look)
@@ -293,8 +298,8 @@ impl Wrapped<'_> {
     }
 }
 
-/// The file beside `output` that a command leaves its directory in.
-pub(super) fn side_file(output: &str) -> String {
+/// The file beside `output` that a command leaves its directory in, unless there is no room for it.
+fn side_file(output: &str) -> String {
     format!("{output}.cwd")
 }
 
@@ -405,6 +410,16 @@ impl Begun {
         }
     }
 }
+
+/// Where the side file of `output` may be, by the user's home.
+pub(super) fn side_files(output: &str, home: &str) -> [String; 3] {
+    let side = side_file(output);
+    let name = side.rsplit('/').next().unwrap_or_default().to_owned();
+    [format!("{home}/.{name}"), format!("/dev/shm/.{name}"), side]
+}
+
+/// What is in it until the command is begun.
+pub(super) const UNBEGUN: &[u8] = b".\n";
 
 /// How it went with the directory that a command was to start in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use crate::chat::ToolSpec;
 use crate::show::{grouped, one_line, size};
 
 use super::listing::count;
+use super::piece::Content;
 use super::place::{Kind, Place, Text};
 use super::schema::typed;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext};
@@ -151,13 +152,15 @@ fn lost(was: &Text, content: &str) -> String {
     if was.begins.starts_with("efbbbf") && !content.starts_with('\u{feff}') {
         lost.push("the byte order mark (BOM)".to_owned());
     }
-    let wide = match was.begins.as_str() {
-        "fffe0000" | "0000feff" => "UTF-32",
-        begins if begins.starts_with("fffe") || begins.starts_with("feff") => "UTF-16",
-        _ => "",
-    };
-    if !wide.is_empty() {
-        lost.push(format!("{wide} with its byte order mark (BOM)"));
+    let begins = was.begins.as_str();
+    if matches!(begins, "fffe0000" | "0000feff") {
+        lost.push("UTF-32 with its byte order mark (BOM)".to_owned());
+    } else if begins.starts_with("fffe") || begins.starts_with("feff") {
+        lost.push("UTF-16 with its byte order mark (BOM)".to_owned());
+    } else if let Ok(first) = u32::from_str_radix(begins, 16)
+        && matches!(Content::of(&first.to_be_bytes()), Content::Utf16(_))
+    {
+        lost.push("UTF-16".to_owned());
     }
     let now = content.matches("\r\n").count();
     if was.crlf > 0 && now < content.matches('\n').count() {

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{bash, check_log, end};
 use crate::support::app::{TestApp, of_kind, warnings};
 use crate::support::fake_llm::{FakeLlm, Reply};
+use crate::support::processes::TAKE_ALL;
 
 #[tokio::test]
 async fn both_forms_of_files_are_uploaded_read_and_returned_when_changed() {
@@ -94,6 +95,26 @@ async fn files_that_are_left_out_are_named_with_the_reason() {
         .map(|file: &Value| file["path"].as_str().unwrap())
         .collect();
     assert_eq!(named, ["big.bin", "fa", "fb", "link"]);
+    app.stop().await;
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "python3"), ignore = "needs python3")]
+async fn programs_that_are_ended_so_that_files_can_be_returned_are_told() {
+    let llm = FakeLlm::start([
+        Reply::new()
+            .call("bash", &bash("echo x > made.txt"))
+            .call("bash", &bash(TAKE_ALL)),
+        Reply::says("Done."),
+    ])
+    .await;
+    let app = TestApp::with_llm(&llm).await;
+    let events = app.run(json!({"prompt": "hi", "model": "sonnet"})).await;
+    check_log(&events);
+    assert_eq!(of_kind(&events, "file")[0]["path"], "made.txt");
+    assert_eq!(warnings(&events), ["PROCESSES_ENDED"]);
+    let warning = of_kind(&events, "warning")[0];
+    assert!(warning["count"].as_u64().unwrap() > 100, "{warning}");
     app.stop().await;
 }
 

@@ -45,7 +45,23 @@ async fn programs_that_were_left_running_lose_no_file() {
         "{:?}",
         all.omitted()
     );
+    assert!(all.ended() > 10, "{}", all.ended());
     assert_eq!(shell(&sandbox, "echo fine | cat").await.1, "fine\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_processes_are_gone_when_their_end_is_told() {
+    let sandbox = create(&local_with(small())).await;
+    assert_eq!(soon(sandbox.end_all()).await, Ok(Some(0)));
+    let many =
+        "for i in 1 2 3 4 5 6 7 8 9 10; do (trap '' TERM; sleep 600) & done; echo begun; wait";
+    let mut stream = soon(sandbox.exec(sh(many))).await.unwrap();
+    soon(stream.next()).await.unwrap();
+    let ended = soon(sandbox.end_all()).await.unwrap().unwrap();
+    assert!((11..=21).contains(&ended), "{ended}");
+    let (_, left) = shell(&sandbox, "ls -d /proc/[0-9]* | wc -l").await;
+    // Its first process, the shell, and two more.
+    assert_eq!(left.trim(), "4", "{left}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

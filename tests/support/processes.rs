@@ -60,6 +60,19 @@ pub async fn until(met: impl Fn() -> bool, what: &str) {
         .unwrap_or_else(|_| panic!("waited too long for {what}"));
 }
 
+/// A command that leaves something behind that has taken all processes that its sandbox may have, and takes each that
+/// becomes free again.
+pub const TAKE_ALL: &str = r#"rm -f /tmp/full; python3 -c '
+import os
+while True:
+    try:
+        if os.fork() == 0:
+            os.execlp("sleep", "sleep", "600")
+    except OSError:
+        open("/tmp/full", "w").close()
+' >/dev/null 2>&1 &
+while [ ! -e /tmp/full ]; do :; done"#;
+
 /// A length of sleep that no other process of this host has, to be found by.
 pub fn own_sleep() -> String {
     let digits: String = sandcaster::ids::nonce()

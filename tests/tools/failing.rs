@@ -3,16 +3,19 @@
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use sandcaster::sandbox::{ExecSpec, ExecStream, FileErrorKind, Sandbox, SandboxError};
+use sandcaster::sandbox::{
+    ExecSpec, ExecStream, FileErrorKind, LocalLimits, Sandbox, SandboxError,
+};
 use sandcaster::tools::{Failure, ShellSession};
 use serde_json::json;
 
 use super::{Rig, in_every_shell};
+use crate::sandbox::sh;
 use crate::support::host_sandbox::{HostSandbox, Shell};
-use crate::support::processes::until;
+use crate::support::processes::{TAKE_ALL, until};
 
 in_every_shell! {
     async fn the_true_cause_is_told_when_nothing_could_be_started(rig) {
@@ -41,7 +44,9 @@ in_every_shell! {
         ] {
             let why = rig.complaint(tool, args).await;
             assert!(why.starts_with("no process could be started (the sandbox's "), "{tool}: {why}");
-            assert!(why.contains("limit") && why.contains("; end some"), "{tool}: {why}");
+            // Nothing can be started to end any of them, and this sandbox can't do it by itself.
+            assert!(why.contains("limit") && why.contains("can't be ended from here"), "{tool}: {why}");
+            assert!(!why.contains("end some"), "{tool}: {why}");
         }
         assert!(!rig.sandbox.home().join("made").exists());
     }
@@ -85,6 +90,58 @@ in_every_shell! {
         let notice = rig.context.session.take_notice().unwrap();
         assert!(notice.contains("uid ") && notice.contains("nstalled: "), "{notice}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(not(program = "python3"), ignore = "needs python3")]
+async fn programs_that_hold_all_processes_are_ended_for_any_tool_and_that_is_told() {
+    let rig = Rig::local(LocalLimits {
+        max_processes: 40,
+        ..LocalLimits::default()
+    })
+    .await;
+    assert_eq!(rig.bash("echo x > a").await.exit_code, Some(0));
+    for (tool, args, says) in [
+        ("bash", json!({"command": "echo on | cat"}), "on\n"),
+        ("grep", json!({"pattern": "x"}), "a:1:x"),
+        ("glob", json!({"pattern": "*"}), "a"),
+        ("file_read", json!({"path": "a"}), "1\tx"),
+        (
+            "file_write",
+            json!({"path": "b", "content": "y"}),
+            "created b (1 line, 1 byte)",
+        ),
+    ] {
+        rig.bash(TAKE_ALL).await;
+        let sandbox = &rig.context.sandbox;
+        let begins = async || sandbox.exec(sh("exit 0")).await.is_ok();
+        while begins().await {
+            tokio::task::yield_now().await;
+        }
+        let text = rig.text(tool, args).await;
+        assert!(text.starts_with(says), "{tool}: {text}");
+        let told = "[what earlier commands had left running was ended (";
+        assert!(text.contains(told), "{tool}: {text}");
+        let why = "): with it no process could be started (the sandbox's ";
+        assert!(text.contains(why), "{tool}: {text}");
+        let again = rig.text("file_read", json!({"path": "a"})).await;
+        assert!(!again.contains("ended"), "{tool}: {again}");
+        rig.bash("rm -f b").await;
+    }
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn a_sandbox_that_is_too_small_is_told_as_such() {
+    let mut rig = Rig::new(Shell::Bash);
+    let sandbox = Limited::of(&mut rig).await;
+    sandbox.processes.store(1, Ordering::Relaxed);
+    sandbox.ends_all.store(true, Ordering::Relaxed);
+    let why = rig.complaint("bash", json!({"command": "echo on"})).await;
+    assert!(
+        why.ends_with("though nothing else runs in the sandbox"),
+        "{why}"
+    );
 }
 
 /// How many processes another user has can't be counted without root's rights.
@@ -137,6 +194,8 @@ pub(super) struct Limited {
     host: Arc<HostSandbox>,
     uid: u32,
     processes: AtomicU32,
+    /// It can end what runs in it: nothing.
+    ends_all: AtomicBool,
 }
 
 impl Limited {
@@ -152,6 +211,7 @@ impl Limited {
             // The limit counts whatever runs as this user, in other tests of this process too.
             uid: 1_000_000 + std::process::id() * 64 + COUNT.fetch_add(1, Ordering::Relaxed) % 64,
             processes: AtomicU32::new(1_000),
+            ends_all: AtomicBool::new(false),
         });
         rig.context.sandbox = limited.clone();
         assert_eq!(rig.bash("true").await.exit_code, Some(0));
@@ -205,6 +265,9 @@ impl Sandbox for Limited {
     }
     async fn extend(&self, _: Duration) -> Result<(), SandboxError> {
         Ok(())
+    }
+    async fn end_all(&self) -> Result<Option<u32>, SandboxError> {
+        Ok(self.ends_all.load(Ordering::Relaxed).then_some(0))
     }
     async fn kill(&self) -> Result<(), SandboxError> {
         self.host.kill().await

@@ -4,6 +4,7 @@ mod collect;
 mod edit;
 mod failing;
 mod files;
+mod full;
 mod output;
 mod quoting;
 mod search;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use sandcaster::chat::ToolArgs;
 use sandcaster::clock::Deadline;
-use sandcaster::sandbox::Sandbox;
+use sandcaster::sandbox::{LocalLimits, Sandbox};
 use sandcaster::secrets::Redactor;
 use sandcaster::tools::{Failure, Prepared, ShellSession, ToolAnswer, ToolContext, prepare, tool};
 use serde_json::Value;
@@ -24,6 +25,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::net::unix::pipe::{OpenOptions, Receiver};
 use tokio_util::sync::CancellationToken;
 
+use crate::sandbox::{create, local_with};
 use crate::support::host_sandbox::{HostSandbox, Shell};
 
 /// Makes one test per shell of each function, which is given a [`Rig`]. Where there is no such shell, the tests
@@ -73,12 +75,21 @@ impl Rig {
         }
     }
 
+    /// In a `local` sandbox with these limits.
+    pub async fn local(limits: LocalLimits) -> Self {
+        let mut rig = Self::new(Shell::Bash);
+        let sandbox = create(&local_with(limits)).await;
+        rig.context.session = Arc::new(ShellSession::new(sandbox.working_dir()));
+        rig.context.sandbox = sandbox;
+        rig
+    }
+
     /// What the agent's loop does with a call.
     pub async fn call(&self, name: &str, args: Value) -> Result<ToolAnswer, Failure> {
         let built = tool(name).unwrap().built.unwrap();
         let Prepared { args, .. } =
             prepare(built.spec, &ToolArgs::Json(args), &self.context.redactor).unwrap();
-        built.tool.call(args, &self.context).await
+        built.call(args, &self.context).await
     }
 
     pub async fn answer(&self, name: &str, args: Value) -> ToolAnswer {

@@ -49,6 +49,54 @@ in_every_shell! {
         assert_eq!(text, "[1,201 matching lines in 1,201 files]");
     }
 
+    async fn a_name_that_is_like_the_one_asked_for_is_told(rig) {
+        rig.put("a.txt", "");
+        rig.put("deep/er/a.txt", "");
+        rig.put("deep/Report.md", "");
+        for (pattern, near) in [
+            ("A.TXT", " Similar names: a.txt."),
+            ("deep/**/A.txt", ""),
+            ("reports.md", " Similar names: deep/Report.md."),
+            ("xyzzy", ""),
+        ] {
+            let text = rig.text("glob", json!({"pattern": pattern})).await;
+            let told = text.split_once(')').unwrap().1.split(" [not looked").next();
+            assert_eq!(told, Some(near), "{pattern}: {text}");
+        }
+    }
+
+    async fn very_long_names_are_not_all_shown_and_that_is_told(rig) {
+        for n in 0..150 {
+            rig.put(&format!("{n:03}{}", "n".repeat(240)), "");
+        }
+        let text = rig.text("glob", json!({"pattern": "*"})).await;
+        assert!(text.chars().count() < 20_100, "{}", text.len());
+        assert!(text.ends_with("\n[81 of 150 files, shallow ones first; narrow the pattern or path]"), "{text}");
+    }
+
+    async fn short_lines_in_utf16_without_a_mark_are_told_as_such(rig) {
+        let little = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+        let big = |text: &str| text.encode_utf16().flat_map(u16::to_be_bytes).collect::<Vec<_>>();
+        for lines in ["a\nb\n", "a\r\nb\r\n", "ab\nc", "a, \u{442}\n"] {
+            for (file, order) in [(little(lines), "little"), (big(lines), "big")] {
+                rig.put("w.txt", &file);
+                let text = rig.text("file_read", json!({"path": "w.txt"})).await;
+                let note = format!("\n[UTF-16 ({order}-endian) without a byte-order mark in the file; file_edit can't change it]");
+                assert!(text.starts_with("1\ta") && text.contains(&note), "{lines:?}: {text}");
+                let why = rig.complaint("grep", json!({"pattern": "a", "path": "w.txt"})).await;
+                assert!(why.contains("UTF-16"), "{lines:?}, {order}: {why}");
+                let change = json!({"path": "w.txt", "old_string": "a", "new_string": "c"});
+                let why = rig.complaint("file_edit", change).await;
+                assert!(why.contains("is in UTF-16"), "{why}");
+                let text = rig.text("file_write", json!({"path": "w.txt", "content": "x"})).await;
+                assert!(text.ends_with("; not kept: UTF-16"), "{lines:?}, {order}: {text}");
+            }
+        }
+        rig.put("w.txt", [1, 0, 2, 0, 3, 0]);
+        let text = rig.text("file_read", json!({"path": "w.txt"})).await;
+        assert!(text.starts_with("w.txt: a binary file"), "{text}");
+    }
+
     async fn patterns_mean_the_same_everywhere(rig) {
         rig.put("a.txt", "foo 42\nbar\nFoo-bar\n\ttab\nx.y\nfoobar\nüben\n");
         rig.put("it's \"b\".txt", "foo 7\n");

@@ -133,7 +133,7 @@ fn an_edit_computes_off_the_threads_of_the_runtime() {
             let (free, taken) = take_the_thread();
             let change = json!({"path": "f", "old_string": old, "new_string": "2"});
             let built = tool("file_edit").unwrap().built.unwrap();
-            let mut call = built.tool.call(args(&change), &context);
+            let mut call = Box::pin(built.call(args(&change), &context));
             assert!(is_stuck(&mut call).await, "{old}");
             drop(free);
             assert_eq!(call.await.is_ok(), old == "two");
@@ -150,9 +150,7 @@ fn output_that_was_lost_is_read_again_off_the_threads_of_the_runtime() {
         let context = context(sandbox.clone());
         let (free, taken) = take_the_thread();
         let built = tool("bash").unwrap().built.unwrap();
-        let mut call = built
-            .tool
-            .call(args(&json!({"command": "echo whole"})), &context);
+        let mut call = Box::pin(built.call(args(&json!({"command": "echo whole"})), &context));
         assert!(is_stuck(&mut call).await);
         assert_eq!(sandbox.reads.load(Ordering::Relaxed), 1);
         drop(free);
@@ -177,7 +175,7 @@ fn output_is_cleaned_off_the_threads_of_the_runtime() {
         let built = tool("bash").unwrap().built.unwrap();
         let mut answer = None;
         let command = args(&json!({"command": "noise"}));
-        let call = Box::pin(async { answer = Some(built.tool.call(command, &context).await) });
+        let call = Box::pin(async { answer = Some(built.call(command, &context).await) });
         // A slice, and the rest.
         assert_eq!(turns(call).await, 2);
         let text = answer.unwrap().unwrap().text;
@@ -276,7 +274,7 @@ fn tools_compute_off_the_threads_of_the_runtime() {
         on_one_thread(async {
             let context = context(Memory::new(file, directory));
             let built = tool(name).unwrap().built.unwrap();
-            let call = built.tool.call(args(&given), &context);
+            let call = Box::pin(built.call(args(&given), &context));
             assert_eq!(turns(call).await, times, "{name}");
         });
     }

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -80,10 +79,6 @@ printf "\000"
 ' sandcaster || exit 8
 printf '\000\000'
 "#;
-
-/// How often a look that failed is taken again, and after what pause.
-const AGAIN: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(200);
 
 /// What may come out of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -191,9 +186,15 @@ impl Baseline {
         inputs: &[InputFile],
         deadline: Deadline,
     ) -> Result<Self, SandboxError> {
-        let listing = match snapshot(sandbox, deadline).await? {
-            Look::Seen(listing) => listing,
-            Look::Failed(why) => {
+        let unlooked = match snapshot(sandbox, deadline).await {
+            Ok(Look::Seen(listing)) => Ok(listing),
+            Ok(Look::Failed(why)) => Err(why),
+            Err(error @ SandboxError::Starved(_)) => Err(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        let listing = match unlooked {
+            Ok(listing) => listing,
+            Err(why) => {
                 return Ok(Self {
                     unlooked: Some(why),
                     ..Self::default()
@@ -243,9 +244,10 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, San
     }
     .run(sandbox, deadline)
     .await?;
-    let failed = if let Some(why) = unforked(&found.stderr) {
-        why.to_owned()
-    } else if found.exit_code == 7 {
+    if let Some(short) = unforked(&found.stderr) {
+        return Err(SandboxError::Starved(short));
+    }
+    let failed = if found.exit_code == 7 {
         let program = String::from_utf8_lossy(&found.stderr);
         format!("the sandbox has no `{}`", short(program.trim(), 100))
     } else if found.exit_code != 0 {
@@ -261,19 +263,19 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, San
 }
 
 /// A look when the agent is done. Where it fails, what commands have left running may be all that the sandbox holds: that
-/// is ended then.
-async fn last_look(sandbox: &dyn Sandbox, deadline: Deadline) -> Look {
+/// is ended then. Gives how many processes were.
+async fn last_look(sandbox: &dyn Sandbox, deadline: Deadline) -> (Look, u32) {
     let mut look = snapshot(sandbox, deadline).await;
-    for _ in 0..AGAIN {
-        let failed = matches!(look, Ok(Look::Failed(_)) | Err(SandboxError::NotStarted(_)));
-        if !failed || !sandbox.end_all().await.unwrap_or(false) {
-            break;
+    let mut ended = 0;
+    if matches!(look, Ok(Look::Failed(_)) | Err(SandboxError::Starved(_))) {
+        // Where they can't be ended, the look's own failure is what is to be told.
+        ended = sandbox.end_all().await.ok().flatten().unwrap_or(0);
+        if ended > 0 {
+            look = snapshot(sandbox, deadline).await;
         }
-        // Until the ended ones count no more.
-        tokio::time::sleep(PAUSE).await;
-        look = snapshot(sandbox, deadline).await;
     }
-    look.unwrap_or_else(|error| Look::Failed(error.to_string()))
+    let look = look.unwrap_or_else(|error| Look::Failed(error.to_string()));
+    (look, ended)
 }
 
 /// A listing may have 200,000 names, a file 25 MiB: too much for the runtime's threads.
@@ -395,6 +397,7 @@ pub struct Collecting<'a> {
     returned: usize,
     omitted: Vec<Omitted>,
     further: u64,
+    ended: u32,
 }
 
 impl<'a> Collecting<'a> {
@@ -407,8 +410,8 @@ impl<'a> Collecting<'a> {
         limits: CollectLimits,
         deadline: Deadline,
     ) -> Self {
-        let look = match &before.unlooked {
-            Some(why) => Look::Failed(why.clone()),
+        let (look, ended) = match &before.unlooked {
+            Some(why) => (Look::Failed(why.clone()), 0),
             None => last_look(sandbox, deadline).await,
         };
         let (files, cut, failed) = match look {
@@ -426,12 +429,18 @@ impl<'a> Collecting<'a> {
             returned: 0,
             omitted: Vec::new(),
             further: 0,
+            ended,
         };
         if let Some(why) = failed {
             let why = format!("its files could not be listed: {why}");
             collecting.omit(sandbox.working_dir(), &why);
         }
         collecting
+    }
+
+    /// How many processes, which commands had left running, were ended so that the directory could be looked at.
+    pub const fn ended(&self) -> u32 {
+        self.ended
     }
 
     /// The next file; `None` after the last.

@@ -45,6 +45,7 @@ enum Operation {
         done: oneshot::Sender<Result<Bytes, Fault>>,
     },
     Write(oneshot::Sender<Result<(), Fault>>),
+    EndAll(oneshot::Sender<u32>),
 }
 
 struct Open {
@@ -187,6 +188,12 @@ impl Link {
         Ok((self.open(Operation::Write(done)).await?, result))
     }
 
+    /// Opens the end of all processes.
+    pub(super) async fn open_end_all(&self) -> Result<(u32, oneshot::Receiver<u32>), SandboxError> {
+        let (done, result) = oneshot::channel();
+        Ok((self.open(Operation::EndAll(done)).await?, result))
+    }
+
     /// Hands a frame to its operation.
     fn dispatch(&self, frame: &Frame) -> Result<(), Violation> {
         let id = frame.id;
@@ -252,7 +259,19 @@ impl Link {
                     done.send(result).ok();
                 }
             }
-            (Operation::Read { .. } | Operation::Write(_), _) => return Err(misplaced),
+            (Operation::EndAll(_), Kind::Ended) => {
+                let ended = frame.number()?;
+                if let Some(Open {
+                    operation: Operation::EndAll(done),
+                    ..
+                }) = open.remove(&id)
+                {
+                    done.send(ended).ok();
+                }
+            }
+            (Operation::Read { .. } | Operation::Write(_) | Operation::EndAll(_), _) => {
+                return Err(misplaced);
+            }
         }
         Ok(())
     }

@@ -23,7 +23,7 @@ pub(super) const INPUT_CREDIT: u32 = 8;
 /// Operations that may be open at a time.
 pub(super) const MAX_OPEN: usize = 64;
 /// What [`Hello`] carries: both sides are one program, but a host may outlive its file on disk.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 const HEAD: usize = 9;
 
@@ -49,7 +49,7 @@ pub(super) enum Kind {
     Data = 8,
     /// Both: the file's end.
     DataEnd = 9,
-    /// Host, with id 0: end every process but the agent.
+    /// Host: end every process but the agent.
     EndAll = 10,
 
     /// Agent, once: ready ([`Hello`]).
@@ -72,10 +72,12 @@ pub(super) enum Kind {
     Fault = 40,
     /// Agent, with id 0: memory is used up, everything is being ended (a text).
     OutOfMemory = 41,
+    /// Agent: so many (`u32`) processes were ended, and are gone.
+    Ended = 42,
 }
 
 impl Kind {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Exec,
         Self::Stdin,
         Self::StdinEnd,
@@ -96,6 +98,7 @@ impl Kind {
         Self::Done,
         Self::Fault,
         Self::OutOfMemory,
+        Self::Ended,
     ];
 
     fn from_byte(byte: u8) -> Option<Self> {

@@ -35,6 +35,9 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("TMPDIR", "/tmp"),
 ];
 
+/// A killed process may hang in the kernel for a while.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
 /// Output that waits for its reader, in frames, beside what is under way by credit.
 const READY: usize = 4;
 
@@ -295,8 +298,16 @@ impl Sandbox for LocalSandbox {
         Ok(())
     }
 
-    async fn end_all(&self) -> Result<bool, SandboxError> {
-        self.link.send(Kind::EndAll, 0, &[]).await.map(|()| true)
+    async fn end_all(&self) -> Result<Option<u32>, SandboxError> {
+        let (id, ended) = self.link.open_end_all().await?;
+        self.link.send(Kind::EndAll, id, &[]).await?;
+        match tokio::time::timeout(END_LIMIT, ended).await {
+            Ok(Ok(ended)) => Ok(Some(ended)),
+            Ok(Err(_)) => Err(self.link.fate()),
+            Err(_) => Err(SandboxError::Timeout(
+                "its processes were killed, but are not all gone yet".to_owned(),
+            )),
+        }
     }
 
     async fn kill(&self) -> Result<(), SandboxError> {

@@ -21,9 +21,7 @@ use super::listing::{Listing, Root, number};
 use super::names::{Anchor, NamePattern, named_in};
 use super::regex::{Pattern, translate};
 use super::schema::typed;
-use super::search::{
-    UNREAD, answer, directory_among, not_listed, root_of, shown_prefix, skipped_note,
-};
+use super::search::{UNREAD, directory_among, not_listed, root_of, shown_prefix, skipped_note};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
 pub(crate) use output::fuzz_grep;
@@ -148,15 +146,12 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
             let prefix = one_line(&prefix);
             if let Some(dir) = chosen.directory {
                 let dir = one_line(&String::from_utf8_lossy(&dir));
-                return Ok(answer(
-                    context,
-                    &format!(
-                        "(no matches): glob names files, and {prefix}{dir} is a directory. Give it as path, or {}/** as \
+                return Ok(ToolAnswer::text(format!(
+                    "(no matches): glob names files, and {prefix}{dir} is a directory. Give it as path, or {}/** as \
                          glob{}",
-                        short(&context.redactor.clean(&glob), 200),
-                        unlooked(&listing)
-                    ),
-                ));
+                    short(&context.redactor.clean(&glob), 200),
+                    unlooked(&listing)
+                )));
             }
             let (files, odd_names) = (chosen.files, chosen.odd_names);
             (listing.path.clone(), prefix, files, odd_names)
@@ -180,16 +175,13 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         Root::Closed | Root::Missing => return Err(not_listed(&listing, &path, context).await),
     };
     if files.count() == 0 && all > 0 && odd_names == 0 {
-        return Ok(answer(
-            context,
-            &format!(
-                "(no matches: of {} none has a name like {}){}{}",
-                number(all, "file"),
-                short(&context.redactor.clean(&glob), 200),
-                skipped_note(&named),
-                unlooked(&listing)
-            ),
-        ));
+        return Ok(ToolAnswer::text(format!(
+            "(no matches: of {} none has a name like {}){}{}",
+            number(all, "file"),
+            short(&context.redactor.clean(&glob), 200),
+            skipped_note(&named),
+            unlooked(&listing)
+        )));
     }
     let search = Search {
         context,
@@ -242,7 +234,7 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         .ok();
     }
     text.push_str(&unlooked(&listing));
-    Ok(answer(context, &text))
+    Ok(ToolAnswer::text(text))
 }
 
 /// What is said of files that the listing has not.
@@ -403,11 +395,11 @@ impl Search<'_> {
         if counts.files.is_empty() {
             return Ok(String::new());
         }
-        let escaped = short(&one_line(&regex_syntax::escape(given)), 500);
+        let escaped = one_line(&regex_syntax::escape(given));
         Ok(format!(
             "\n[as plain text the pattern stands in {}; to find these, escape it: {}]",
             counts.total("line"),
-            self.context.redactor.clean(&escaped)
+            short(&self.context.redactor.clean(&escaped), 500)
         ))
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use crate::secrets::Redactor;
 use crate::show::{first_chars, grouped, one_line};
-use crate::tools::listing::{Trouble, count, number};
+use crate::tools::listing::{Trouble, count, fitting, number};
 
 use super::script::Files;
 
@@ -30,7 +30,7 @@ pub(super) fn marked(output: &[u8], files: &Files) -> BTreeSet<Vec<u8>> {
         .collect()
 }
 
-/// With a mark, or with some characters of ASCII, each among NULs.
+/// With a mark, or with some characters of ASCII, each among NULs, or so whole where it is short.
 fn begins_as_wide(text: &[u8]) -> bool {
     const MARKS: [&[u8]; 3] = [b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff"];
     // Bytes of a character, which of them isn't NUL, and so many of them.
@@ -46,7 +46,24 @@ fn begins_as_wide(text: &[u8]) -> bool {
         let chars = text.chunks_exact(width).take(times);
         chars.filter(|c| c.iter().enumerate().all(is)).count() == times
     };
-    MARKS.iter().any(|mark| text.starts_with(mark)) || UNMARKED.into_iter().any(fits)
+    MARKS.iter().any(|mark| text.starts_with(mark))
+        || UNMARKED.into_iter().any(fits)
+        || is_short_utf16(text)
+}
+
+/// One or two characters of ASCII in UTF-16, in whose big-endian form half of the line end stands before it.
+fn is_short_utf16(text: &[u8]) -> bool {
+    let is = |text: &[u8], nul: usize| {
+        let text = match nul {
+            0 => text.strip_suffix(b"\0\r").unwrap_or(text),
+            _ => text.strip_suffix(b"\r\0").unwrap_or(text),
+        };
+        let fits = |c: &[u8]| {
+            c.get(nul) == Some(&0) && c.get(1 - nul).is_some_and(|b| matches!(b, b' '..=b'~'))
+        };
+        matches!(text.len(), 2 | 4) && text.chunks(2).all(fits)
+    };
+    is(text, 1) || text.strip_suffix(b"\0").is_some_and(|text| is(text, 0))
 }
 
 /// Matching lines by file.
@@ -152,17 +169,6 @@ impl Counts {
         }
         notes + &self.trouble.note(UNSEARCHED)
     }
-}
-
-/// The first of `texts` that have at most `most` characters together; the first one whatever it has.
-fn fitting(texts: impl Iterator<Item = String>, most: usize) -> Vec<String> {
-    let mut chars = 0;
-    let fits = |text: &String| {
-        let first = chars == 0;
-        chars += text.chars().count() + 1;
-        first || chars <= most
-    };
-    texts.take_while(fits).collect()
 }
 
 /// Lines of grep's output, as they are shown.
@@ -271,7 +277,6 @@ impl Shown<'_> {
         } else {
             ""
         };
-        let name = self.redactor.clean(&name);
         format!("{name}{mark}{number}{mark}{start}{more}")
     }
 }

@@ -14,7 +14,7 @@ use crate::tools::script::Script;
 use crate::tools::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
-/// Longer lists of files go through a file of the sandbox.
+/// Longer lists of files go through a file of the sandbox, if there is room for it: for some backends much input is slow.
 const STDIN: usize = 64 * 1024;
 /// Bytes of lines that are fetched.
 pub(super) const KEEP_LINES: usize = 1024 * 1024;
@@ -24,7 +24,7 @@ const KEEP_COUNTS: usize = 16 * 1024 * 1024;
 const LINE: usize = 1_300;
 
 /// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
-/// NUL, or are in the file `$1`, which is removed. `$2` is the directory, `$3` how many bytes of output are
+/// NUL, or are in the file `$1`, which is removed at the end. `$2` is the directory, `$3` how many bytes of output are
 /// wanted, `$4` how many of a line; the others are grep's options. For `$4` of `counts` files without a match are
 /// left out; for `marks 99` all lines but those that are a file's first and begin as UTF-16 or UTF-32 does, and so some that
 /// only seem to. NUL is 1 there for a while, since no pattern can have it.
@@ -34,10 +34,8 @@ const LINE: usize = 1_300;
 /// grep tries the pattern on a line first, so that its complaint is not lost among those about files.
 const SEARCH: &str = r#"
 IFS= read -r pattern
-if [ -n "$1" ]; then
-exec <"$1" || exit 6
-rm -f "$1"
-fi
+list=$1
+[ -z "$list" ] || exec <"$list" || exit 6
 cd "$2" || exit 5
 keep=$3
 line=$4
@@ -57,11 +55,12 @@ marks*)
 xargs -0 -s 400000 grep "$@" |
 tr '\000\001' '\001\000' |
 cut -b "1-${line#marks }" |
-grep -aE -e "$(printf ':1:(\377\376|\376\377|\001\001\376\377|([ -~]\001){3}|(\001[ -~]){3}|([ -~]\001{3}){2}|(\001{3}[ -~]){2})')" |
+grep -aE -e "$(printf ':1:(\377\376|\376\377|\001\001\376\377|([ -~]\001){3}|(\001[ -~]){3}|([ -~]\001{3}){2}|(\001{3}[ -~]){2}|([ -~]\001){1,2}(\r\001)?$|(\001[ -~]){1,2}(\001\r)?\001$)')" |
 tr '\000\001' '\001\000'
 ;;
 *) xargs -0 -s 400000 grep "$@" | cut -b "1-$line" ;;
 esac | head -c "$keep"
+[ -z "$list" ] || rm -f "$list" || :
 "#;
 
 /// The files that are searched.
@@ -150,6 +149,18 @@ pub(super) struct Search<'a> {
 }
 
 impl Search<'_> {
+    /// Writes the list of files to one of the sandbox; gives its path, or nothing if there is no room for it.
+    async fn list(&self) -> Result<String, Failure> {
+        let session = &self.context.session;
+        let facts = session.probe(self.context.sandbox.as_ref()).await;
+        let path = format!("{}/search-{}", facts.state_dir, session.output_name());
+        match store(&path, &path, self.files.list.clone(), self.context).await {
+            Ok(()) => Ok(path),
+            Err(Failure::Complaint(_)) => Ok(String::new()),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// Runs the sandbox's grep over the files.
     pub(super) async fn run(&self, form: Form<'_>) -> Result<Printed, Failure> {
         let Pattern { text, fixed, .. } = &self.pattern;
@@ -181,11 +192,9 @@ impl Search<'_> {
         let names = &self.files.list;
         let mut list = String::new();
         if stdin.len() + names.len() > STDIN {
-            let session = &self.context.session;
-            let facts = session.probe(self.context.sandbox.as_ref()).await;
-            list = format!("{}/search-{}", facts.state_dir, session.output_name());
-            store(&list, &list, names.clone(), self.context).await?;
-        } else {
+            list = self.list().await?;
+        }
+        if list.is_empty() {
             stdin.extend_from_slice(names);
         }
         let (wanted, memory) = (keep.to_string(), (MEMORY_MIB * 1024).to_string());
@@ -201,10 +210,8 @@ impl Search<'_> {
         }
         .run_for(self.context, LIMIT)
         .await;
-        if let Err(Failure::Complaint(_)) = ran
-            && !list.is_empty()
-        {
-            // Where no process could be started it was not removed.
+        if !list.is_empty() && !matches!(&ran, Ok(found) if found.exit_code == 0) {
+            // The script came to no end, and has not removed it.
             let emptying = self.context.sandbox.write(&list, Bytes::new());
             drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
         }

@@ -79,12 +79,15 @@ pub(super) fn kill_tree(leader: Pid, alive: bool) {
     }
 }
 
-/// Kills everything of the sandbox but the agent, at one stroke: nothing can slip away by forking.
-pub(super) fn end_all() {
+/// Kills everything of the sandbox but the agent, at one stroke: nothing can slip away by forking. How many there
+/// were just before.
+pub(super) fn end_all() -> u32 {
+    let count = all().len();
     // Of another process this would be the whole machine.
     if getpid() == OWN_PID {
         kill(Pid::from_raw(-1), Signal::SIGKILL).ok();
     }
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 /// The processes of the tree of `leader`, given those already `known` to be in it.

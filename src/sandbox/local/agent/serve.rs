@@ -69,6 +69,8 @@ struct Agent {
     drains: Vec<OwnedFd>,
     reads: BTreeMap<u32, Reading>,
     writes: BTreeMap<u32, Writing>,
+    /// Ends of all processes that are told once the ended ones are gone, each with how many there were.
+    endings: BTreeMap<u32, u32>,
     watchdog: Watchdog,
     /// Where bytes pass through.
     buffer: Vec<u8>,
@@ -122,6 +124,7 @@ impl Agent {
                 drains: Vec::new(),
                 reads: BTreeMap::new(),
                 writes: BTreeMap::new(),
+                endings: BTreeMap::new(),
                 watchdog: Watchdog::new(settings),
                 buffer: vec![0; TURN],
             }),
@@ -160,6 +163,7 @@ impl Agent {
             }
             self.read_files();
             self.settle_exits();
+            self.settle_endings();
             self.watch_memory()?;
         }
     }
@@ -291,7 +295,10 @@ impl Agent {
             }
             Kind::StdinEnd => self.with_command(id, Command::end_input),
             Kind::Kill => self.with_command(id, |command| command.kill()),
-            Kind::EndAll => processes::end_all(),
+            Kind::EndAll => {
+                self.check_room()?;
+                self.endings.insert(id, processes::end_all());
+            }
             Kind::OutputCredit => {
                 let frames = frame.number()?;
                 self.with_command(id, |command| command.add_credit(frames));
@@ -305,7 +312,8 @@ impl Agent {
             | Kind::InputCredit
             | Kind::Done
             | Kind::Fault
-            | Kind::OutOfMemory) => return Err(Violation::OutOfPlace(kind).into()),
+            | Kind::OutOfMemory
+            | Kind::Ended) => return Err(Violation::OutOfPlace(kind).into()),
         }
         Ok(())
     }
@@ -318,7 +326,8 @@ impl Agent {
     }
 
     fn check_room(&self) -> Result<(), Violation> {
-        let open = self.commands.len() + self.reads.len() + self.writes.len();
+        let files = self.reads.len() + self.writes.len();
+        let open = self.commands.len() + files + self.endings.len();
         if open < MAX_OPEN {
             Ok(())
         } else {
@@ -404,6 +413,15 @@ impl Agent {
         }
     }
 
+    /// Tells that all processes are gone, if that was asked for and is so.
+    fn settle_endings(&mut self) {
+        if !self.endings.is_empty() && is_alone() {
+            for (id, count) in std::mem::take(&mut self.endings) {
+                self.send(Kind::Ended, id, &count.to_be_bytes());
+            }
+        }
+    }
+
     fn watch_memory(&mut self) -> Result<(), Over> {
         if self.watchdog.next().is_none() {
             return Ok(());
@@ -444,19 +462,18 @@ impl Agent {
                 return Err(Over::OutOfMemory);
             }
         }
-        // With no child left there is nobody to use memory until the next command.
-        let idle = matches!(
-            waitid(
-                Id::All,
-                WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT
-            ),
-            Err(Errno::ECHILD)
-        );
-        if idle {
+        // There is nobody to use memory until the next command.
+        if is_alone() {
             self.watchdog.rest();
         }
         Ok(())
     }
+}
+
+/// Whether there is no other process: all that have lost their parent are the agent's children.
+fn is_alone() -> bool {
+    let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    matches!(waitid(Id::All, any), Err(Errno::ECHILD))
 }
 
 /// Where a ready descriptor belongs.

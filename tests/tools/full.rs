@@ -1,0 +1,152 @@
+//! The real `local` sandbox, whose `/tmp` is full or can't be written to, under every shell.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sandcaster::sandbox::{ExecSpec, ExecStream, LocalLimits, Sandbox, SandboxError};
+use sandcaster::tools::ShellSession;
+use serde_json::json;
+
+use super::Rig;
+use crate::support::host_sandbox::Shell;
+
+/// A `local` sandbox in which `sh` is another shell.
+struct Shelled {
+    local: Arc<dyn Sandbox>,
+    path: String,
+}
+
+impl Shelled {
+    async fn rig(shell: Shell) -> Rig {
+        let mut rig = Rig::local(LocalLimits {
+            disk_mb: 32,
+            ..LocalLimits::default()
+        })
+        .await;
+        let made = match shell {
+            Shell::Bash => "ln -s /bin/bash .bin/sh",
+            Shell::Dash => "ln -s /usr/bin/* .bin; rm .bin/bash; ln -sf /bin/dash .bin/sh",
+            Shell::Busybox => {
+                "for a in $(busybox --list); do ln -s $(command -v busybox) .bin/$a; done; rm -f .bin/bash"
+            }
+        };
+        rig.bash(&format!("mkdir .bin; {made}; rm -rf /tmp/.sandcaster"))
+            .await;
+        let path = match shell {
+            Shell::Bash => "/home/user/.bin:/usr/bin:/bin",
+            Shell::Dash | Shell::Busybox => "/home/user/.bin",
+        };
+        let local = rig.context.sandbox.clone();
+        rig.context.session = Arc::new(ShellSession::new(local.working_dir()));
+        rig.context.sandbox = Arc::new(Self {
+            local,
+            path: path.to_owned(),
+        });
+        rig
+    }
+}
+
+#[async_trait]
+impl Sandbox for Shelled {
+    fn id(&self) -> &str {
+        self.local.id()
+    }
+    fn working_dir(&self) -> &str {
+        self.local.working_dir()
+    }
+    async fn exec(&self, mut spec: ExecSpec) -> Result<ExecStream, SandboxError> {
+        let path = BTreeMap::from([("PATH".to_owned(), self.path.clone())]);
+        spec.env.extend(path);
+        self.local.exec(spec).await
+    }
+    async fn read(&self, path: &str, most: u64) -> Result<Bytes, SandboxError> {
+        self.local.read(path, most).await
+    }
+    async fn write(&self, path: &str, bytes: Bytes) -> Result<(), SandboxError> {
+        self.local.write(path, bytes).await
+    }
+    async fn extend(&self, lifetime: Duration) -> Result<(), SandboxError> {
+        self.local.extend(lifetime).await
+    }
+    async fn kill(&self) -> Result<(), SandboxError> {
+        self.local.kill().await
+    }
+    async fn gone(&self) -> SandboxError {
+        self.local.gone().await
+    }
+}
+
+/// What works whatever became of `/tmp` by `spoil`, before the tools were used or after.
+async fn directories_and_searches_go_on(shell: Shell, spoil: &str, before: bool) {
+    let rig = Shelled::rig(shell).await;
+    let many = "mkdir -p sub many; cd many; i=0; while [ $i -lt 900 ]; do i=$((i+1)); echo needle >$i-0123456789012345678901234567890123456789012345678901234567890123456789.txt; done";
+    let spoilt = format!("{many}; cd ..; {spoil}");
+    if before {
+        // As by a command of the image, before any tool is used.
+        let exec = ExecSpec {
+            argv: ["sh", "-c", &spoilt].map(str::to_owned).into(),
+            ..ExecSpec::default()
+        };
+        let stream = rig.context.sandbox.exec(exec).await.unwrap();
+        stream.collect(1024).await.unwrap();
+    } else {
+        rig.bash(&spoilt).await;
+    }
+    let answer = rig.bash("cd sub; pwd").await;
+    assert_eq!(answer.cwd.as_deref(), Some("/home/user/sub"), "{answer:?}");
+    let answer = rig.bash("pwd; exit 3").await;
+    assert!(
+        answer.text.starts_with("/home/user/sub\n[exit 3"),
+        "{answer:?}"
+    );
+    let answer = rig.bash("cd ..; kill -9 $$").await;
+    assert!(answer.text.contains("ended in is not known"), "{answer:?}");
+    // The list of files is too long for a short standard input.
+    let found = json!({"pattern": "needle", "path": "/home/user/many", "mode": "count"});
+    let text = rig.text("grep", found).await;
+    assert_eq!(text, "[900 matching lines in 900 files]");
+    let left = rig.bash("ls -A /home/user; ls -A /dev/shm").await;
+    assert!(!left.text.contains(".cwd"), "{}", left.text);
+}
+
+const FULL: &str = "head -c 100000000000 /dev/zero >/tmp/full 2>/dev/null";
+const FULL_OF_FILES: &str =
+    "cd /tmp; i=0; while { true >$i; } 2>/dev/null; do i=$((i+1)); done; cd";
+/// To another user than root a directory of its own can be as on a read-only file system.
+const READ_ONLY: &str =
+    "mkdir -p /tmp/.sandcaster/out; chmod 555 /tmp/.sandcaster/out /tmp/.sandcaster";
+
+macro_rules! in_a_spoilt_tmp {
+    ($($name:ident: $spoil:ident, $before:expr;)*) => {
+        $(mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+            async fn bash() {
+                directories_and_searches_go_on(Shell::Bash, $spoil, $before).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+            async fn dash() {
+                directories_and_searches_go_on(Shell::Dash, $spoil, $before).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            #[cfg_attr(not(program = "busybox"), ignore = "needs busybox")]
+            async fn busybox() {
+                directories_and_searches_go_on(Shell::Busybox, $spoil, $before).await;
+            }
+        })*
+    };
+}
+
+in_a_spoilt_tmp! {
+    directories_carry_over_and_searches_work_when_tmp_is_full: FULL, true;
+    directories_carry_over_and_searches_work_when_tmp_becomes_full: FULL, false;
+    directories_carry_over_and_searches_work_when_tmp_is_full_of_files: FULL_OF_FILES, true;
+    directories_carry_over_and_searches_work_when_tmp_is_read_only: READ_ONLY, true;
+    directories_carry_over_and_searches_work_when_tmp_becomes_read_only: READ_ONLY, false;
+}
