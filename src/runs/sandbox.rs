@@ -1,8 +1,7 @@
 //! A run's sandbox: asked for, made ready, watched, destroyed, whatever happens to the run meanwhile.
 //!
-//! The intent is in the store before the backend is asked, so that no crash can forget a sandbox. The
-//! creation is a task of its own: a run that ends sooner waits a moment for it and then leaves it to itself;
-//! it destroys what it made.
+//! The intent is in the store before the backend is asked, so that no crash can forget a sandbox. Creation and
+//! destruction are tasks of their own: a run that ends waits for neither.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -35,11 +34,10 @@ use crate::store::{RunLease, RunStore, SandboxRecord};
 
 /// One create call.
 const CREATE_LIMIT: Duration = Duration::from_mins(1);
-/// How long a run's end waits for its sandbox to be gone.
-const END_WAIT: Duration = Duration::from_secs(2);
-/// Further tries to destroy a sandbox, in the background.
+/// Tries to destroy a sandbox before it is left to the reaper.
 const KILL_TRIES: u32 = 3;
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+const KILL_PAUSE: Duration = Duration::from_secs(1);
 /// Between tries to get a place at a backend whose account is full.
 const CAPACITY_PAUSE: Duration = Duration::from_secs(5);
 /// Tries to create in the face of throttling.
@@ -226,24 +224,18 @@ impl RunSandbox {
         let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, heeding);
     }
 
-    /// Destroys the sandbox; returns once it is gone, or after 2 s, when the rest goes on in the background.
-    /// When there is an answer, one that is still being made is not waited for: nobody needed it.
-    pub(super) async fn end(&self, answered: bool) {
+    /// Has the sandbox destroyed, whether it is there or still being made. Nobody waits for that but the process's
+    /// end; what is left then, or can't be destroyed, is the reaper's.
+    pub(super) fn end(&self) {
         self.0.ended.cancel();
         if !self.0.started.load(Ordering::SeqCst) {
             return;
         }
         let this = Arc::clone(&self.0);
-        let ending = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
+        let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
             this.settled.cancelled().await;
             this.destroy().await;
         });
-        if answered && self.0.made.borrow().is_none() {
-            return;
-        }
-        if tokio::time::timeout(END_WAIT, ending).await.is_err() {
-            tracing::warn!(run.id = %self.0.owner.run, backend = self.0.entry.name, "the sandbox is not gone yet; trying on in the background");
-        }
     }
 }
 
@@ -479,8 +471,9 @@ impl Inner {
                     tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), attempt, "destroying the sandbox took too long");
                 }
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(KILL_PAUSE).await;
         }
+        tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), "the sandbox is left to the next sweep");
     }
 }
 

@@ -28,7 +28,7 @@ pub enum TaskKind {
     Agent,
     /// Looks after the store and after what dead runs left, again and again.
     Housekeeping,
-    /// Work that a run left for after its end, such as killing a sandbox that came too late.
+    /// Work that a run leaves for after its end, such as destroying its sandbox.
     Cleanup,
 }
 

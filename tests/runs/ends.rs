@@ -109,7 +109,10 @@ async fn a_fault_of_ours_in_a_runs_task_ends_the_run_with_its_sandbox_and_its_pl
         (&json!("error"), &json!("INTERNAL"))
     );
     assert_eq!(error["numTurns"], 2);
-    assert_eq!(script.kills.load(Ordering::SeqCst), 1);
+    until("the sandbox stays", || {
+        script.kills.load(Ordering::SeqCst) == 1
+    })
+    .await;
     until("the run stays live", || runs.live() == 0).await;
 }
 
