@@ -157,3 +157,14 @@ pub enum Presence {
     /// The run goes on.
     Background,
 }
+
+/// What a commit of the store survives (`storeDurability`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreDurability {
+    /// The death of the process. What asks to be synced, as the end of a run does, survives a power cut too, with
+    /// all before it.
+    #[default]
+    Normal,
+    /// A power cut, each commit.
+    Full,
+}

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use super::control::{RunControl, Stop};
 use super::lifetime::{extend, lifetime};
@@ -118,6 +119,8 @@ pub(super) struct RunSandbox(Arc<Inner>);
 
 struct Inner {
     owner: Owner,
+    /// The run's: what is heard of the sandbox from outside belongs to it as well.
+    span: Span,
     entry: BackendEntry,
     started: AtomicBool,
     made: watch::Sender<Made>,
@@ -172,6 +175,7 @@ impl RunSandbox {
     pub(super) fn new(owner: Owner, entry: BackendEntry) -> Self {
         Self(Arc::new(Inner {
             owner,
+            span: Span::current(),
             entry,
             started: AtomicBool::new(false),
             made: watch::Sender::new(None),
@@ -198,7 +202,7 @@ impl RunSandbox {
         let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
             let work = AssertUnwindSafe(this.create_and_watch());
             if work.catch_unwind().await.is_err() {
-                tracing::error!(run.id = %this.owner.run, backend = this.entry.name, "making the sandbox panicked");
+                tracing::error!(backend = this.entry.name, "making the sandbox panicked");
                 this.failed(Problem::new(
                     ErrorCode::Internal,
                     "a fault in sandcaster itself kept the sandbox from being made",
@@ -221,7 +225,11 @@ impl RunSandbox {
             }
         };
         // Ends by itself within seconds, and with the run.
-        let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, heeding);
+        let _detached = self
+            .0
+            .owner
+            .tasks
+            .spawn(TaskKind::Cleanup, heeding.instrument(self.0.span.clone()));
     }
 
     /// Has the sandbox destroyed, whether it is there or still being made. Nobody waits for that but the process's
@@ -460,20 +468,27 @@ impl Inner {
                 Ok(Ok(())) => {
                     let told = self.owner.store.sandbox_gone(&self.owner.run, held.attempt);
                     if let Err(error) = told.await {
-                        tracing::warn!(run.id = %self.owner.run, %error, "failed to record that the sandbox is gone");
+                        tracing::warn!(%error, "failed to record that the sandbox is gone");
                     }
                     return;
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), attempt, %error, "failed to destroy the sandbox");
+                    tracing::warn!(sandbox.id = held.sandbox.id(), attempt, %error, "failed to destroy the sandbox");
                 }
                 Err(_elapsed) => {
-                    tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), attempt, "destroying the sandbox took too long");
+                    tracing::warn!(
+                        sandbox.id = held.sandbox.id(),
+                        attempt,
+                        "destroying the sandbox took too long"
+                    );
                 }
             }
             tokio::time::sleep(KILL_PAUSE).await;
         }
-        tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), "the sandbox is left to the next sweep");
+        tracing::warn!(
+            sandbox.id = held.sandbox.id(),
+            "the sandbox is left to the next sweep"
+        );
     }
 }
 

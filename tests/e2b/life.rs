@@ -165,7 +165,9 @@ async fn a_sandbox_that_is_slow_to_go_holds_up_neither_the_end_nor_the_next_run(
     let record = app.ended(&id).await;
     assert_eq!(record["sandboxes"][0]["destroyed"], false, "{record}");
     // It has no place any more: the next run is not refused.
-    let next = app.run(json!({"prompt": "2 + 2?", "allowedTools": []})).await;
+    let next = app
+        .run(json!({"prompt": "2 + 2?", "allowedTools": []}))
+        .await;
     assert_eq!(next.last().unwrap()["content"], "Four.");
     kill.open();
     end_of(&app, &id).await;

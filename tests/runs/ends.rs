@@ -282,7 +282,9 @@ async fn a_report_of_a_sandbox_that_is_stored_late_is_not_lost() {
         news: SandboxNews::Created,
         body: "{}".to_owned(),
     };
-    let late = take_report(&runs, &clock, report.clone(), true).await;
+    let place = Arc::new(());
+    let late = take_report(&runs, &clock, report.clone(), true, Arc::clone(&place)).await;
+    assert_eq!(Arc::strong_count(&place), 2, "its body is still held");
     assert!(late.is_err());
     stored.cancel();
     runs.shutdown(PATIENCE).await;

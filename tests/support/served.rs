@@ -100,9 +100,24 @@ impl Served {
 
     /// Its memory.
     pub fn rss_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    /// The most that was resident since [`Self::forget_peak`].
+    pub fn peak_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
+    }
+
+    /// Counts the peak from now on.
+    pub fn forget_peak(&self) {
+        let refs = format!("/proc/{}/clear_refs", self.child.id().unwrap());
+        std::fs::write(refs, "5").unwrap();
+    }
+
+    fn status_kib(&self, name: &str) -> u64 {
         let status = format!("/proc/{}/status", self.child.id().unwrap());
         let status = std::fs::read_to_string(status).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let value = line.unwrap().split_whitespace().next().unwrap();
         value.parse().unwrap()
     }
