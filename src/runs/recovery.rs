@@ -115,7 +115,12 @@ async fn fold(store: &dyn RunStore, run: &OpenRun) -> Result<Done, StoreError> {
             break;
         };
         after = last.seq;
-        for event in &page {
+        // Turns follow each other, so that of many deltas the last tells.
+        let spoken =
+            |event: &&StoredEvent| matches!(event.kind, EventType::Assistant | EventType::Thinking);
+        let last_spoken = page.iter().rfind(spoken);
+        let called = page.iter().filter(|event| event.kind == EventType::ToolUse);
+        for event in called.chain(last_spoken) {
             done.add(event);
         }
     }
@@ -124,12 +129,6 @@ async fn fold(store: &dyn RunStore, run: &OpenRun) -> Result<Done, StoreError> {
 
 impl Done {
     fn add(&mut self, event: &StoredEvent) {
-        if !matches!(
-            event.kind,
-            EventType::Assistant | EventType::Thinking | EventType::ToolUse
-        ) {
-            return;
-        }
         let Ok(turn) = serde_json::from_str::<Turn>(&event.json) else {
             return;
         };
