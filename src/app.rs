@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::config::{self, Config, Usable};
+use crate::config::{Config, Usable};
 use crate::llm;
 use crate::net;
 use crate::runs::{Keep, Runs, RunsConfig, Tasks, recover};
 use crate::sandbox;
 use crate::secrets::Redactor;
-use crate::store::{self, StoreDurability, StoreError, StoreOptions};
+use crate::store::{self, StoreError, StoreOptions};
 
 pub use crate::store::Role;
 
@@ -62,10 +62,7 @@ impl App {
     /// As [`Self::build`].
     pub async fn build_at(config: Config, role: Role, clock: Clock) -> Result<Self, StartError> {
         let options = StoreOptions {
-            durability: match config.store_durability {
-                config::StoreDurability::Normal => StoreDurability::Normal,
-                config::StoreDurability::Full => StoreDurability::Full,
-            },
+            durability: config.store_durability,
             clock: clock.clone(),
             ..StoreOptions::new(&config.data_dir, role)
         };

@@ -79,7 +79,7 @@ codes! {
         IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED", false, "the idempotency key belongs to another request";
         QueueFull = "QUEUE_FULL", true, "the server runs as many agents as it may";
         TooManyRequests = "TOO_MANY_REQUESTS", true, "this address failed to authenticate too often, or sends too fast";
-        ServerBusy = "SERVER_BUSY", true, "too many connections or request bodies at once";
+        ServerBusy = "SERVER_BUSY", true, "too many connections, request bodies or readers of one run at once";
         NotImplemented = "NOT_IMPLEMENTED", false, "known, but not built yet";
         NoModelConfigured = "NO_MODEL_CONFIGURED", false, "no model was named and no LLM key is set";
         NoSandboxConfigured = "NO_SANDBOX_CONFIGURED", false, "no sandbox backend is usable on this server";

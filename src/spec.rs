@@ -186,3 +186,14 @@ impl RunSpec {
         }
     }
 }
+
+/// What a commit of the store survives (`storeDurability`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreDurability {
+    /// The death of the process. What asks to be synced, as the end of a run does, survives a power cut too, with
+    /// all before it.
+    #[default]
+    Normal,
+    /// A power cut, each commit.
+    Full,
+}

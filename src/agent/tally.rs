@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::events::{Citation, Totals};
+use crate::events::{Citation, Tokens, Totals};
 use crate::llm::{Citation as Cited, Usage, prices};
 use crate::show::{one_line, prose};
 use crate::spec::{ModelChoice, NanoUsd};
@@ -151,10 +151,12 @@ impl Tally {
         }
         Totals {
             cost_usd: cost.map(NanoUsd::to_usd),
-            input_tokens: usage.total_input(),
-            output_tokens: usage.output,
-            cache_read_tokens: usage.cache_read,
-            cache_write_tokens: usage.cache_write_5m + usage.cache_write_1h,
+            tokens: Some(Tokens {
+                input_tokens: usage.total_input(),
+                output_tokens: usage.output,
+                cache_read_tokens: usage.cache_read,
+                cache_write_tokens: usage.cache_write_5m + usage.cache_write_1h,
+            }),
             usage_complete: !inner.incomplete && inner.in_flight.is_none(),
             num_turns: inner.num_turns,
             duration_secs: (duration.as_secs_f64() * 1000.0).round() / 1000.0,
@@ -253,10 +255,11 @@ mod tests {
         tally.settle(true);
         tally.in_flight(usage(500, 100));
         let flying = tally.totals(Duration::from_millis(1500));
+        let tokens = flying.tokens.unwrap();
         assert_eq!(
             (
-                flying.input_tokens,
-                flying.output_tokens,
+                tokens.input_tokens,
+                tokens.output_tokens,
                 flying.usage_complete
             ),
             (1500, 300, false)

@@ -34,7 +34,14 @@ pub(super) struct Intake {
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) bytes: Bytes,
-    _place: Option<OwnedSemaphorePermit>,
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Received {
+    /// The place alone, for what was read from the bytes.
+    pub(super) fn into_place(self) -> Option<OwnedSemaphorePermit> {
+        self.place
+    }
 }
 
 impl Intake {
@@ -115,7 +122,7 @@ impl Intake {
         }
         Ok(Received {
             bytes: bytes.freeze(),
-            _place: place,
+            place,
         })
     }
 }

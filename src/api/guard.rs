@@ -48,7 +48,7 @@ pub(super) async fn guard(
         Ok(Admission::Preflight) => preflight(),
         Ok(Admission::Handle) => {
             let route = matched.as_ref().map_or("-", MatchedPath::as_str);
-            let span = tracing::info_span!("request", id = request_id, %method, route);
+            let span = tracing::error_span!("request", id = request_id, %method, route);
             next.run(request).instrument(span).await
         }
         Err(problem) => problem.into_response(),

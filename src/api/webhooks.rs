@@ -46,11 +46,11 @@ pub(super) async fn e2b(
     }
     let report = delivery::read(&body.bytes)
         .ok_or_else(|| Problem::new(ErrorCode::InvalidJson, "the delivery is malformed"))?;
-    // The body counts until its text is stored.
-    take_report(&app.runs, &app.clock, report, secret.is_some())
+    // The body counts until its text is stored, also when nobody waits for that any more.
+    let place = body.into_place();
+    take_report(&app.runs, &app.clock, report, secret.is_some(), place)
         .await
         .map_err(|error| store_problem(&error))?;
-    drop(body);
     Ok(json(StatusCode::OK, &json!({ "status": "ok" })))
 }
 

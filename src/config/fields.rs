@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Number;
 
+use super::Config;
 use super::check::{self, Bad, Wrong};
 use super::env::{Layers, Source};
 use super::json::{At, Node};
@@ -13,10 +14,9 @@ use super::values::{
     PROMPT_CHARS, allowed_tools, append_prompt, host, list, model_aliases, network, not, origin,
     port, seconds, system_prompt, whole,
 };
-use super::{Config, StoreDurability};
 use crate::sandbox::BACKENDS;
 use crate::show::did_you_mean;
-use crate::spec::SandboxStart;
+use crate::spec::{SandboxStart, StoreDurability};
 
 /// Takes a value into the settings. A text is a warning: the value was understood, but something about
 /// it is not built yet.

@@ -7,7 +7,7 @@ use super::env::Layers;
 use crate::llm::PROVIDERS;
 use crate::sandbox::BACKENDS;
 use crate::secrets::{SHORTEST_SEARCHED, Secret};
-use crate::show::{QUOTED, start};
+use crate::show::{QUOTED, quoted, start};
 
 const API_KEY: &str = "SANDCASTER_API_KEY";
 const WEBHOOK_SECRET: &str = "SANDCASTER_WEBHOOK_SECRET";
@@ -112,7 +112,7 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
             Ok(url) => {
                 config.base_urls.insert(name, url);
             }
-            Err(fault) => errors.push(format!("{name} {fault}")),
+            Err(fault) => errors.push(format!("{} {fault}", named(name, value.trim()))),
         }
     }
     for name in host_variables() {
@@ -123,7 +123,8 @@ pub(super) fn apply(config: &mut Config, layers: &Layers<'_>, errors: &mut Vec<S
             config.base_urls.insert(name, value.trim().to_owned());
         } else {
             errors.push(format!(
-                "{name} is no host name; it should look like e2b.app, without https:// and path"
+                "{} is no host name; it should look like e2b.app, without https:// and path",
+                named(name, value.trim())
             ));
         }
     }
@@ -148,6 +149,31 @@ fn is_host_name(value: &str) -> bool {
                     .bytes()
                     .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         })
+}
+
+/// A variable with its refused address. Of that the place it leads to is shown, never a user, a path or a query; and
+/// nothing of what is no address, since it may be a key in the wrong place.
+pub(super) fn named(variable: &str, address: &str) -> String {
+    let place = match reqwest::Url::parse(address) {
+        Ok(url) if url.has_host() => {
+            let host = url.host_str().unwrap_or_default();
+            let port = url
+                .port()
+                .map_or_else(String::new, |port| format!(":{port}"));
+            Some(format!("{}://{host}{port}", url.scheme()))
+        }
+        _ => {
+            let host = address.split(['/', ':', '?', '#']).next();
+            let host = host
+                .filter(|host| host.contains('.') && is_host_name(host))
+                .filter(|_| !address.contains('@'));
+            host.map(str::to_owned)
+        }
+    };
+    match place {
+        Some(place) => format!("{variable} ({})", quoted(&place)),
+        None => variable.to_owned(),
+    }
 }
 
 /// One key, or two with a comma between.
@@ -179,8 +205,7 @@ fn api_keys(value: &str) -> Result<Vec<Secret>, String> {
     Ok(parts.into_iter().map(Secret::new).collect())
 }
 
-/// An absolute URL that keys may be sent to, without its trailing slash. The message never shows it:
-/// it may hold a password.
+/// An absolute URL that keys may be sent to, without its trailing slash. The message does not show it.
 fn base_url(value: &str, insecure: bool) -> Result<String, String> {
     let url = reqwest::Url::parse(value)
         .map_err(|_| "is no absolute URL; it should look like https://host/path".to_owned())?;
@@ -223,6 +248,30 @@ mod tests {
             "", " ", ",", "a,", ",b", "a b", "a\n", "a\u{7f}", "ключ", "a,b,c", "a, b",
         ] {
             assert!(api_keys(value).is_err(), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_refused_address_is_shown_without_what_may_be_secret() {
+        let key = format!("sk-{}", "k3y".repeat(20));
+        for (address, shown) in [
+            (
+                "http://gateway.example:8080/v1",
+                "X (\"http://gateway.example:8080\")",
+            ),
+            (
+                "https://u:hunter2@gateway.example/?key=1",
+                "X (\"https://gateway.example\")",
+            ),
+            ("gateway.example/v1?key=1", "X (\"gateway.example\")"),
+            ("ftp://gateway.example", "X (\"ftp://gateway.example\")"),
+            ("u:hunter2@gateway.example", "X"),
+            ("u.v:hunter2@gateway.example", "X"),
+            ("hunter2.gateway.example@x", "X"),
+            ("", "X"),
+            (&key, "X"),
+        ] {
+            assert_eq!(named("X", address), shown, "{address}");
         }
     }
 

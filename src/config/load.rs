@@ -43,7 +43,8 @@ impl Config {
         match Proxies::from_env(|name| env.get(name).map(String::as_str)) {
             Ok(proxies) => config.proxies = proxies,
             Err(name) => errors.push(format!(
-                "{name} names no proxy that can be used; it should look like http://host:port or https://host:port"
+                "{} names no proxy that can be used; it should look like http://host:port or https://host:port",
+                keys::named(name, env.get(name).map_or("", |url| url.trim()))
             )),
         }
 

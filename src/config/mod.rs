@@ -29,7 +29,6 @@ pub use keys::variables as key_variables;
 pub use request::{QueryRequest, request_fields};
 pub use settings::{
     Config, ConfigError, FILE_NAME, LogSettings, Overrides, ProjectSettings, ServerSettings,
-    StoreDurability,
 };
 pub use usable::Usable;
 pub(crate) use variables::fuzz_dotenv;

@@ -9,7 +9,7 @@ use super::env::Source;
 use crate::net::{HttpClient, Proxies};
 use crate::sandbox::{BackendConfig, LocalLimits};
 use crate::secrets::{Redactor, Secret};
-use crate::spec::{NanoUsd, Network, SandboxStart, SystemPrompt, ThinkingLevel};
+use crate::spec::{NanoUsd, Network, SandboxStart, StoreDurability, SystemPrompt, ThinkingLevel};
 
 /// The file that is looked for in the working directory.
 pub const FILE_NAME: &str = "sandcaster.json";
@@ -105,16 +105,6 @@ pub struct ProjectSettings {
     pub disconnect_grace: Duration,
     /// Further short names of models, or other meanings of the known ones.
     pub model_aliases: BTreeMap<String, String>,
-}
-
-/// How sure a commit is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StoreDurability {
-    /// Survives the death of the process; the ends of runs survive a power cut too.
-    #[default]
-    Normal,
-    /// Every commit survives a power cut.
-    Full,
 }
 
 /// What is logged, and how.

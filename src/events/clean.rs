@@ -133,10 +133,7 @@ fn clean_facts(redactor: &Redactor, facts: &mut Facts) {
 fn clean_totals(redactor: &Redactor, totals: &mut Totals) {
     let Totals {
         cost_usd: _,
-        input_tokens: _,
-        output_tokens: _,
-        cache_read_tokens: _,
-        cache_write_tokens: _,
+        tokens: _,
         usage_complete: _,
         num_turns: _,
         duration_secs: _,

@@ -15,6 +15,6 @@ pub use sink::{EventSink, LogFailed};
 pub use stored::{EventType, StoredEvent};
 pub use types::{
     Citation, Delta, DeltaSubtype, ErrorEvent, FileEncoding, FileEvent, RanBy, ResultEvent,
-    RunEvent, StopReason, SystemEvent, ToolResultEvent, ToolUseEvent, Totals, UserEvent,
+    RunEvent, StopReason, SystemEvent, Tokens, ToolResultEvent, ToolUseEvent, Totals, UserEvent,
     WarningEvent,
 };

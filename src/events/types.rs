@@ -273,16 +273,9 @@ pub struct Totals {
     /// US dollars; absent when a price is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost_usd: Option<f64>,
-    /// All input tokens, cache reads and writes included.
-    pub input_tokens: u64,
-    /// All output tokens.
-    pub output_tokens: u64,
-    /// Of the input tokens, those read from the cache.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub cache_read_tokens: u64,
-    /// Of the input tokens, those written to the cache.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub cache_write_tokens: u64,
+    /// Tokens; absent when nothing is known of them.
+    #[serde(flatten)]
+    pub tokens: Option<Tokens>,
     /// False when some figures are not the provider's own: it told none, or not all before its answer ended. Those
     /// are estimates or missing.
     #[serde(skip_serializing_if = "is_true")]
@@ -302,6 +295,22 @@ pub struct Totals {
     /// The sources that the model's texts name, each once, up to 100.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub citations: Vec<Citation>,
+}
+
+/// What the model read and wrote for a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tokens {
+    /// All input tokens, cache reads and writes included.
+    pub input_tokens: u64,
+    /// All output tokens.
+    pub output_tokens: u64,
+    /// Of the input tokens, those read from the cache.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cache_read_tokens: u64,
+    /// Of the input tokens, those written to the cache.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub cache_write_tokens: u64,
 }
 
 /// A source that a text of the model names.

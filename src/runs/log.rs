@@ -212,7 +212,7 @@ impl LogWriter {
                 Err(error @ StoreError::Failed(_)) => error,
                 Err(error) => return Err(error),
             };
-            tracing::warn!(run.id = %self.run_id(), %error, "the end of a run could not be stored yet");
+            tracing::warn!(%error, "the end of a run could not be stored yet");
             tokio::select! {
                 biased;
                 () = give_up.cancelled() => return Err(error),
@@ -254,7 +254,7 @@ impl EventSink for LogWriter {
             .stored(last.seq.next(), event)
             .map_err(|error| LogFailed::Store(error.to_string()))?;
         if event.json.len() > LARGE_EVENT && event.kind != EventType::File {
-            tracing::warn!(run.id = %self.run_id(), kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
+            tracing::warn!(kind = %event.kind, bytes = event.json.len(), "an event is larger than events should be");
         }
         let (seq, bytes) = (event.seq, last.bytes + event.json.len() as u64);
         let mut limits = self.logs.0.limits;

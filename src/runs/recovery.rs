@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 use crate::error::{ErrorCode, Problem};
 use crate::events::{ErrorEvent, EventType, RunEvent, StoredEvent, Totals};
 use crate::ids::{RunId, Seq};
-use crate::store::{OpenRun, RunEnd, RunState, RunStore, StoreError};
+use crate::spec::NanoUsd;
+use crate::store::{OpenRun, RunEnd, RunState, RunStore, RunUsage, StoreError};
 
 /// Events folded at once.
 const PAGE: u32 = 256;
@@ -19,8 +20,8 @@ const AT_ONCE: usize = 128;
 /// and names them (rule RC-1). To be called before listening: nothing remote is asked, so it can't hang.
 /// Sandboxes of these runs are the reaper's.
 ///
-/// Turns, tool calls, the time of the end and the duration (up to the last event) are those of the log; what
-/// the model used is not in it, so the event says that its usage is incomplete.
+/// Turns, tool calls, the time of the end and the duration (up to the last event) are those of the log. What the
+/// model used is told as far as the record of the last answered turn goes, and said to be incomplete.
 ///
 /// # Errors
 /// When they can't be looked for. One that can't be ended is logged and holds up none of the others.
@@ -58,9 +59,15 @@ async fn end(store: &dyn RunStore, run: &OpenRun) -> Result<(), StoreError> {
     .hint("send the request again; tools may already have acted");
     let done = fold(store, run).await?;
     let duration = run.last_event_at.duration_since(run.started_at);
+    // What the turn that was under way has used is not known: there is more than this.
+    let spent = run.last_turn;
+    let cost_nanos = spent.and_then(|turn| turn.cost_nanos);
+    let turns = done.turns.max(spent.map_or(0, |turn| turn.turn));
     let totals = Totals {
+        cost_usd: cost_nanos.map(|nanos| NanoUsd(nanos).to_usd()),
+        tokens: spent.map(|turn| turn.tokens),
         usage_complete: false,
-        num_turns: done.turns,
+        num_turns: turns,
         duration_secs: duration.as_secs_f64(),
         model: run.model.clone(),
         tool_calls: done.calls,
@@ -73,9 +80,13 @@ async fn end(store: &dyn RunStore, run: &OpenRun) -> Result<(), StoreError> {
         state: RunState::Interrupted,
         completed_at: run.last_event_at,
         error: Some((problem.code, problem.message)),
-        cost_nanos: None,
-        usage: None,
-        num_turns: done.turns,
+        cost_nanos,
+        usage: spent.map(|turn| RunUsage {
+            input_tokens: turn.tokens.input_tokens,
+            output_tokens: turn.tokens.output_tokens,
+            complete: false,
+        }),
+        num_turns: turns,
         duration_secs: duration.as_secs_f64(),
     };
     store.finish(&run.lease, event.into(), end).await
@@ -104,7 +115,12 @@ async fn fold(store: &dyn RunStore, run: &OpenRun) -> Result<Done, StoreError> {
             break;
         };
         after = last.seq;
-        for event in &page {
+        // Turns follow each other, so that of many deltas the last tells.
+        let spoken =
+            |event: &&StoredEvent| matches!(event.kind, EventType::Assistant | EventType::Thinking);
+        let last_spoken = page.iter().rfind(spoken);
+        let called = page.iter().filter(|event| event.kind == EventType::ToolUse);
+        for event in called.chain(last_spoken) {
             done.add(event);
         }
     }
@@ -113,12 +129,6 @@ async fn fold(store: &dyn RunStore, run: &OpenRun) -> Result<Done, StoreError> {
 
 impl Done {
     fn add(&mut self, event: &StoredEvent) {
-        if !matches!(
-            event.kind,
-            EventType::Assistant | EventType::Thinking | EventType::ToolUse
-        ) {
-            return;
-        }
         let Ok(turn) = serde_json::from_str::<Turn>(&event.json) else {
             return;
         };

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::control::{RunControl, Stop};
 use super::lease::{ReaderLease, Readers};
@@ -211,10 +212,13 @@ impl Runs {
     pub async fn start(&self, spec: RunSpec) -> Result<RunHandle, Problem> {
         let runs = self.clone();
         let (tell, told) = oneshot::channel();
+        let id = RunId::new();
+        // On every line of the log about the run, whatever the log's level.
+        let span = tracing::error_span!("run", run.id = %id);
         // The run's own task from the beginning: a client that leaves in the middle must not leave a run without
         // one. It runs to its terminal event by itself; nobody waits for it but the process's end.
-        let _detached = self.0.tasks.spawn(TaskKind::Run, async move {
-            match Box::pin(runs.admit(spec)).await {
+        let running = async move {
+            match Box::pin(runs.admit(id, spec)).await {
                 Ok((task, handle)) => {
                     let _ended = Gone(&runs, handle.id.clone());
                     // A client that has left drops its reader with this.
@@ -223,7 +227,8 @@ impl Runs {
                 }
                 Err(problem) => drop(tell.send(Err(problem))),
             }
-        });
+        };
+        let _detached = self.0.tasks.spawn(TaskKind::Run, running.instrument(span));
         told.await.unwrap_or_else(|_dropped| {
             Err(if self.0.draining.load(Ordering::Acquire) {
                 draining()
@@ -268,9 +273,9 @@ impl Runs {
         .retry_after(RETRY)
     }
 
-    async fn admit(&self, spec: RunSpec) -> Result<(RunTask, RunHandle), Problem> {
+    async fn admit(&self, id: RunId, spec: RunSpec) -> Result<(RunTask, RunHandle), Problem> {
         let means = self.means(&spec)?;
-        let accepted = self.accept(spec).await?;
+        let accepted = self.accept(id, spec).await?;
         // A reader that is attached before anything can be awaited: a client that leaves at once is counted.
         let (task, readers) = self.launch(accepted, means);
         let lease = readers.attach(READERS_PER_RUN);
@@ -312,9 +317,8 @@ impl Runs {
     }
 
     /// Puts the run into the store.
-    async fn accept(&self, mut spec: RunSpec) -> Result<Accepted, Problem> {
+    async fn accept(&self, id: RunId, mut spec: RunSpec) -> Result<Accepted, Problem> {
         let inner = &self.0;
-        let id = RunId::new();
         let at = Instant::now();
         let started_at = inner.clock.now();
         let facts = RunFacts {
@@ -382,7 +386,12 @@ impl Runs {
             sandbox: RunSandbox::new(owner, means.backend),
         };
         inner.live.lock().insert(id.clone(), live.clone());
-        tracing::info!(run.id = %id, llm.provider = spec.model.provider, llm.model = spec.model.id, sandbox.backend = spec.sandbox.backend, "run started");
+        tracing::info!(
+            llm.provider = spec.model.provider,
+            llm.model = spec.model.id,
+            sandbox.backend = spec.sandbox.backend,
+            "run started"
+        );
         // A stop that began meanwhile has not seen this run.
         if inner.draining.load(Ordering::Acquire) {
             live.control.stop(Stop::ServerStopping);

@@ -21,7 +21,8 @@ const OLDEST: SignedDuration = SignedDuration::from_mins(15);
 const AHEAD: SignedDuration = SignedDuration::from_mins(2);
 
 /// Takes a report whose sender has proven to be the backend, or not (`signed`). A repeat, a stale report, and one of
-/// an unknown sandbox are stored and have no effect.
+/// an unknown sandbox are stored and have no effect. `place` is let go when the report is stored or given up, which
+/// may be later than this returns.
 ///
 /// # Errors
 /// When it could not be stored: it is worth sending again.
@@ -30,6 +31,7 @@ pub async fn take_report(
     clock: &Clock,
     report: SandboxReport,
     signed: bool,
+    place: impl Send + 'static,
 ) -> Result<(), StoreError> {
     let received_at = clock.now();
     let age = received_at.duration_since(report.sent_at);
@@ -56,6 +58,7 @@ pub async fn take_report(
             },
         };
         let new = store.put_webhook(delivery, report.body).await?;
+        drop(place);
         tracing::debug!(signed, fresh, new, "took a report of a sandbox");
         if let (true, true, Some(run), Some(signal)) = (fresh, new, run, signal) {
             all.sandbox_event(&run, signal);

@@ -1,8 +1,7 @@
 //! A run's sandbox: asked for, made ready, watched, destroyed, whatever happens to the run meanwhile.
 //!
-//! The intent is in the store before the backend is asked, so that no crash can forget a sandbox. The
-//! creation is a task of its own: a run that ends sooner waits a moment for it and then leaves it to itself;
-//! it destroys what it made.
+//! The intent is in the store before the backend is asked, so that no crash can forget a sandbox. Creation and
+//! destruction are tasks of their own: a run that ends waits for neither.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 
 use super::control::{RunControl, Stop};
 use super::lifetime::{extend, lifetime};
@@ -35,11 +35,10 @@ use crate::store::{RunLease, RunStore, SandboxRecord};
 
 /// One create call.
 const CREATE_LIMIT: Duration = Duration::from_mins(1);
-/// How long a run's end waits for its sandbox to be gone.
-const END_WAIT: Duration = Duration::from_secs(2);
-/// Further tries to destroy a sandbox, in the background.
+/// Tries to destroy a sandbox before it is left to the reaper.
 const KILL_TRIES: u32 = 3;
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+const KILL_PAUSE: Duration = Duration::from_secs(1);
 /// Between tries to get a place at a backend whose account is full.
 const CAPACITY_PAUSE: Duration = Duration::from_secs(5);
 /// Tries to create in the face of throttling.
@@ -120,6 +119,8 @@ pub(super) struct RunSandbox(Arc<Inner>);
 
 struct Inner {
     owner: Owner,
+    /// The run's: what is heard of the sandbox from outside belongs to it as well.
+    span: Span,
     entry: BackendEntry,
     started: AtomicBool,
     made: watch::Sender<Made>,
@@ -174,6 +175,7 @@ impl RunSandbox {
     pub(super) fn new(owner: Owner, entry: BackendEntry) -> Self {
         Self(Arc::new(Inner {
             owner,
+            span: Span::current(),
             entry,
             started: AtomicBool::new(false),
             made: watch::Sender::new(None),
@@ -200,7 +202,7 @@ impl RunSandbox {
         let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
             let work = AssertUnwindSafe(this.create_and_watch());
             if work.catch_unwind().await.is_err() {
-                tracing::error!(run.id = %this.owner.run, backend = this.entry.name, "making the sandbox panicked");
+                tracing::error!(backend = this.entry.name, "making the sandbox panicked");
                 this.failed(Problem::new(
                     ErrorCode::Internal,
                     "a fault in sandcaster itself kept the sandbox from being made",
@@ -223,27 +225,25 @@ impl RunSandbox {
             }
         };
         // Ends by itself within seconds, and with the run.
-        let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, heeding);
+        let _detached = self
+            .0
+            .owner
+            .tasks
+            .spawn(TaskKind::Cleanup, heeding.instrument(self.0.span.clone()));
     }
 
-    /// Destroys the sandbox; returns once it is gone, or after 2 s, when the rest goes on in the background.
-    /// When there is an answer, one that is still being made is not waited for: nobody needed it.
-    pub(super) async fn end(&self, answered: bool) {
+    /// Has the sandbox destroyed, whether it is there or still being made. Nobody waits for that but the process's
+    /// end; what is left then, or can't be destroyed, is the reaper's.
+    pub(super) fn end(&self) {
         self.0.ended.cancel();
         if !self.0.started.load(Ordering::SeqCst) {
             return;
         }
         let this = Arc::clone(&self.0);
-        let ending = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
+        let _detached = self.0.owner.tasks.spawn(TaskKind::Cleanup, async move {
             this.settled.cancelled().await;
             this.destroy().await;
         });
-        if answered && self.0.made.borrow().is_none() {
-            return;
-        }
-        if tokio::time::timeout(END_WAIT, ending).await.is_err() {
-            tracing::warn!(run.id = %self.0.owner.run, backend = self.0.entry.name, "the sandbox is not gone yet; trying on in the background");
-        }
     }
 }
 
@@ -468,19 +468,27 @@ impl Inner {
                 Ok(Ok(())) => {
                     let told = self.owner.store.sandbox_gone(&self.owner.run, held.attempt);
                     if let Err(error) = told.await {
-                        tracing::warn!(run.id = %self.owner.run, %error, "failed to record that the sandbox is gone");
+                        tracing::warn!(%error, "failed to record that the sandbox is gone");
                     }
                     return;
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), attempt, %error, "failed to destroy the sandbox");
+                    tracing::warn!(sandbox.id = held.sandbox.id(), attempt, %error, "failed to destroy the sandbox");
                 }
                 Err(_elapsed) => {
-                    tracing::warn!(run.id = %self.owner.run, sandbox.id = held.sandbox.id(), attempt, "destroying the sandbox took too long");
+                    tracing::warn!(
+                        sandbox.id = held.sandbox.id(),
+                        attempt,
+                        "destroying the sandbox took too long"
+                    );
                 }
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(KILL_PAUSE).await;
         }
+        tracing::warn!(
+            sandbox.id = held.sandbox.id(),
+            "the sandbox is left to the next sweep"
+        );
     }
 }
 

@@ -43,14 +43,16 @@ async fn a_sandbox_that_is_asked_for_after_the_end_is_never_made() {
         redactor: Redactor::default(),
     };
     let sandbox = RunSandbox::new(owner, BackendEntry::none("local"));
-    sandbox.end(false).await;
+    sandbox.end();
     let asked = tokio::time::timeout(Duration::from_secs(30), sandbox.workspace()).await;
     assert_eq!(asked.unwrap().err().unwrap().code, ErrorCode::SandboxError);
     assert_eq!(tasks.running(TaskKind::Cleanup), 0);
     assert_eq!(store.sandboxes(&run).await.unwrap(), []);
     assert_eq!(store.head(&run).await.unwrap().last_seq, Seq(1));
     // Ended again, it has nothing to wait for.
-    tokio::time::timeout(Duration::from_secs(30), sandbox.end(false))
-        .await
-        .unwrap();
+    sandbox.end();
+    tasks
+        .close_and_wait(Deadline::after(Duration::from_secs(30)))
+        .await;
+    assert_eq!(tasks.running(TaskKind::Cleanup), 0);
 }

@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::{JoinError, JoinHandle};
@@ -20,13 +21,13 @@ use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Answer, Halt, RunContext, Tally, WorkspaceSource as _, run_agent};
 use crate::clock::{Clock, Deadline};
 use crate::error::{ErrorCode, Problem, WarningCode};
-use crate::events::{ErrorEvent, EventSink as _, LogFailed, ResultEvent, RunEvent, WarningEvent};
-use crate::ids::RunId;
+use crate::events::{ErrorEvent, EventSink, LogFailed, ResultEvent, RunEvent, WarningEvent};
+use crate::ids::{RunId, Seq};
 use crate::llm::{LlmError, LlmErrorKind, LlmProvider};
 use crate::sandbox::files;
 use crate::secrets::Redactor;
 use crate::spec::{NanoUsd, Presence, RunSpec, SandboxStart};
-use crate::store::{FileRecord, RunEnd, RunState, RunStore, RunUsage, StoredFile};
+use crate::store::{FileRecord, RunEnd, RunState, RunStore, RunUsage, StoredFile, TurnRecord};
 
 /// How long a stopped agent may take to answer its open calls.
 const AGENT_GRACE: Duration = Duration::from_secs(3);
@@ -67,10 +68,11 @@ impl RunTask {
         // A fault of ours ends this run alone, and what it had goes as it would at any other end.
         let work = AssertUnwindSafe(self.work(&tally)).catch_unwind();
         let ended = work.await.unwrap_or_else(|_panic| {
-            tracing::error!(run.id = %self.id, "the run's task panicked");
+            tracing::error!("the run's task panicked");
             Err(panicked())
         });
-        Box::pin(self.sandbox.end(ended.is_ok())).await;
+        // Behind the end, which nobody should wait for. Its place at the backend is free when it is gone.
+        self.sandbox.end();
         // Before the end is told: who has read it finds the place free.
         drop(self.place.take());
         Box::pin(self.finish(ended, &tally)).await;
@@ -86,7 +88,11 @@ impl RunTask {
             id: self.id.clone(),
             spec: Arc::clone(&self.spec),
             provider: Arc::clone(&self.provider),
-            sink: self.writer.clone(),
+            sink: Arc::new(Account {
+                writer: Arc::clone(&self.writer),
+                store: Arc::clone(&self.store),
+                tally: Arc::clone(tally),
+            }),
             workspace: Arc::new(sandbox.clone()),
             token: self.control.token().clone(),
             deadline,
@@ -132,7 +138,7 @@ impl RunTask {
         if let Ok(joined) = tokio::time::timeout(AGENT_GRACE, &mut agent).await {
             return self.outcome(joined, deadline);
         }
-        tracing::warn!(run.id = %self.id, "the agent did not stop in time and is aborted");
+        tracing::warn!("the agent did not stop in time and is aborted");
         agent.abort();
         Err(self.stopped())
     }
@@ -157,7 +163,7 @@ impl RunTask {
             Ok(Some(Err(Halt::Llm(error)))) => Err(self.clean(llm_problem(&error))),
             Ok(Some(Err(Halt::Log(failed)))) => Err(log_problem(&failed)),
             Err(error) => {
-                tracing::error!(run.id = %self.id, %error, "the run's agent panicked");
+                tracing::error!(%error, "the run's agent panicked");
                 Err(panicked())
             }
         }
@@ -273,14 +279,15 @@ impl RunTask {
     /// The one terminal event.
     async fn finish(&self, ended: Result<Answer, Problem>, tally: &Tally) {
         let totals = tally.totals(self.started.elapsed());
+        let tokens = totals.tokens;
         let facts = |state: RunState, problem: Option<&Problem>| RunEnd {
             state,
             completed_at: self.clock.now(),
             error: problem.map(|problem| (problem.code, problem.message.clone())),
             cost_nanos: tally.cost().map(|NanoUsd(nanos)| nanos),
-            usage: Some(RunUsage {
-                input_tokens: totals.input_tokens,
-                output_tokens: totals.output_tokens,
+            usage: tokens.map(|tokens| RunUsage {
+                input_tokens: tokens.input_tokens,
+                output_tokens: tokens.output_tokens,
                 complete: totals.usage_complete,
             }),
             num_turns: totals.num_turns,
@@ -307,16 +314,49 @@ impl RunTask {
         let code = end.error.as_ref().map(|(code, _)| *code);
         match self.writer.finish(event, end, &never()).await {
             Ok(_seq) => tracing::info!(
-                run.id = %self.id,
                 state = state.as_str(),
                 code = code.map(ErrorCode::as_str),
                 duration_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "run ended"
             ),
             Err(error) => {
-                tracing::error!(run.id = %self.id, state = state.as_str(), %error, "failed to write the run's end");
+                tracing::error!(state = state.as_str(), %error, "failed to write the run's end");
             }
         }
+    }
+}
+
+/// The log as the agent writes to it: what is synced before a tool acts tells also what the run has used by then,
+/// for whoever ends it if this process can't.
+struct Account {
+    writer: Arc<LogWriter>,
+    store: Arc<dyn RunStore>,
+    tally: Arc<Tally>,
+}
+
+#[async_trait]
+impl EventSink for Account {
+    async fn emit(&self, event: RunEvent) -> Result<Seq, LogFailed> {
+        self.writer.emit(event).await
+    }
+
+    async fn sync(&self) -> Result<Seq, LogFailed> {
+        let totals = self.tally.totals(Duration::ZERO);
+        let turn = totals.tokens.map(|tokens| TurnRecord {
+            turn: totals.num_turns,
+            tokens,
+            cost_nanos: self.tally.cost().map(|NanoUsd(nanos)| nanos),
+        });
+        let Some(turn) = turn.filter(|turn| turn.turn > 0) else {
+            return self.writer.sync().await;
+        };
+        // Queued one after the other: they share a commit.
+        let (put, synced) = tokio::join!(
+            self.store.put_turn(self.writer.lease(), turn),
+            self.writer.sync()
+        );
+        put.map_err(|error| LogFailed::Store(error.to_string()))?;
+        synced
     }
 }
 

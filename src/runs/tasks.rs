@@ -13,6 +13,7 @@ use futures::FutureExt;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::clock::Deadline;
 
@@ -28,7 +29,7 @@ pub enum TaskKind {
     Agent,
     /// Looks after the store and after what dead runs left, again and again.
     Housekeeping,
-    /// Work that a run left for after its end, such as killing a sandbox that came too late.
+    /// Work that a run leaves for after its end, such as destroying its sandbox.
     Cleanup,
 }
 
@@ -133,7 +134,7 @@ impl Tasks {
         };
         // Boxed: moved into the task by value, the future would take its room twice for as long as it runs.
         let caught = Box::pin(AssertUnwindSafe(future).catch_unwind());
-        self.0.tracker.spawn(async move {
+        let guarded = async move {
             let _running = running;
             // The finished task first: what it has done is not thrown away because of a stop.
             let ended = tokio::select! {
@@ -155,7 +156,9 @@ impl Tasks {
                     resume_unwind(panic)
                 }
             }
-        })
+        };
+        // What a task logs is about what it was started for.
+        self.0.tracker.spawn(guarded.in_current_span())
     }
 
     /// Fires when a task has died without which the process can't do its work.

@@ -9,9 +9,9 @@ mod sqlite;
 mod types;
 
 pub use open::open;
-pub use sqlite::{Role, SqliteStore, StoreDurability, StoreOptions};
+pub use sqlite::{Role, SqliteStore, StoreOptions};
 pub use types::{
     Append, Check, CommitListener, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox,
     OpenRun, Retention, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunState, RunStore,
-    RunUsage, SandboxRecord, StoreError, StoredFile, TOLD_WEBHOOKS, WebhookDelivery,
+    RunUsage, SandboxRecord, StoreError, StoredFile, TOLD_WEBHOOKS, TurnRecord, WebhookDelivery,
 };

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use crate::error::ErrorCode;
-use crate::events::StoredEvent;
+use crate::events::{StoredEvent, Tokens};
 use crate::ids::{RunId, Seq};
 
 /// The state of a run.
@@ -120,6 +120,18 @@ pub struct RunEnd {
     pub duration_secs: f64,
 }
 
+/// What a run had used when one of its turns was answered: kept turn by turn, so that it is known however the run
+/// ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TurnRecord {
+    /// The turn, from 1.
+    pub turn: u32,
+    /// Tokens of the run, up to and with this turn.
+    pub tokens: Tokens,
+    /// Cost of the same in nano-dollars; `None` when unknown.
+    pub cost_nanos: Option<u64>,
+}
+
 /// Tokens of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunUsage {
@@ -185,6 +197,8 @@ pub struct OpenRun {
     pub started_at: Timestamp,
     /// When its last event was written.
     pub last_event_at: Timestamp,
+    /// The last of its turns that is known.
+    pub last_turn: Option<TurnRecord>,
 }
 
 /// Events to append to a run.
@@ -361,7 +375,8 @@ pub trait RunStore: Send + Sync {
     /// Queues events; waits only for a place in the bounded queue. The listener hears of the commit.
     async fn append(&self, append: Append) -> Result<(), StoreError>;
 
-    /// Waits until everything queued before is committed, or also survives a power cut.
+    /// Waits until everything queued before has its outcome, or what was committed also survives a power cut.
+    /// What could not be written is told to its own listener, and fails nobody else's flush.
     async fn flush(&self, until: Flush) -> Result<(), StoreError>;
 
     /// Ends a run: the terminal event and the row, in one transaction, synced when it returns. Refused when
@@ -397,6 +412,9 @@ pub trait RunStore: Send + Sync {
     /// Takes over every run without an end whose process is gone, and those that this process took over
     /// before without ending them. What can't be told counts as alive.
     async fn expired_runs(&self) -> Result<Vec<OpenRun>, StoreError>;
+
+    /// Keeps what is known of a turn of a run that goes on. Committed when it returns.
+    async fn put_turn(&self, lease: &RunLease, turn: TurnRecord) -> Result<(), StoreError>;
 
     /// Keeps a file of a run, replacing one with the same path.
     async fn put_file(&self, lease: &RunLease, file: StoredFile) -> Result<(), StoreError>;

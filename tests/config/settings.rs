@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use sandcaster::config::{Config, Overrides, StoreDurability, setting_names};
+use sandcaster::config::{Config, Overrides, setting_names};
 use sandcaster::spec::Network;
+use sandcaster::spec::StoreDurability;
 
 use super::{load, load_in};
 

@@ -1,16 +1,26 @@
 //! Whatever way a run ends, its sandbox is gone, and no other is touched.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::{application, calls, left, others, talkative};
-use crate::support::app::{TestApp, ask, of_kind};
+use crate::support::app::{PATIENCE, TestApp, ask, of_kind};
 use crate::support::fake_e2b::{Death, Ending, FakeE2b, Route, Seen, StreamFault};
 use crate::support::fake_llm::{FakeLlm, Reply};
 
+/// The run's record once it says that its sandbox is gone.
 async fn end_of(app: &TestApp, run: &str) -> Value {
-    let record = app.ended(run).await;
-    assert_eq!(record["sandboxes"][0]["destroyed"], true, "{record}");
-    record
+    let recorded = async {
+        loop {
+            let record = app.ended(run).await;
+            if record["sandboxes"][0]["destroyed"] == true {
+                return record;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, recorded).await.unwrap()
 }
 
 #[tokio::test]
@@ -22,8 +32,6 @@ async fn nothing_is_left_after_an_answer_or_an_error() {
     let run = app.query(ask("hi")).await;
     let id = run.run_id.clone();
     assert_eq!(run.rest().await.last().unwrap()["type"], "result");
-    // By the terminal event it is gone already.
-    assert_eq!(e2b.sandboxes().len(), others.len());
     left(&e2b, &others).await;
     end_of(&app, &id).await;
 
@@ -139,6 +147,32 @@ async fn a_kill_that_fails_twice_is_repeated_until_the_sandbox_is_gone() {
     assert_eq!(events.last().unwrap()["type"], "result");
     left(&e2b, &[]).await;
     assert!(e2b.calls(Route::Delete) >= 3);
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_slow_to_go_holds_up_neither_the_end_nor_the_next_run() {
+    let e2b = FakeE2b::start().await;
+    let kill = e2b.on(Route::Delete).first(1).gate();
+    let llm = FakeLlm::start([calls("echo hi"), Reply::says("Hi."), Reply::says("Four.")]).await;
+    let app = application(&e2b, &llm)
+        .tune(|config| config.server.max_concurrent_runs = 1)
+        .start()
+        .await;
+    let run = app.query(ask("hi")).await;
+    let id = run.run_id.clone();
+    assert_eq!(run.rest().await.last().unwrap()["content"], "Hi.");
+    kill.reached().await;
+    let record = app.ended(&id).await;
+    assert_eq!(record["sandboxes"][0]["destroyed"], false, "{record}");
+    // It has no place any more: the next run is not refused.
+    let next = app
+        .run(json!({"prompt": "2 + 2?", "allowedTools": []}))
+        .await;
+    assert_eq!(next.last().unwrap()["content"], "Four.");
+    kill.open();
+    end_of(&app, &id).await;
+    left(&e2b, &[]).await;
+    app.stop().await;
 }
 
 #[tokio::test]

@@ -90,7 +90,7 @@ async fn a_backend_at_its_limit_is_waited_for_with_a_warning() {
     assert_eq!(warnings(&events), ["SANDBOX_WAIT"; 4]);
     assert_eq!(of_kind(&events, "tool_result")[0]["exitCode"], 0);
     assert_eq!(script.creates.load(Ordering::SeqCst), 5);
-    assert_eq!(script.kills.load(Ordering::SeqCst), 1);
+    until(|| script.kills.load(Ordering::SeqCst) == 1, "the kill").await;
 }
 
 #[tokio::test]
@@ -137,17 +137,23 @@ async fn a_backend_that_refuses_ends_the_run_with_its_code_and_advice() {
 }
 
 #[tokio::test]
-async fn a_sandbox_that_cannot_be_destroyed_holds_the_end_up_for_two_seconds_only() {
+async fn a_sandbox_that_cannot_be_destroyed_does_not_hold_up_the_end() {
     let script = Arc::new(Script {
         immortal: true,
         ..Script::default()
     });
     let llm = llm_of("true").await;
+    let store = MemoryStore::new();
+    let runs = runs(&llm, store.clone(), &script, LogLimits::default());
     let begun = tokio::time::Instant::now();
-    let events = run_once(&llm, &script, spec(&[])).await;
+    let events = run(&runs, spec(&[])).await;
     assert_eq!(end(&events)["type"], "result");
     let took = begun.elapsed();
-    assert!((2.0..6.0).contains(&took.as_secs_f64()), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    until(|| script.kills.load(Ordering::SeqCst) == 1, "a kill").await;
+    until(|| runs.live() == 0, "the run to be over").await;
+    // It is still ours to destroy: by a sweep, if this process can't.
+    assert_eq!(store.left("local").len(), 1);
 }
 
 #[tokio::test]
@@ -166,7 +172,7 @@ async fn a_log_at_its_limit_ends_the_run_and_the_end_still_fits() {
         (&json!("error"), &json!("LOG_LIMIT"))
     );
     assert_eq!(error["seq"], events.len());
-    assert_eq!(script.kills.load(Ordering::SeqCst), 1);
+    until(|| script.kills.load(Ordering::SeqCst) == 1, "the kill").await;
     llm.take_unused();
 }
 

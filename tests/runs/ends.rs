@@ -94,7 +94,11 @@ async fn a_fault_of_ours_in_a_runs_task_ends_the_run_with_its_sandbox_and_its_pl
         (&json!("error"), &json!("INTERNAL"))
     );
     assert_eq!(error["numTurns"], 2);
-    assert_eq!(script.kills.load(Ordering::SeqCst), 1);
+    until(
+        || script.kills.load(Ordering::SeqCst) == 1,
+        "the sandbox to go",
+    )
+    .await;
     until(|| runs.live() == 0, "the run to be over").await;
 }
 
@@ -244,7 +248,9 @@ async fn a_report_of_a_sandbox_that_is_stored_late_is_not_lost() {
         news: SandboxNews::Created,
         body: "{}".to_owned(),
     };
-    let late = take_report(&runs, &clock, report.clone(), true).await;
+    let place = Arc::new(());
+    let late = take_report(&runs, &clock, report.clone(), true, Arc::clone(&place)).await;
+    assert_eq!(Arc::strong_count(&place), 2, "its body is still held");
     assert!(late.is_err());
     stored.cancel();
     runs.shutdown(PATIENCE).await;

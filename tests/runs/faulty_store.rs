@@ -12,7 +12,7 @@ use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, Role, RunEnd,
     RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, SqliteStore, StoreError,
-    StoreOptions, StoredFile, WebhookDelivery,
+    StoreOptions, StoredFile, TurnRecord, WebhookDelivery,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -108,6 +108,10 @@ impl RunStore for FaultyStore {
     }
     async fn expired_runs(&self) -> Result<Vec<OpenRun>, StoreError> {
         self.inner.expired_runs().await
+    }
+    async fn put_turn(&self, lease: &RunLease, turn: TurnRecord) -> Result<(), StoreError> {
+        self.up()?;
+        self.inner.put_turn(lease, turn).await
     }
     async fn put_file(&self, lease: &RunLease, file: StoredFile) -> Result<(), StoreError> {
         self.inner.put_file(lease, file).await

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use sandcaster::clock::Clock;
 use sandcaster::error::ErrorCode;
-use sandcaster::events::{RanBy, RunEvent, StoredEvent, ToolUseEvent};
+use sandcaster::events::{RanBy, RunEvent, StoredEvent, Tokens, ToolUseEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::runs::recover;
 use sandcaster::store::{
-    Check, CommitListener, Role, RunState, RunStore, SqliteStore, StoreError, StoreOptions,
+    Check, CommitListener, Role, RunState, RunStore, RunUsage, SqliteStore, StoreError,
+    StoreOptions, TurnRecord,
 };
 
 use super::{at, created, delta, end_event, finish, log, new_run, open, queue};
@@ -210,12 +211,65 @@ async fn recovery_leaves_living_owners_alone_and_tells_what_the_log_knows() {
     assert_eq!(event["usageComplete"], false);
     assert_eq!(event["numTurns"], 4);
     assert_eq!(event["toolCalls"], serde_json::json!({"bash": 2}));
-    assert_eq!(event.get("costUsd"), None);
+    for unknown in ["costUsd", "inputTokens", "outputTokens"] {
+        assert_eq!(event.get(unknown), None);
+    }
     assert_eq!(event["seq"], 5);
     for alive in [&ours.run, &theirs.run] {
         let record = store.get(alive).await.unwrap().unwrap();
         assert_eq!(record.state(), RunState::Running);
     }
+}
+
+#[tokio::test]
+async fn recovery_tells_what_was_used_up_to_the_last_answered_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let gone = open(&dir, Role::OneShot).unwrap();
+    let (lease, other) = (created(&*gone).await, created(&*gone).await);
+    let record = |turn: u32| TurnRecord {
+        turn,
+        tokens: Tokens {
+            input_tokens: 100 * u64::from(turn),
+            output_tokens: 10 * u64::from(turn),
+            cache_read_tokens: 60,
+            cache_write_tokens: 0,
+        },
+        cost_nanos: (turn > 1).then_some(1_500_000),
+    };
+    gone.put_turn(&other, record(7)).await.unwrap();
+    // A turn's last word counts.
+    for turn in [record(1), record(3), record(2)] {
+        gone.put_turn(&lease, turn).await.unwrap();
+        gone.put_turn(&lease, turn).await.unwrap();
+    }
+    gone.close().await;
+    let store = open(&dir, Role::Serve).unwrap();
+    let late = store.put_turn(&lease, record(9)).await;
+    assert!(late.is_ok(), "nobody has taken the run over yet");
+    assert_eq!(recover(&*store).await.unwrap().len(), 2);
+    let end = store.get(&lease.run).await.unwrap().unwrap().end.unwrap();
+    let usage = RunUsage {
+        input_tokens: 900,
+        output_tokens: 90,
+        complete: false,
+    };
+    assert_eq!(
+        (end.num_turns, end.cost_nanos, end.usage),
+        (9, Some(1_500_000), Some(usage))
+    );
+    let last = log(&*store, &lease.run).await.pop().unwrap();
+    let event: serde_json::Value = serde_json::from_str(&last.json).unwrap();
+    for (field, value) in [
+        ("inputTokens", serde_json::json!(900)),
+        ("outputTokens", serde_json::json!(90)),
+        ("cacheReadTokens", serde_json::json!(60)),
+        ("costUsd", serde_json::json!(0.0015)),
+        ("usageComplete", serde_json::json!(false)),
+    ] {
+        assert_eq!(event[field], value, "{field}");
+    }
+    let late = store.put_turn(&lease, record(10)).await;
+    assert!(matches!(late, Err(StoreError::Refused(_))), "{late:?}");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! What survives a power cut, and what is said when it would not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rusqlite::Connection;
@@ -25,7 +26,7 @@ async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failur
     store.flush(Flush::Committed).await.unwrap();
     assert!(store.healthy());
     let end = end_event(3, "end");
-    let lost = finish(&*store, &run, std::sync::Arc::clone(&end)).await;
+    let lost = finish(&*store, &run, Arc::clone(&end)).await;
     assert!(matches!(lost, Err(StoreError::Failed(_))), "{lost:?}");
     assert!(!store.healthy());
     let lost = store.flush(Flush::Synced).await;
@@ -51,7 +52,7 @@ async fn a_database_that_another_process_keeps_busy_delays_writes_and_loses_none
     let run = created(&*store).await;
     let other = Connection::open(dir.path().join("sandcaster.db")).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let heard = std::sync::Arc::new(Heard::default());
+    let heard = Arc::new(Heard::default());
     for seq in 2..50 {
         queue(&*store, &run, delta(seq, "x"), &heard).await;
     }
@@ -71,4 +72,43 @@ async fn a_database_that_another_process_keeps_busy_delays_writes_and_loses_none
         tokio::time::timeout(PATIENCE, store.close()).await.unwrap();
     });
     assert!(late.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_fails_does_not_end_the_flush_of_another_run_in_its_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = StoreOptions::new(dir.path(), Role::Serve);
+    options.busy_timeout = Duration::from_millis(20);
+    options.max_pages = Some(100);
+    let store = SqliteStore::open(options).unwrap();
+    let (one, two) = (created(&*store).await, created(&*store).await);
+    store.flush(Flush::Synced).await.unwrap();
+    let (first, large, small) = <(Arc<Heard>, Arc<Heard>, Arc<Heard>)>::default();
+    let queue = async |run, event, heard: &Arc<Heard>| {
+        let queued = store.append(sandcaster::store::Append {
+            lease: run,
+            events: vec![event],
+            listener: Arc::clone(heard) as _,
+        });
+        queued.await.unwrap();
+    };
+    let other = Connection::open(dir.path().join("sandcaster.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    queue(one.clone(), delta(2, "x"), &first).await;
+    until(|| !store.healthy(), "it is not tried").await;
+    // All of these are written at once, when the first is.
+    let text = "x".repeat(1 << 20);
+    queue(one, delta(3, &text), &large).await;
+    queue(two, delta(2, "y"), &small).await;
+    let (flushed, ()) = tokio::join!(store.flush(Flush::Synced), async {
+        other.execute_batch("ROLLBACK").unwrap();
+    });
+    flushed.unwrap();
+    assert_eq!(*first.committed.lock(), [2]);
+    assert_eq!(*small.committed.lock(), [2]);
+    let failed = large.failed.lock();
+    assert!(
+        matches!(failed.as_slice(), [(3, StoreError::Failed(_))]),
+        "{failed:?}"
+    );
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use sandcaster::ids::Seq;
+use sandcaster::spec::StoreDurability;
 use sandcaster::store::{
-    Append, Check, Flush, Role, RunStore, SqliteStore, StoreDurability, StoreError, StoreOptions,
+    Append, Check, Flush, Role, RunStore, SqliteStore, StoreError, StoreOptions,
 };
 
 use tempfile::TempDir;
@@ -195,7 +196,9 @@ async fn a_store_keeps_its_id_and_its_runs_over_a_restart() {
 #[tokio::test]
 async fn a_command_does_not_migrate_the_database_of_a_running_server() {
     let (dir, store) = sqlite();
-    raw(&dir).pragma_update(None, "user_version", 2).unwrap();
+    raw(&dir)
+        .execute_batch("DROP TABLE turns; PRAGMA user_version = 3")
+        .unwrap();
     let Err(StoreError::InUse(told)) = open(&dir, Role::OneShot) else {
         panic!("it was opened");
     };
@@ -203,7 +206,7 @@ async fn a_command_does_not_migrate_the_database_of_a_running_server() {
     let version: i64 = raw(&dir)
         .query_row("PRAGMA user_version", [], |row| row.get(0))
         .unwrap();
-    assert_eq!(version, 2);
+    assert_eq!(version, 3);
     store.close().await;
     open(&dir, Role::OneShot).unwrap().close().await;
 }

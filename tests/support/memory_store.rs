@@ -13,7 +13,7 @@ use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, Check, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox, OpenRun, Retention,
     RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError,
-    StoredFile, TOLD_WEBHOOKS, WebhookDelivery,
+    StoredFile, TOLD_WEBHOOKS, TurnRecord, WebhookDelivery,
 };
 use tokio::sync::watch;
 
@@ -37,6 +37,7 @@ struct Run {
     lease: RunLease,
     events: Vec<Arc<StoredEvent>>,
     end: Option<RunEnd>,
+    turns: BTreeMap<u32, TurnRecord>,
     files: BTreeMap<String, StoredFile>,
     sandboxes: BTreeMap<u32, SandboxRecord>,
     deleted: bool,
@@ -176,6 +177,7 @@ impl RunStore for MemoryStore {
             lease: lease.clone(),
             events: vec![Arc::new(first)],
             end: None,
+            turns: BTreeMap::new(),
             files: BTreeMap::new(),
             sandboxes: BTreeMap::new(),
             deleted: false,
@@ -300,10 +302,18 @@ impl RunStore for MemoryStore {
                     last_seq: run.last_seq(),
                     started_at: run.facts.started_at,
                     last_event_at: run.facts.started_at,
+                    last_turn: run.turns.values().next_back().copied(),
                 });
             }
         }
         Ok(taken)
+    }
+
+    async fn put_turn(&self, lease: &RunLease, turn: TurnRecord) -> Result<(), StoreError> {
+        self.leased(lease, |run| {
+            run.turns.insert(turn.turn, turn);
+            Ok(())
+        })
     }
 
     async fn put_file(&self, lease: &RunLease, file: StoredFile) -> Result<(), StoreError> {

@@ -135,9 +135,15 @@ impl Served {
         self.status_kib("VmRSS:")
     }
 
-    /// The most memory that it has had.
+    /// The most that was resident since [`Self::forget_peak`].
     pub fn peak_kib(&self) -> u64 {
         self.status_kib("VmHWM:")
+    }
+
+    /// Counts the peak from now on.
+    pub fn forget_peak(&self) {
+        let refs = format!("/proc/{}/clear_refs", self.process.id().unwrap());
+        std::fs::write(refs, "5").unwrap();
     }
 
     fn status_kib(&self, name: &str) -> u64 {

@@ -30,6 +30,9 @@ const INSTANCES: &str = "instances";
 /// make it anew, however busy it is.
 const MISSING: Duration = Duration::from_secs(30);
 
+/// The ending of a lock file before it has its name.
+const UNNAMED: &str = "new";
+
 /// A data directory and this process's name in it.
 #[derive(Debug)]
 pub(super) struct DataDir {
@@ -208,6 +211,9 @@ fn instance_files(dir: &Path) -> impl Iterator<Item = (PathBuf, File)> + use<> {
         .flatten()
         .filter_map(|entry| {
             let path = entry.path();
+            if path.extension().is_some_and(|end| end == UNNAMED) {
+                return None;
+            }
             let file = OpenOptions::new().read(true).write(true).open(&path).ok()?;
             Some((path, file))
         })
@@ -222,7 +228,7 @@ impl Locks {
             }
             tracing::warn!(path = %lock.path.display(), "a lock file of a running process was removed; it is made anew");
             let dir = lock.path.parent().map_or(Ok(()), private_dir);
-            match dir.and_then(|()| claim(&lock.path)) {
+            match dir.and_then(|()| claim_anew(&lock.path)) {
                 Ok(file) => lock.file = file,
                 Err(error) => {
                     tracing::error!(%error, "a lock file can't be made; do not start another server on this data directory");
@@ -292,6 +298,23 @@ fn claim(path: &Path) -> io::Result<File> {
     Err(io::Error::other("the lock file keeps being removed"))
 }
 
+/// As [`claim`], of a name that is asked for all the time: it leads to no file that is not locked yet, which would
+/// tell that this process is dead.
+fn claim_anew(path: &Path) -> io::Result<File> {
+    let made = path.with_extension(UNNAMED);
+    let file = claim(&made)?;
+    match fs::hard_link(&made, path) {
+        Ok(()) => fs::remove_file(&made).map(|()| file),
+        // Another's, or one that can be locked like any other.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(&made)?;
+            claim(path)
+        }
+        // Not every file system has a second name for a file.
+        Err(_) => fs::rename(&made, path).map(|()| file),
+    }
+}
+
 fn private_options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
@@ -335,4 +358,56 @@ fn private_dir(path: &Path) -> io::Result<()> {
         return sync_dir(Path::new("."));
     }
     sync_dir(parent)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_lock_file_that_is_made_anew_is_never_seen_without_its_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_dir, mut locks) = DataDir::open(dir.path(), Role::Serve).unwrap();
+        let path = locks.instance.path.clone();
+        let done = AtomicBool::new(false);
+        let free = || {
+            File::open(&path)
+                .is_ok_and(|file| file.try_lock_shared().is_ok() && is_same_file(&file, &path))
+        };
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let mut told = 0;
+                while !done.load(Ordering::Relaxed) {
+                    told += u32::from(free());
+                }
+                told
+            });
+            for _ in 0..500 {
+                fs::remove_file(&path).unwrap();
+                locks.renew();
+                assert!(is_same_file(&locks.instance.file, &path));
+            }
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(asking.join().unwrap(), 0);
+        });
+        assert_eq!(instance_files(dir.path()).count(), 1);
+        assert_eq!(fs::read_dir(dir.path().join(INSTANCES)).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_that_was_there_before_is_kept_out_of_repositories_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let (deep, mine) = (dir.path().join("a/b/c"), "!keep\n");
+        for _ in 0..2 {
+            drop(DataDir::open(&deep, Role::OneShot).unwrap());
+            let ignore = deep.join(".gitignore");
+            assert_eq!(fs::read_to_string(&ignore).unwrap(), "*\n");
+            fs::remove_file(&ignore).unwrap();
+        }
+        fs::write(deep.join(".gitignore"), mine).unwrap();
+        drop(DataDir::open(&deep, Role::OneShot).unwrap());
+        assert_eq!(fs::read_to_string(deep.join(".gitignore")).unwrap(), mine);
+    }
 }

@@ -33,5 +33,5 @@ mod sync;
 mod watch;
 mod writer;
 
-pub use options::{Role, StoreDurability, StoreOptions};
+pub use options::{Role, StoreOptions};
 pub use store::SqliteStore;

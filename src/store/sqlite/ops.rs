@@ -8,14 +8,14 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::super::types::{
     LISTED_PROMPT, RunEnd, RunFacts, RunLease, RunState, SandboxRecord, StoreError, StoredFile,
-    WebhookDelivery,
+    TurnRecord, WebhookDelivery,
 };
 use super::fault::{Fault, failure, int};
 use super::queue::{Outcome, Work};
 use super::retention;
 use super::schema::PART;
 use crate::error::ErrorCode;
-use crate::events::StoredEvent;
+use crate::events::{StoredEvent, Tokens};
 use crate::ids::RunId;
 
 /// Runs whose row number is remembered between writes.
@@ -125,6 +125,7 @@ pub(super) fn apply(
             known.runs.remove(&lease.run);
             Ok(true)
         }
+        Work::PutTurn(lease, turn) => put_turn(db, known.of(db, lease)?, turn),
         Work::PutFile(lease, file) => {
             let no = known.of(db, lease)?;
             whole(db, |db| put_file(db, no, file))
@@ -287,6 +288,33 @@ fn same_event(db: &Connection, no: i64, event: &StoredEvent) -> Result<bool, Fau
         .query_row(params![no, int(event.seq.0)], |row| row.get::<_, String>(0))
         .optional()?;
     Ok(json.as_deref() == Some(event.json.as_str()))
+}
+
+fn put_turn(db: &Connection, no: i64, turn: &TurnRecord) -> Result<bool, Fault> {
+    let Tokens {
+        input_tokens,
+        output_tokens,
+        cache_read_tokens,
+        cache_write_tokens,
+    } = turn.tokens;
+    db.prepare_cached(
+        "INSERT INTO turns (run, turn, input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cost_nanos)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+         ON CONFLICT (run, turn) DO UPDATE SET
+             input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+             cache_read_tokens = excluded.cache_read_tokens, cache_write_tokens = excluded.cache_write_tokens,
+             cost_nanos = excluded.cost_nanos",
+    )?
+    .execute(params![
+        no,
+        turn.turn,
+        int(input_tokens),
+        int(output_tokens),
+        int(cache_read_tokens),
+        int(cache_write_tokens),
+        turn.cost_nanos.map(int),
+    ])?;
+    Ok(true)
 }
 
 fn put_file(db: &Connection, no: i64, file: &StoredFile) -> Result<bool, Fault> {

@@ -4,16 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::clock::Clock;
-
-/// What a commit survives (`storeDurability`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum StoreDurability {
-    /// The death of the process. What asks to be synced survives a power cut too, with all before it.
-    #[default]
-    Normal,
-    /// A power cut, each commit.
-    Full,
-}
+use crate::spec::StoreDurability;
 
 /// What a process is to the data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::super::types::{
     Append, Retention, RunEnd, RunFacts, RunLease, SandboxRecord, StoreError, StoredFile,
-    WebhookDelivery,
+    TurnRecord, WebhookDelivery,
 };
 use crate::events::StoredEvent;
 use crate::ids::RunId;
@@ -25,6 +25,7 @@ pub(super) enum Work {
     Finish(RunLease, Arc<StoredEvent>, Box<RunEnd>),
     /// Nothing: it is told when all before it is done.
     Flush,
+    PutTurn(RunLease, TurnRecord),
     PutFile(RunLease, StoredFile),
     PutSandbox(RunLease, SandboxRecord),
     SandboxGone(RunId, u32),
@@ -49,6 +50,7 @@ impl Work {
             Self::PutFile(_, file) => file.bytes.len(),
             Self::PutWebhook(webhook) => webhook.1.len(),
             Self::Flush
+            | Self::PutTurn(..)
             | Self::PutSandbox(..)
             | Self::SandboxGone(..)
             | Self::TakeOver { .. }

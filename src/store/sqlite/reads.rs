@@ -11,15 +11,15 @@ use tokio::sync::Semaphore;
 
 use super::super::types::{
     FileRecord, LeftSandbox, OpenRun, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunUsage,
-    SandboxRecord, StoreError, TOLD_WEBHOOKS, WebhookDelivery,
+    SandboxRecord, StoreError, TOLD_WEBHOOKS, TurnRecord, WebhookDelivery,
 };
 use super::fault::{Fault, failure, int};
 use super::ops::{number, state};
-use super::options::StoreDurability;
 use super::schema::{self, PART, Purpose};
 use crate::error::ErrorCode;
-use crate::events::{EventType, StoredEvent};
+use crate::events::{EventType, StoredEvent, Tokens};
 use crate::ids::{RunId, Seq};
+use crate::spec::StoreDurability;
 
 /// Reads side by side; more wait.
 const CONNECTIONS: u32 = 4;
@@ -257,7 +257,10 @@ pub(super) fn owners_of_open_runs(db: &Connection) -> Result<Vec<String>, StoreE
 pub(super) fn taken_over(db: &Connection, owner: &Arc<str>) -> Result<Vec<OpenRun>, StoreError> {
     all(
         db,
-        "SELECT id, epoch, model, started_at, seq, at FROM runs JOIN events ON events.run = runs.no
+        "SELECT id, epoch, model, started_at, seq, at,
+             turn, turns.input_tokens, turns.output_tokens, cache_read_tokens, cache_write_tokens, turns.cost_nanos
+         FROM runs JOIN events ON events.run = runs.no
+         LEFT JOIN turns ON turns.run = runs.no AND turn = (SELECT max(turn) FROM turns WHERE run = runs.no)
          WHERE state IN ('queued', 'running') AND owner = ?1 AND epoch > 1
              AND seq = (SELECT max(seq) FROM events WHERE run = runs.no)
          ORDER BY runs.no",
@@ -275,9 +278,26 @@ pub(super) fn taken_over(db: &Connection, owner: &Arc<str>) -> Result<Vec<OpenRu
                 started_at,
                 // A clock may have been set back.
                 last_event_at: time(row.get(5)?)?.max(started_at),
+                last_turn: match row.get(6)? {
+                    Some(turn) => Some(turn_record(row, turn)?),
+                    None => None,
+                },
             })
         },
     )
+}
+
+fn turn_record(row: &Row<'_>, turn: u32) -> Result<TurnRecord, Fault> {
+    Ok(TurnRecord {
+        turn,
+        tokens: Tokens {
+            input_tokens: count(row, 7)?,
+            output_tokens: count(row, 8)?,
+            cache_read_tokens: count(row, 9)?,
+            cache_write_tokens: count(row, 10)?,
+        },
+        cost_nanos: maybe_count(row, 11)?,
+    })
 }
 
 pub(super) fn file(

@@ -12,7 +12,7 @@ use crate::ids::RunId;
 
 /// Runs marked in one step.
 const RUNS: usize = 64;
-/// Rows deleted of one table in one step.
+/// Rows deleted of one table in one step, of however many runs.
 const ROWS: usize = 512;
 /// Parts of files, of 64 KiB, deleted in one step.
 const PARTS: usize = 64;
@@ -29,6 +29,7 @@ const BELONGINGS: &[&str] = &[
     "DELETE FROM events WHERE run = ?1",
     "DELETE FROM file_parts WHERE file IN (SELECT no FROM files WHERE run = ?1)",
     "DELETE FROM files WHERE run = ?1",
+    "DELETE FROM turns WHERE run = ?1",
     "DELETE FROM sandboxes WHERE run = ?1",
     "DELETE FROM webhooks WHERE run = ?1",
     "DELETE FROM prompts WHERE run = ?1",
@@ -102,19 +103,23 @@ pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, St
 /// Deletes some of what belongs to deleted runs, or is too old; gives some pages back when there is nothing
 /// of it. True if anything was done.
 pub(super) fn purge(db: &Connection, rules: &Retention) -> Result<bool, Fault> {
-    let mut work = 0;
-    let run: Option<i64> = db
-        .prepare_cached("SELECT no FROM runs WHERE deleted_at IS NOT NULL AND purged = 0 LIMIT 1")?
-        .query_row([], |row| row.get(0))
-        .optional()?;
-    if let Some(run) = run {
-        work += 1;
-        let (events, parts) = purge_large(db, run)?;
-        if events < ROWS && parts < PARTS {
-            delete_all(db, run)?;
-            db.prepare_cached("UPDATE runs SET purged = 1 WHERE no = ?1")?
-                .execute([run])?;
+    let runs = db
+        .prepare_cached("SELECT no FROM runs WHERE deleted_at IS NOT NULL AND purged = 0 LIMIT ?1")?
+        .query_map([int(RUNS as u64)], |row| row.get(0))?
+        .collect::<Result<Vec<i64>, _>>()?;
+    let mut work = runs.len();
+    let (mut rows, mut parts) = (ROWS, PARTS);
+    for run in runs {
+        let gone = purge_large(db, run, rows, parts)?;
+        rows -= gone.0;
+        parts -= gone.1;
+        // There may be more of this run.
+        if rows == 0 || parts == 0 {
+            break;
         }
+        delete_all(db, run)?;
+        db.prepare_cached("UPDATE runs SET purged = 1 WHERE no = ?1")?
+            .execute([run])?;
     }
     let limit = int(ROWS as u64);
     work += db
@@ -148,18 +153,24 @@ fn delete_all(db: &Connection, run: i64) -> Result<(), Fault> {
     Ok(())
 }
 
-fn purge_large(db: &Connection, run: i64) -> Result<(usize, usize), Fault> {
+/// Deletes events and parts of files of a run, at most so many, and gives how many.
+fn purge_large(
+    db: &Connection,
+    run: i64,
+    rows: usize,
+    parts: usize,
+) -> Result<(usize, usize), Fault> {
     let events = db
         .prepare_cached(
             "DELETE FROM events WHERE no IN (SELECT no FROM events WHERE run = ?1 ORDER BY seq LIMIT ?2)",
         )?
-        .execute(params![run, int(ROWS as u64)])?;
+        .execute(params![run, int(rows as u64)])?;
     let parts = db
         .prepare_cached(
             "DELETE FROM file_parts WHERE no IN (SELECT file_parts.no FROM files
                  JOIN file_parts ON file_parts.file = files.no WHERE files.run = ?1 LIMIT ?2)",
         )?
-        .execute(params![run, int(PARTS as u64)])?;
+        .execute(params![run, int(parts as u64)])?;
     Ok((events, parts))
 }
 

@@ -13,8 +13,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 
 use super::super::types::StoreError;
 use super::inode::inode;
-use super::options::StoreDurability;
 use crate::ids::nonce;
+use crate::spec::StoreDurability;
 
 /// The first `SQLite` without the WAL-reset corruption (3.51.3).
 const OLDEST_SQLITE: i32 = 3_051_003;
@@ -206,6 +206,19 @@ FROM old_webhooks;
 DROP TABLE old_webhooks;
 CREATE INDEX webhooks_by_run ON webhooks (run) WHERE run IS NOT NULL;
 CREATE INDEX webhooks_by_age ON webhooks (received_at);
+",
+    "
+-- What a run had used when a turn of it was answered.
+CREATE TABLE turns (
+    run INTEGER NOT NULL REFERENCES runs (no),
+    turn INTEGER NOT NULL CHECK (turn >= 1),
+    input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL,
+    cache_read_tokens INTEGER NOT NULL,
+    cache_write_tokens INTEGER NOT NULL,
+    cost_nanos INTEGER,
+    PRIMARY KEY (run, turn)
+) STRICT, WITHOUT ROWID;
 ",
 ];
 

@@ -11,13 +11,14 @@ use tokio::sync::{oneshot, watch};
 
 use super::super::types::{
     Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, RunEnd, RunFacts,
-    RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
+    RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError, StoredFile, TurnRecord,
+    WebhookDelivery,
 };
 use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
 use super::fault::failure;
 use super::health::Healthy;
-use super::options::{Role, StoreDurability, StoreOptions};
+use super::options::{Role, StoreOptions};
 use super::queue::{Queue, SyncWish, Work};
 use super::reads::{self, Readers};
 use super::retention;
@@ -27,6 +28,7 @@ use super::watch::Followed;
 use super::writer::Writer;
 use crate::events::StoredEvent;
 use crate::ids::{RunId, Seq};
+use crate::spec::StoreDurability;
 
 /// The store. [`RunStore::close`] lets go of the directory; dropping it does so soon after.
 pub struct SqliteStore {
@@ -243,6 +245,12 @@ impl RunStore for SqliteStore {
         self.readers
             .run(move |db| reads::taken_over(db, &owner))
             .await
+    }
+
+    async fn put_turn(&self, lease: &RunLease, turn: TurnRecord) -> Result<(), StoreError> {
+        self.write(Work::PutTurn(lease.clone(), turn), SyncWish::Whenever)
+            .await
+            .map(|_| ())
     }
 
     async fn put_file(&self, lease: &RunLease, file: StoredFile) -> Result<(), StoreError> {

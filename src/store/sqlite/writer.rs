@@ -14,10 +14,10 @@ use super::data_dir::Locks;
 use super::fault::{Fault, failure};
 use super::health::Healthy;
 use super::ops::{self, Known};
-use super::options::StoreDurability;
 use super::queue::{Job, Next, Outcome, Queue, SyncWish, Work};
 use super::sync::Syncer;
 use crate::clock::Clock;
+use crate::spec::StoreDurability;
 
 /// The most that goes into one transaction: under full load about 20 ms of work.
 const BATCH: usize = 4096;
@@ -146,10 +146,6 @@ impl Writer {
         let mut bytes = 0;
         for (job, outcome) in jobs.into_iter().zip(outcomes) {
             bytes += job.weight();
-            let outcome = match (&job.work, &failed) {
-                (Work::Flush, Some(error)) => Err(error.clone()),
-                _ => outcome,
-            };
             let sync = match self.durability {
                 StoreDurability::Full => SyncWish::Whenever,
                 StoreDurability::Normal => job.sync,
