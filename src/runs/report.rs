@@ -23,6 +23,9 @@ const AHEAD: SignedDuration = SignedDuration::from_mins(2);
 /// Takes a report whose sender has proven to be the backend, or not (`signed`). A repeat, a stale report, and one of
 /// an unknown sandbox are stored and have no effect.
 ///
+/// What is taken of it is small, and may wait for the store for half a minute; how many of them do is bounded by
+/// who lets reports pass.
+///
 /// # Errors
 /// When it could not be stored: it is worth sending again.
 pub async fn take_report(
@@ -55,7 +58,7 @@ pub async fn take_report(
                 SandboxNews::Created | SandboxNews::Other { .. } => None,
             },
         };
-        let new = store.put_webhook(delivery, report.body).await?;
+        let new = store.put_webhook(delivery).await?;
         tracing::debug!(signed, fresh, new, "took a report of a sandbox");
         if let (true, true, Some(run), Some(signal)) = (fresh, new, run, signal) {
             all.sandbox_event(&run, signal);

@@ -216,7 +216,7 @@ async fn a_run_shows_what_belongs_to_it() {
         };
         server
             .store
-            .put_webhook(delivery, "{}".to_owned())
+            .put_webhook(delivery)
             .await
             .unwrap();
     }

@@ -66,7 +66,7 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
             received_at: at(5),
             kill_reason: None,
         };
-        store.put_webhook(delivery, "{}".to_owned()).await.unwrap();
+        store.put_webhook(delivery).await.unwrap();
     }
     finish(&*store, &run, end_event(1602, "e")).await.unwrap();
     store.flush(Flush::Synced).await.unwrap();
@@ -182,6 +182,10 @@ async fn a_store_of_the_first_version_opens_with_all_that_it_has() {
     assert!(store.read_file(id, &files[0], 0).await.unwrap().is_empty());
     assert!(store.sandboxes(id).await.unwrap()[0].destroyed);
     assert_eq!(store.webhooks(id).await.unwrap().len(), 1);
+    let db = Connection::open(data.join("sandcaster.db")).unwrap();
+    let bodies = db.prepare("SELECT body FROM webhooks").is_ok();
+    assert!(!bodies, "the bodies of deliveries are still there");
+    drop(db);
     // Its dead run is ended, and new ones are written.
     let dead = sandcaster::runs::recover(&*store).await.unwrap();
     assert_eq!(dead, std::slice::from_ref(&open.facts.id));

@@ -207,6 +207,10 @@ DROP TABLE old_webhooks;
 CREATE INDEX webhooks_by_run ON webhooks (run) WHERE run IS NOT NULL;
 CREATE INDEX webhooks_by_age ON webhooks (received_at);
 ",
+    "
+-- Nothing reads them.
+ALTER TABLE webhooks DROP COLUMN body;
+",
 ];
 
 /// What a connection is for.

@@ -309,12 +309,8 @@ impl RunStore for SqliteStore {
         self.write(work, SyncWish::Whenever).await.map(|_| ())
     }
 
-    async fn put_webhook(
-        &self,
-        delivery: WebhookDelivery,
-        body: String,
-    ) -> Result<bool, StoreError> {
-        let work = Work::PutWebhook(Box::new((delivery, body)));
+    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
+        let work = Work::PutWebhook(Box::new(delivery));
         self.write(work, SyncWish::Soon).await
     }
 
