@@ -635,7 +635,44 @@ fn a_dotenv_that_is_no_settings_file_is_refused_by_its_size() {
     load().unwrap();
     write((1 << 20) + 1);
     let error = load().unwrap_err();
-    assert_eq!(error, ".env has 1048577 bytes (limit 1048576)");
+    assert_eq!(error, ".env has more than 1048576 bytes");
+}
+
+#[test]
+fn a_dotenv_of_any_text_is_told_in_a_few_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(dir.path().join(".env"), text).unwrap();
+    let load = || load_in(dir.path(), &Overrides::default(), &[]);
+    write(&"x\n".repeat(1 << 19));
+    let config = load().unwrap();
+    assert_eq!(config.warnings.len(), 20);
+    let last = &config.warnings[19];
+    assert!(last.contains("and 524268 more"), "{last}");
+    write(&"SANDCASTER_MAX_TURNS=8\n".repeat(1000));
+    let error = load().unwrap_err();
+    assert_eq!(error.lines().count(), 20, "{error}");
+    assert!(error.contains("and 979 more"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn settings_that_are_a_pipe_do_not_hang_the_start_and_a_device_is_read_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = || load_in(dir.path(), &Overrides::default(), &[]);
+    for name in [".env", "sandcaster.json"] {
+        let path = dir.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = load().unwrap_err();
+        assert!(
+            error.starts_with(&format!("{name} can't be read: it is a pipe")),
+            "{error}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let error = load().unwrap_err();
+        assert_eq!(error, format!("{name} has more than 1048576 bytes"));
+        std::fs::remove_file(&path).unwrap();
+    }
 }
 
 #[test]
