@@ -576,30 +576,10 @@ async fn webhooks_are_kept_once(store: Arc<dyn RunStore>) {
         received_at: at(5),
         kill_reason: Some("ü".to_owned()),
     };
-    assert!(
-        store
-            .put_webhook(delivery("b", Some(&run)))
-            .await
-            .unwrap()
-    );
-    assert!(
-        store
-            .put_webhook(delivery("a", Some(&run)))
-            .await
-            .unwrap()
-    );
-    assert!(
-        !store
-            .put_webhook(delivery("b", None))
-            .await
-            .unwrap()
-    );
-    assert!(
-        store
-            .put_webhook(delivery("c", None))
-            .await
-            .unwrap()
-    );
+    assert!(store.put_webhook(delivery("b", Some(&run))).await.unwrap());
+    assert!(store.put_webhook(delivery("a", Some(&run))).await.unwrap());
+    assert!(!store.put_webhook(delivery("b", None)).await.unwrap());
+    assert!(store.put_webhook(delivery("c", None)).await.unwrap());
     assert_eq!(
         store.webhooks(&run.run).await.unwrap(),
         [delivery("b", Some(&run)), delivery("a", Some(&run))]

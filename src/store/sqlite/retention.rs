@@ -60,7 +60,9 @@ pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, St
         let mut found = Vec::new();
         if let Some(before) = rules.ended_before {
             let mut old = db.prepare_cached(
+                // A dead run has ended with its last event, and that is told when it was found.
                 "SELECT no FROM runs WHERE deleted_at IS NULL AND started_at < ?1 AND completed_at < ?1
+                     AND (SELECT at FROM events WHERE run = runs.no AND kind IN ('result', 'error')) < ?1
                  ORDER BY started_at, no LIMIT ?2",
             )?;
             let old = old.query_map(params![before.as_microsecond(), int(RUNS as u64)], |row| {
@@ -109,7 +111,8 @@ pub(super) fn purge(db: &Connection, rules: &Retention) -> Result<bool, Fault> {
         .optional()?;
     if let Some(run) = run {
         work += 1;
-        if purge_large(db, run)? {
+        let (events, parts) = purge_large(db, run)?;
+        if events < ROWS && parts < PARTS {
             delete_all(db, run)?;
             db.prepare_cached("UPDATE runs SET purged = 1 WHERE no = ?1")?
                 .execute([run])?;
@@ -147,33 +150,19 @@ fn delete_all(db: &Connection, run: i64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Of what there may be much of, with the rows deleted in one step.
-const LARGE: &[(&str, usize)] = &[
-    (
-        "DELETE FROM events WHERE no IN (SELECT no FROM events WHERE run = ?1 ORDER BY seq LIMIT ?2)",
-        ROWS,
-    ),
-    (
-        "DELETE FROM file_parts WHERE no IN (SELECT file_parts.no FROM files
-             JOIN file_parts ON file_parts.file = files.no WHERE files.run = ?1 LIMIT ?2)",
-        PARTS,
-    ),
-    (
-        "DELETE FROM webhooks WHERE no IN (SELECT no FROM webhooks WHERE run = ?1 LIMIT ?2)",
-        ROWS,
-    ),
-];
-
-/// Deletes a step's worth of each. True if less than that was left.
-fn purge_large(db: &Connection, run: i64) -> Result<bool, Fault> {
-    let mut few = true;
-    for (sql, most) in LARGE {
-        let deleted = db
-            .prepare_cached(sql)?
-            .execute(params![run, int(*most as u64)])?;
-        few &= deleted < *most;
-    }
-    Ok(few)
+fn purge_large(db: &Connection, run: i64) -> Result<(usize, usize), Fault> {
+    let events = db
+        .prepare_cached(
+            "DELETE FROM events WHERE no IN (SELECT no FROM events WHERE run = ?1 ORDER BY seq LIMIT ?2)",
+        )?
+        .execute(params![run, int(ROWS as u64)])?;
+    let parts = db
+        .prepare_cached(
+            "DELETE FROM file_parts WHERE no IN (SELECT file_parts.no FROM files
+                 JOIN file_parts ON file_parts.file = files.no WHERE files.run = ?1 LIMIT ?2)",
+        )?
+        .execute(params![run, int(PARTS as u64)])?;
+    Ok((events, parts))
 }
 
 fn give_back(db: &Connection) -> Result<bool, Fault> {
