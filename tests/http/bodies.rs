@@ -134,7 +134,7 @@ async fn senders_that_stall_do_not_keep_deliveries_out() {
         stream.write_all(&stalled).await.unwrap();
         let mut begun = *b"HTTP/1.1 100 Continue\r\n\r\n";
         stream.read_exact(&mut begun).await.unwrap();
-        stream.write_all(&[b' '; 60_000]).await.unwrap();
+        stream.write_all(&vec![b' '; 60_000]).await.unwrap();
         // The one before has made room.
         if let Some(mut before) = before.replace(stream) {
             assert_eq!(first_reply(&mut before, b"").await.status, 503);
