@@ -116,15 +116,16 @@ impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = status(self.code);
         let retry_after = self.retry_after.or_else(|| {
-            matches!(
+            let passes = matches!(
                 self.code,
                 ErrorCode::QueueFull
                     | ErrorCode::TooManyRequests
                     | ErrorCode::ServerBusy
                     | ErrorCode::Draining
                     | ErrorCode::StoreUnavailable
-            )
-            .then_some(DEFAULT_RETRY)
+            );
+            // Where there is a run already, the same request might start a second one.
+            (passes && self.run_id.is_none()).then_some(DEFAULT_RETRY)
         });
         let retry_after_secs = retry_after.map(whole_seconds);
         let body = ErrorBody {
@@ -164,19 +165,22 @@ pub(super) fn whole_seconds(after: Duration) -> u64 {
 /// A JSON response.
 pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
-        Ok(bytes) => {
-            let mut response = Response::new(Body::from(bytes));
-            *response.status_mut() = status;
-            response
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            response
-        }
+        Ok(bytes) => json_bytes(status, Body::from(bytes)),
         Err(error) => {
             tracing::error!(%error, "a response could not be written as JSON");
             internal().into_response()
         }
     }
+}
+
+/// A response whose `body` is JSON.
+pub(super) fn json_bytes(status: StatusCode, body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// The text in the place of a run's id is none. It is the client's, and not shown.

@@ -1,6 +1,9 @@
 //! Bodies: their type, encoding, size and time (HT-5, HT-7, HT-8).
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -8,8 +11,10 @@ use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::error::{ErrorCode, Problem};
 
@@ -23,33 +28,47 @@ pub(super) const OTHER_LIMIT: usize = 64 << 10;
 /// The unit in which memory for bodies is counted.
 const UNIT: usize = 4 << 10;
 
+/// What a body meets that has no room beside the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WhenFull {
+    /// It is refused.
+    Refuse,
+    /// The oldest that is still arriving is refused instead: who sends in one go gets through, however many others
+    /// stall.
+    RefuseOldest,
+}
+
 /// Reads bodies within a budget of memory that all its requests share.
 #[derive(Debug)]
 pub(super) struct Intake {
     timeout: Duration,
     budget: Arc<Semaphore>,
+    when_full: WhenFull,
+    begun: AtomicU64,
+    /// What has arrived of bodies that are not whole, by their numbers.
+    arriving: Mutex<BTreeMap<u64, Place>>,
 }
+
+/// A part of the budget, and what tells its body that it was taken away.
+#[derive(Debug)]
+struct Place(OwnedSemaphorePermit, CancellationToken);
 
 /// A whole body, and its place in the budget until it is dropped.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) bytes: Bytes,
-    place: Option<OwnedSemaphorePermit>,
-}
-
-impl Received {
-    /// The place alone, for what was read from the bytes.
-    pub(super) fn into_place(self) -> Option<OwnedSemaphorePermit> {
-        self.place
-    }
+    _place: Option<Place>,
 }
 
 impl Intake {
     /// Bodies that arrive within `timeout`, `at_once` bytes of them together.
-    pub(super) fn new(timeout: Duration, at_once: usize) -> Self {
+    pub(super) fn new(timeout: Duration, at_once: usize, when_full: WhenFull) -> Self {
         Self {
             timeout,
             budget: Arc::new(Semaphore::new(at_once.div_ceil(UNIT))),
+            when_full,
+            begun: AtomicU64::new(0),
+            arriving: Mutex::default(),
         }
     }
 
@@ -72,9 +91,15 @@ impl Intake {
         if declared.is_some_and(|length| length > limit as u64) {
             return Err(too_large(limit));
         }
-        timeout(self.timeout, self.collect(body, limit))
-            .await
-            .unwrap_or_else(|_| {
+        let arrival = Arrival {
+            intake: self,
+            no: self.begun.fetch_add(1, Ordering::Relaxed),
+            refused: CancellationToken::new(),
+        };
+        tokio::select! {
+            biased;
+            () = arrival.refused.cancelled() => Err(busy()),
+            whole = timeout(self.timeout, arrival.collect(body, limit)) => whole.unwrap_or_else(|_| {
                 Err(Problem::new(
                     ErrorCode::RequestTimeout,
                     format!(
@@ -82,11 +107,20 @@ impl Intake {
                         self.timeout.as_secs_f64()
                     ),
                 ))
-            })
+            }),
+        }
     }
+}
 
+/// A body that is being read. What it holds of the budget is free when this is dropped.
+struct Arrival<'i> {
+    intake: &'i Intake,
+    no: u64,
+    refused: CancellationToken,
+}
+
+impl Arrival<'_> {
     async fn collect(&self, body: Body, limit: usize) -> Result<Received, Problem> {
-        let mut place: Option<OwnedSemaphorePermit> = None;
         let mut held = 0;
         let mut bytes = BytesMut::new();
         let mut chunks = body.into_data_stream();
@@ -103,28 +137,56 @@ impl Intake {
             }
             let more = length.saturating_sub(held).div_ceil(UNIT);
             if more > 0 {
-                let permit = u32::try_from(more)
-                    .ok()
-                    .and_then(|more| Arc::clone(&self.budget).try_acquire_many_owned(more).ok())
-                    .ok_or_else(|| {
-                        Problem::new(
-                            ErrorCode::ServerBusy,
-                            "the server holds as many request bodies as it may; retrying is safe",
-                        )
-                    })?;
+                self.take(more)?;
                 held += more * UNIT;
-                match &mut place {
-                    Some(place) => place.merge(permit),
-                    None => place = Some(permit),
-                }
             }
             bytes.extend_from_slice(&chunk);
         }
         Ok(Received {
             bytes: bytes.freeze(),
-            place,
+            _place: self.intake.arriving.lock().remove(&self.no),
         })
     }
+
+    /// Takes `more` units of the budget.
+    fn take(&self, more: usize) -> Result<(), Problem> {
+        let more = u32::try_from(more).map_err(|_| busy())?;
+        let mut arriving = self.intake.arriving.lock();
+        while !self.refused.is_cancelled() {
+            let budget = Arc::clone(&self.intake.budget);
+            if let Ok(permit) = budget.try_acquire_many_owned(more) {
+                match arriving.entry(self.no) {
+                    Entry::Occupied(mut place) => place.get_mut().0.merge(permit),
+                    Entry::Vacant(place) => {
+                        place.insert(Place(permit, self.refused.clone()));
+                    }
+                }
+                return Ok(());
+            }
+            let oldest = arriving.first_entry().filter(|oldest| {
+                self.intake.when_full == WhenFull::RefuseOldest && *oldest.key() < self.no
+            });
+            let Some(oldest) = oldest else {
+                break;
+            };
+            let Place(_free, refused) = oldest.remove();
+            refused.cancel();
+        }
+        Err(busy())
+    }
+}
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        self.intake.arriving.lock().remove(&self.no);
+    }
+}
+
+fn busy() -> Problem {
+    Problem::new(
+        ErrorCode::ServerBusy,
+        "the server holds as many request bodies as it may; retrying is safe",
+    )
 }
 
 fn too_large(limit: usize) -> Problem {

@@ -11,7 +11,7 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a connection may wait between requests.
     pub idle_timeout: Duration,
-    /// How long a write may make no progress.
+    /// How long a peer may take for as many bytes as are kept of a response, or all that waits for it.
     pub write_stall: Duration,
     /// How long a closed connection's last bytes are still taken.
     pub linger: Duration,
@@ -69,7 +69,11 @@ pub struct ApiLimits {
     pub body_timeout: Duration,
     /// Bodies in memory at once, in bytes together.
     pub bodies_at_once: usize,
-    /// The same for deliveries to the webhook, whose senders are known only once their bodies are read.
+    /// Answers of JSON that clients have not read yet, in bytes together.
+    pub answers_at_once: usize,
+    /// How long a delivery to the webhook may take: its sender is known only once it was read.
+    pub delivery_timeout: Duration,
+    /// Deliveries in memory at once, in bytes together.
     pub deliveries_at_once: usize,
 }
 
@@ -78,6 +82,8 @@ impl Default for ApiLimits {
         Self {
             body_timeout: Duration::from_secs(30),
             bodies_at_once: 256 << 20,
+            answers_at_once: 64 << 20,
+            delivery_timeout: Duration::from_secs(3),
             deliveries_at_once: 4 << 20,
         }
     }

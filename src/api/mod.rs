@@ -5,6 +5,7 @@
 //! request id and the security headers.
 
 mod access;
+mod answers;
 mod auth;
 mod browser;
 mod error;

@@ -21,7 +21,7 @@ use crate::config::QueryRequest;
 use crate::error::{ErrorCode, Problem};
 use crate::events::{EventType, StoredEvent};
 use crate::ids::RunId;
-use crate::runs::store_problem;
+use crate::runs::end_unknown;
 use crate::spec::RunSpec;
 use crate::store::StoreError;
 
@@ -114,7 +114,7 @@ async fn answer(
             Some(Ok(event)) if event.kind == EventType::File => files.extend(file(&event)),
             Some(Ok(event)) if event.kind.terminal() => break ended(run, &event, files),
             Some(Ok(_)) => {}
-            Some(Err(error)) => break store_problem(&error).about(run).into_response(),
+            Some(Err(error)) => break end_unknown(run, &error).into_response(),
             None => {
                 tracing::error!(run.id = %run, "a run's log ended without a terminal event");
                 break internal().about(run).into_response();

@@ -99,7 +99,15 @@ async fn a_log_that_breaks_off_is_no_success() {
     let (response, body) = waited(events).await;
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(body["runId"], run().as_str());
-    assert!(!body.to_string().contains("disk"));
+    // It may have acted: nothing here makes a client send it again.
+    assert_eq!(response.headers().get("retry-after"), None);
+    assert_eq!(body.get("retryAfterSecs"), None);
+    let told = body.to_string();
+    assert!(
+        !told.contains("disk") && !told.contains("retrying"),
+        "{told}"
+    );
+    assert!(told.contains(&format!("GET /runs/{}", run())), "{told}");
 }
 
 #[tokio::test]

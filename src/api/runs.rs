@@ -17,6 +17,8 @@ use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::{RunId, Seq};
 use crate::runs::{cursor_ahead, store_problem};
+use crate::show::start;
+use crate::store::LISTED_PROMPT;
 
 /// The run that a path names.
 ///
@@ -51,7 +53,7 @@ pub(super) async fn get(
     )
     .map_err(|error| store_problem(&error))?;
     let detail = RunDetail::new(record, files, sandboxes, webhooks);
-    Ok(json(StatusCode::OK, &detail))
+    state.answers.json(&detail)
 }
 
 /// `GET /runs/{id}/events`: the log after a cursor, as a stream that goes on live, or as one page of
@@ -87,8 +89,8 @@ pub(super) async fn events(
     Ok(sse::response(&run, sse::tail(reader), heartbeat))
 }
 
-/// A page is closed once it has this many bytes, so that large events can't fill the memory.
-const PAGE_BYTES: usize = 4 << 20;
+/// A page is closed once it has this many bytes: what a client that does not read it holds.
+const PAGE_BYTES: usize = 128 << 10;
 /// Events read at a time for a page.
 const PAGE_STEP: u32 = 64;
 
@@ -137,7 +139,7 @@ async fn page(state: &ApiState, run: &RunId, after: Seq, limit: u32) -> Result<R
             }
         }
     }
-    Ok(json(StatusCode::OK, &page))
+    state.answers.json(&page)
 }
 
 /// `DELETE /runs/{id}`: 204; 409 while it runs.
@@ -171,7 +173,10 @@ pub(super) async fn cancel(
             ));
         }
     }
-    let outcome = state.app.runs.cancel(&run).await?;
+    let mut outcome = state.app.runs.cancel(&run).await?;
+    // As in a list: who cancels a run asks for how it is.
+    let prompt = &mut outcome.record.facts.prompt;
+    *prompt = start(prompt, LISTED_PROMPT).to_owned();
     let status = if outcome.already_ended {
         StatusCode::OK
     } else {

@@ -64,8 +64,8 @@ pub(super) struct Socket<S> {
     activity: Arc<Activity>,
     /// A head that is waited for.
     head: Option<Head>,
-    /// Runs while a write waits.
-    stall: Option<Timer>,
+    /// Runs from a write that has to wait until so many bytes more, or all that there is, were taken.
+    stall: Option<(usize, Timer)>,
     /// Runs while the peer's last bytes are thrown away.
     linger: Option<(usize, Timer)>,
     ended: bool,
@@ -128,12 +128,17 @@ impl<S> Socket<S> {
         cx: &mut Context<'_>,
         result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if result.is_ready() {
-            self.stall = None;
-            return result;
+        if let Poll::Ready(written) = result {
+            let written = written?;
+            // A few bytes now and then are no progress: a response could be held for hours.
+            self.stall.take_if(|(left, _)| {
+                *left = left.saturating_sub(written);
+                *left == 0
+            });
+            return Poll::Ready(Ok(written));
         }
-        let limit = self.limits.write_stall;
-        let stall = self.stall.get_or_insert_with(|| timer(limit));
+        let (limit, least) = (self.limits.write_stall, self.limits.buffer);
+        let (_, stall) = self.stall.get_or_insert_with(|| (least, timer(limit)));
         ready!(stall.as_mut().poll(cx));
         tracing::info!("cut a connection whose peer does not read");
         Poll::Ready(Err(too_slow("the peer does not read")))
@@ -196,6 +201,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stall = None;
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
@@ -229,5 +235,48 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_a_few_bytes_now_and_then_is_cut() {
+        let (mut peer, inner) = duplex(64);
+        let mut socket = Socket::new(inner, Limits::default(), Arc::default());
+        let response = vec![0; 1 << 20];
+        let reading = async {
+            let mut few = [0; 8];
+            loop {
+                sleep(Duration::from_secs(10)).await;
+                peer.read_exact(&mut few).await.unwrap();
+            }
+        };
+        let result = tokio::select! {
+            result = timeout(Duration::from_mins(2), socket.write_all(&response)) => result,
+            () = reading => return,
+        };
+        let error = result.expect("it is cut").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_that_is_over_does_not_count_for_the_next() {
+        let (mut peer, inner) = duplex(64);
+        let mut socket = Socket::new(inner, Limits::default(), Arc::default());
+        for _ in 0..3 {
+            let mut taken = [0; 65];
+            let (written, read) =
+                tokio::join!(socket.write_all(&[0; 65]), peer.read_exact(&mut taken));
+            written.unwrap();
+            read.unwrap();
+            socket.flush().await.unwrap();
+            sleep(Duration::from_mins(2)).await;
+        }
     }
 }

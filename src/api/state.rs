@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::answers::Answers;
 use super::auth::Auth;
 use super::browser::BrowserRules;
-use super::extract::Intake;
+use super::extract::{Intake, WhenFull};
 use super::gate::WebhookGates;
 use super::limits::ApiLimits;
 use crate::app::App;
@@ -17,6 +18,7 @@ pub struct ApiState {
     pub(super) auth: Arc<Auth>,
     pub(super) browser: Arc<BrowserRules>,
     pub(super) intake: Arc<Intake>,
+    pub(super) answers: Arc<Answers>,
     pub(super) webhook_intake: Arc<Intake>,
     pub(super) webhook_gates: Arc<WebhookGates>,
 }
@@ -30,7 +32,6 @@ impl ApiState {
     /// As [`ApiState::new`], with other limits.
     pub fn with_limits(app: App, limits: ApiLimits) -> Self {
         let server = &app.config.server;
-        let intake = |at_once| Arc::new(Intake::new(limits.body_timeout, at_once));
         Self {
             auth: Arc::new(Auth::new(&server.api_keys)),
             browser: Arc::new(BrowserRules::new(
@@ -38,8 +39,17 @@ impl ApiState {
                 &server.allowed_hosts,
                 &server.allowed_origins,
             )),
-            intake: intake(limits.bodies_at_once),
-            webhook_intake: intake(limits.deliveries_at_once),
+            intake: Arc::new(Intake::new(
+                limits.body_timeout,
+                limits.bodies_at_once,
+                WhenFull::Refuse,
+            )),
+            answers: Arc::new(Answers::new(limits.answers_at_once)),
+            webhook_intake: Arc::new(Intake::new(
+                limits.delivery_timeout,
+                limits.deliveries_at_once,
+                WhenFull::RefuseOldest,
+            )),
             webhook_gates: Arc::default(),
             app,
         }

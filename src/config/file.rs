@@ -1,7 +1,8 @@
 //! `sandcaster.json`: read once, wrong values refused with their place, unknown names warned about.
 
-use std::fmt;
+use std::io::Read as _;
 use std::path::Path;
+use std::{fmt, io};
 
 use super::Config;
 use super::check::{Bad, Wrong};
@@ -15,7 +16,7 @@ use crate::show::nearest;
 pub(super) const MOST_BYTES: usize = 1024 * 1024;
 
 /// Faults that are told of one file, and as many warnings.
-const MOST_TOLD: usize = 20;
+pub(super) const MOST_TOLD: usize = 20;
 
 /// Objects that hold settings.
 static SECTIONS: &[&str] = &["server", MAX_SANDBOXES, "local"];
@@ -104,7 +105,7 @@ pub(super) fn apply(
 ) {
     let path = cwd.join(flag.unwrap_or(Path::new(FILE_NAME)));
     let name = flag.map_or_else(|| FILE_NAME.to_owned(), |flag| flag.display().to_string());
-    let bytes = match std::fs::read(&path) {
+    let bytes = match read_small(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && flag.is_none() => return,
         Err(error) => {
@@ -117,6 +118,22 @@ pub(super) fn apply(
     } else {
         config.file = Some(path);
     }
+}
+
+/// Reads a file of settings, of which one byte more than [`MOST_BYTES`] tells that it is none.
+pub(super) fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    #[cfg(unix)]
+    if std::os::unix::fs::FileTypeExt::is_fifo(&std::fs::metadata(path)?.file_type()) {
+        return Err(io::Error::other(
+            "it is a pipe, and nobody may ever write to it",
+        ));
+    }
+    let mut bytes = Vec::new();
+    let most = MOST_BYTES as u64 + 1;
+    std::fs::File::open(path)?
+        .take(most)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Takes any bytes as a settings file, for [`crate::fuzz`].
@@ -139,10 +156,7 @@ fn read(
     errors: &mut Vec<String>,
 ) -> Result<(), String> {
     if bytes.len() > MOST_BYTES {
-        return Err(format!(
-            "{name} has {} bytes (limit {MOST_BYTES})",
-            bytes.len()
-        ));
+        return Err(format!("{name} has more than {MOST_BYTES} bytes"));
     }
     let bytes = without_bom(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {

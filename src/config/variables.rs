@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::dotenv::{self, Unreadable};
 use super::env::{EnvMap, Layers};
-use super::file::MOST_BYTES;
+use super::file::{MOST_BYTES, MOST_TOLD, read_small};
 use super::{fields, keys};
 use crate::encoding::without_bom;
 use crate::show::nearest;
@@ -20,7 +20,7 @@ pub(super) struct DotEnv {
 /// Reads `.env` in `cwd`. A line that can't be read is skipped with a warning, unless it is about one of
 /// our variables: then it is an error, since a lost key could open the server.
 pub(super) fn read_dotenv(cwd: &Path, errors: &mut Vec<String>) -> DotEnv {
-    let bytes = match std::fs::read(cwd.join(".env")) {
+    let bytes = match read_small(&cwd.join(".env")) {
         Ok(bytes) => bytes,
         // Some programs keep a directory of this name.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::IsADirectory) => {
@@ -42,27 +42,28 @@ pub(crate) fn fuzz_dotenv(bytes: &[u8]) {
     for line in told {
         assert!(line.starts_with(".env"), "{line}");
     }
+    assert!(errors.len() <= MOST_TOLD && read.warnings.len() <= MOST_TOLD);
 }
 
 fn parse(bytes: &[u8], errors: &mut Vec<String>) -> DotEnv {
     let mut read = DotEnv::default();
     if bytes.len() > MOST_BYTES {
-        let length = bytes.len();
-        errors.push(format!(".env has {length} bytes (limit {MOST_BYTES})"));
+        errors.push(format!(".env has more than {MOST_BYTES} bytes"));
         return read;
     }
     let Ok(text) = std::str::from_utf8(without_bom(bytes)) else {
         errors.push(".env is not UTF-8 text".to_owned());
         return read;
     };
+    let (mut wrong, mut odd) = (Told::default(), Told::default());
     let names = known_names();
     let ours = |name: &str| names.iter().any(|known| known == name);
     dotenv::read(text, ours, |line, entry| match entry {
         // Other readers of such files disagree on which of two counts.
         Ok((name, _)) if ours(name) && read.values.contains_key(name) => {
-            errors.push(format!(
-                ".env, line {line}: {name} is set twice; keep one of the two lines"
-            ));
+            wrong.tell(|| {
+                format!(".env, line {line}: {name} is set twice; keep one of the two lines")
+            });
         }
         Ok((name, value)) => {
             read.values.entry(name.to_owned()).or_insert(value);
@@ -74,14 +75,40 @@ fn parse(bytes: &[u8], errors: &mut Vec<String>) -> DotEnv {
             swallows,
         }) => match swallows.or_else(|| words(text).find(|word| ours(word))) {
             Some(name) => {
-                errors.push(format!(".env, line {line}: {name} can't be read: {why}"));
+                wrong.tell(|| format!(".env, line {line}: {name} can't be read: {why}"));
             }
-            None => read.warnings.push(format!(
-                ".env, line {line} can't be read and is ignored: {why}"
-            )),
+            None => {
+                odd.tell(|| format!(".env, line {line} can't be read and is ignored: {why}"));
+            }
         },
     });
+    errors.append(&mut wrong.done());
+    read.warnings = odd.done();
     read
+}
+
+/// The first lines of what is to be said, and how many more there were.
+#[derive(Default)]
+struct Told {
+    lines: Vec<String>,
+    untold: usize,
+}
+
+impl Told {
+    fn tell(&mut self, line: impl FnOnce() -> String) {
+        if self.lines.len() < MOST_TOLD {
+            self.lines.push(line());
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    fn done(mut self) -> Vec<String> {
+        if let (Some(last), more @ 1..) = (self.lines.last_mut(), self.untold) {
+            *last = format!("{last} (and {more} more of .env that are not told)");
+        }
+        self.lines
+    }
 }
 
 /// What an unreadable line may have meant to set: the words before its `=`, or all if it has none.

@@ -16,7 +16,7 @@ pub fn run_not_found(run: &RunId) -> Problem {
         .about(run)
 }
 
-/// The store's failure under a request. What it says of the disk is for the log alone.
+/// The store's failure under a request that can be repeated. What it says of the disk is for the log alone.
 pub fn store_problem(error: &StoreError) -> Problem {
     match error {
         StoreError::NotFound(run) | StoreError::Expired(run) => run_not_found(run),
@@ -31,7 +31,31 @@ pub fn store_problem(error: &StoreError) -> Problem {
     }
 }
 
-/// The store can't be written or read.
+/// The store's failure under a run, which may have acted already: so nothing in it asks for another try.
+pub(super) fn store_failed(error: &StoreError) -> Problem {
+    tracing::error!(%error, "the store failed under a run");
+    Problem::new(
+        ErrorCode::StoreUnavailable,
+        "the run store can't be read or written",
+    )
+    .hint("the server's log says what failed; tools may have acted already")
+}
+
+/// The run goes on or has ended, and its log can't be read: for who waits for its end. To send the request again
+/// would run it again.
+pub fn end_unknown(run: &RunId, error: &StoreError) -> Problem {
+    tracing::error!(run.id = %run, %error, "the store failed under a client that waits for a run's end");
+    Problem::new(
+        ErrorCode::StoreUnavailable,
+        "the run was started, and its end can't be read now",
+    )
+    .hint(format!(
+        "GET /runs/{run} tells how it ended; tools may have acted already"
+    ))
+    .about(run)
+}
+
+/// The store can't be written or read, and nothing was done.
 pub(super) fn unwritable() -> Problem {
     Problem::new(
         ErrorCode::StoreUnavailable,

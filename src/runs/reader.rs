@@ -34,7 +34,6 @@ pub struct LogReader {
     run: RunId,
     /// The last event given out.
     sent: Seq,
-    head: Seq,
     done: bool,
     source: Source,
     page: VecDeque<Arc<StoredEvent>>,
@@ -82,7 +81,6 @@ impl LogReader {
             store,
             run: run.clone(),
             sent: after,
-            head,
             done: ended && after == head,
             source,
             page: VecDeque::new(),
@@ -92,19 +90,6 @@ impl LogReader {
     /// The run.
     pub fn run_id(&self) -> &RunId {
         &self.run
-    }
-
-    /// The last committed event that the reader knows of.
-    pub fn head(&self) -> Seq {
-        match &self.source {
-            Source::Live { watch, .. } => watch.borrow().committed,
-            Source::Stored => self.head,
-        }
-    }
-
-    /// Whether the terminal event was given out, or lay before the reader's start: nothing more comes.
-    pub fn at_end(&self) -> bool {
-        self.done
     }
 
     /// The next event; `None` after the terminal one. Waits while the run is silent. Cancel-safe.
@@ -158,7 +143,6 @@ impl LogReader {
             )));
         }
         self.sent = event.seq;
-        self.head = self.head.max(event.seq);
         self.done = event.kind.terminal();
         if self.page.is_empty() {
             self.page = VecDeque::new();

@@ -2,13 +2,18 @@
 //! destroys them.
 //!
 //! Decided from the store, never from this process's memory: a sandbox goes when its run has ended, or when
-//! the store whose id it carries does not know its run and it is not brand new (rule RC-3). Runs are looked
+//! the store whose id it carries does not know its run and it is not brand new (rule RC-3). One that its backend ends
+//! in time is left to that: the store may be a clone that did not notice, and the run the first one's. Runs are looked
 //! at because a `sandcaster query` can die while the server on the same store goes on.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
+use futures::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::recovery::recover;
@@ -22,6 +27,8 @@ use crate::store::{RunStore, StoreError};
 const EVERY: Duration = Duration::from_mins(1);
 /// For one backend's list or kill call.
 const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// Sandboxes of one backend looked at, and killed, side by side.
+const AT_ONCE: usize = 16;
 /// A sandbox of an unknown run is left alone for so long.
 const UNKNOWN_AGE: SignedDuration = SignedDuration::from_secs(120);
 
@@ -32,31 +39,57 @@ pub(super) struct Reaper {
     pub(super) clock: Clock,
 }
 
-/// Sweeps at once and then every minute, until `stop`.
+/// Sweeps at once and then every minute, until `stop`. Neither the runs nor any backend wait for one that hangs.
 pub(super) async fn reap(reaper: Reaper, stop: CancellationToken) {
     let store = reaper.store.as_ref();
+    let ended = Notify::new();
+    let sweeps = reaper
+        .backends
+        .iter()
+        .map(|entry| keep_swept(store, entry, &reaper.clock, &ended));
+    let work = async {
+        // First, so that the sandboxes of these runs go with the first sweep.
+        end_dead(store).await;
+        tokio::join!(keep_ended(store, &ended), join_all(sweeps))
+    };
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        _ = work => {}
+    }
+}
+
+/// Ends dead runs every minute, and says so.
+async fn keep_ended(store: &dyn RunStore, ended: &Notify) {
     loop {
-        let sweep = async {
-            // First, so that the sandboxes of these runs go with this sweep.
-            if let Err(error) = recover(store).await {
-                tracing::warn!(%error, "failed to look for runs whose process died; the next sweep tries again");
-            }
-            for entry in &reaper.backends {
-                sweep(store, entry, &reaper.clock).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = sweep => {}
-        }
-        let pause = EVERY.mul_f64(0.8 + 0.4 * random_fraction());
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+        tokio::time::sleep(pause()).await;
+        if end_dead(store).await {
+            ended.notify_waiters();
         }
     }
+}
+
+/// Whether there were any.
+async fn end_dead(store: &dyn RunStore) -> bool {
+    match recover(store).await {
+        Ok(ended) => !ended.is_empty(),
+        Err(error) => {
+            tracing::warn!(%error, "failed to look for runs whose process died; the next look tries again");
+            false
+        }
+    }
+}
+
+/// Sweeps one backend at once, every minute, and when dead runs have `ended`.
+async fn keep_swept(store: &dyn RunStore, entry: &BackendEntry, clock: &Clock, ended: &Notify) {
+    loop {
+        sweep(store, entry, clock).await;
+        drop(tokio::time::timeout(pause(), ended.notified()).await);
+    }
+}
+
+fn pause() -> Duration {
+    EVERY.mul_f64(0.8 + 0.4 * random_fraction())
 }
 
 /// One look at one backend.
@@ -75,24 +108,14 @@ async fn sweep(store: &dyn RunStore, entry: &BackendEntry, clock: &Clock) {
             return;
         }
     };
-    let mut there = Vec::new();
-    let mut killed = Vec::new();
-    for sandbox in found {
-        let ended = match &sandbox.run {
-            Some(run) => match store.head(run).await {
-                Ok(head) => Some(head.ended),
-                Err(StoreError::Expired(_)) => Some(true),
-                Err(StoreError::NotFound(_)) => None,
-                // Without an answer of the store nothing is decided.
-                Err(_) => Some(false),
-            },
-            None => None,
-        };
-        let needed = match ended {
-            Some(ended) => !ended,
-            None => is_new(&sandbox, clock.now()),
-        };
-        if !needed && kill(entry, &sandbox).await {
+    let looks = stream::iter(found).map(|sandbox| async move {
+        let gone = !needed(store, &sandbox, clock).await && kill(entry, &sandbox).await;
+        (sandbox, gone)
+    });
+    let (mut there, mut killed) = (Vec::new(), Vec::new());
+    let mut looks = pin!(looks.buffer_unordered(AT_ONCE));
+    while let Some((sandbox, gone)) = looks.next().await {
+        if gone {
             killed.push(sandbox);
         } else {
             there.push(sandbox);
@@ -100,6 +123,20 @@ async fn sweep(store: &dyn RunStore, entry: &BackendEntry, clock: &Clock) {
     }
     if let Err(error) = record_gone(store, entry.name, &there, &killed, clock.now()).await {
         tracing::warn!(backend = entry.name, %error, "failed to record which sandboxes are gone; the next sweep tries again");
+    }
+}
+
+/// Whether a run may still use it.
+async fn needed(store: &dyn RunStore, sandbox: &FoundSandbox, clock: &Clock) -> bool {
+    let Some(run) = &sandbox.run else {
+        return may_be_anothers(sandbox, clock.now());
+    };
+    match store.head(run).await {
+        Ok(head) => !head.ended,
+        Err(StoreError::Expired(_)) => false,
+        Err(StoreError::NotFound(_)) => may_be_anothers(sandbox, clock.now()),
+        // Without an answer of the store nothing is decided.
+        Err(_) => true,
     }
 }
 
@@ -152,10 +189,12 @@ async fn record_gone(
     Ok(())
 }
 
-/// Whether it is too young to be an orphan for sure. What doesn't tell its age is not.
-fn is_new(sandbox: &FoundSandbox, now: Timestamp) -> bool {
+/// Whether a sandbox of an unknown run is left alone: for a while where its run may not be stored yet, and for as long
+/// as it lives where it surely ends by itself.
+fn may_be_anothers(sandbox: &FoundSandbox, now: Timestamp) -> bool {
     let young = |at| now.duration_since(at) < UNKNOWN_AGE;
-    sandbox.started_at.is_some_and(young)
+    let ends = |at| now.as_second() < at;
+    sandbox.started_at.is_some_and(young) || sandbox.expires.is_some_and(ends)
 }
 
 #[cfg(test)]
@@ -163,20 +202,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_new_sandbox_of_an_unknown_run_is_left_alone() {
+    fn a_sandbox_of_an_unknown_run_is_left_alone_while_it_is_new_or_ends_by_itself() {
         let now = Timestamp::from_second(1_800_000_000).unwrap();
         let aged = |seconds: i64| FoundSandbox {
             id: "sb".to_owned(),
             run: None,
             started_at: Some(now - SignedDuration::from_secs(seconds)),
+            expires: None,
         };
-        assert!(is_new(&aged(0), now) && is_new(&aged(119), now));
-        assert!(is_new(&aged(-3), now), "the backend's clock is ahead");
-        assert!(!is_new(&aged(120), now));
+        let left = |sandbox: FoundSandbox| may_be_anothers(&sandbox, now);
+        assert!(left(aged(0)) && left(aged(119)));
+        assert!(left(aged(-3)), "the backend's clock is ahead");
+        assert!(!left(aged(120)));
+        let expiring = |expires, started_at| FoundSandbox {
+            started_at,
+            expires: Some(now.as_second() + expires),
+            ..aged(0)
+        };
+        assert!(left(expiring(1, aged(4000).started_at)) && left(expiring(1, None)));
+        assert!(!left(expiring(0, aged(4000).started_at)) && !left(expiring(0, None)));
         let ageless = FoundSandbox {
             started_at: None,
             ..aged(0)
         };
-        assert!(!is_new(&ageless, now));
+        assert!(!left(ageless));
     }
 }

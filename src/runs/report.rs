@@ -21,8 +21,10 @@ const OLDEST: SignedDuration = SignedDuration::from_mins(15);
 const AHEAD: SignedDuration = SignedDuration::from_mins(2);
 
 /// Takes a report whose sender has proven to be the backend, or not (`signed`). A repeat, a stale report, and one of
-/// an unknown sandbox are stored and have no effect. `place` is let go when the report is stored or given up, which
-/// may be later than this returns.
+/// an unknown sandbox are stored and have no effect.
+///
+/// What is taken of it is small, and may wait for the store for half a minute; how many of them do is bounded by
+/// who lets reports pass.
 ///
 /// # Errors
 /// When it could not be stored: it is worth sending again.
@@ -31,7 +33,6 @@ pub async fn take_report(
     clock: &Clock,
     report: SandboxReport,
     signed: bool,
-    place: impl Send + 'static,
 ) -> Result<(), StoreError> {
     let received_at = clock.now();
     let age = received_at.duration_since(report.sent_at);
@@ -57,8 +58,7 @@ pub async fn take_report(
                 SandboxNews::Created | SandboxNews::Other { .. } => None,
             },
         };
-        let new = store.put_webhook(delivery, report.body).await?;
-        drop(place);
+        let new = store.put_webhook(delivery).await?;
         tracing::debug!(signed, fresh, new, "took a report of a sandbox");
         if let (true, true, Some(run), Some(signal)) = (fresh, new, run, signal) {
             all.sandbox_event(&run, signal);

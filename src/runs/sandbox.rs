@@ -18,7 +18,7 @@ use tracing::{Instrument as _, Span};
 
 use super::control::{RunControl, Stop};
 use super::lifetime::{extend, lifetime};
-use super::problems::store_problem;
+use super::problems::store_failed;
 use super::signal::{Questions, SandboxSignal, word};
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Workspace, WorkspaceSource};
@@ -456,7 +456,7 @@ impl Inner {
 
     async fn remember(&self, record: SandboxRecord) -> Result<(), Problem> {
         let put = self.owner.store.put_sandbox(&self.owner.lease, record);
-        put.await.map_err(|error| store_problem(&error))
+        put.await.map_err(|error| store_failed(&error))
     }
 
     async fn destroy(&self) {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::control::{RunControl, Stop};
 use super::lease::Readers;
 use super::log::LogWriter;
-use super::problems::store_problem;
+use super::problems::store_failed;
 use super::sandbox::RunSandbox;
 use super::tasks::{TaskKind, Tasks};
 use crate::agent::{Answer, Halt, RunContext, Tally, WorkspaceSource as _, run_agent};
@@ -232,7 +232,7 @@ impl RunTask {
             if let Err(error) = self.store.put_file(self.writer.lease(), stored).await {
                 refused.push(files::Omitted {
                     path: file.path,
-                    reason: store_problem(&error).message,
+                    reason: store_failed(&error).message,
                 });
                 continue;
             }

@@ -22,8 +22,6 @@ pub struct SandboxReport {
     pub instance: Option<String>,
     /// What happened.
     pub news: SandboxNews,
-    /// As it was sent.
-    pub body: String,
 }
 
 /// What happened to a sandbox.

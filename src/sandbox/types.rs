@@ -56,6 +56,8 @@ pub struct FoundSandbox {
     pub run: Option<RunId>,
     /// When it was made, where the backend says so.
     pub started_at: Option<Timestamp>,
+    /// Its `sandcaster-expires`, in Unix seconds, where the backend destroys it by itself before or soon after.
+    pub expires: Option<i64>,
 }
 
 /// What makes sandboxes.

@@ -450,14 +450,10 @@ pub trait RunStore: Send + Sync {
     /// Records that a sandbox is gone. Needs no lease: it is true whoever found it out.
     async fn sandbox_gone(&self, run: &RunId, attempt: u32) -> Result<(), StoreError>;
 
-    /// Keeps a delivery with its `body` as it was sent. `false` if its event id is known already.
-    async fn put_webhook(
-        &self,
-        delivery: WebhookDelivery,
-        body: String,
-    ) -> Result<bool, StoreError>;
+    /// Keeps a delivery. `false` if its event id is known already.
+    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError>;
 
-    /// The newest [`TOLD_WEBHOOKS`] deliveries about a run, oldest first. Their bodies are not read.
+    /// The newest [`TOLD_WEBHOOKS`] deliveries about a run, oldest first.
     async fn webhooks(&self, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError>;
 
     /// Deletes a run that has ended, with all that belongs to it. It can't be found any more when this

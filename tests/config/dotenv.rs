@@ -57,7 +57,7 @@ fn a_broken_dotenv_never_loses_a_key_in_silence() {
 fn a_dotenv_that_is_no_settings_file_is_refused_by_its_size() {
     dotenv("\n".repeat(1 << 20), &[]).unwrap();
     let error = dotenv("\n".repeat((1 << 20) + 1), &[]).unwrap_err();
-    assert_eq!(error, ".env has 1048577 bytes (limit 1048576)");
+    assert_eq!(error, ".env has more than 1048576 bytes");
 }
 
 #[test]
@@ -96,4 +96,41 @@ fn a_value_of_dotenv_is_taken_as_it_is_written() {
         config.keys["ANTHROPIC_API_KEY"].expose(),
         "sk-$HOME-0123456789"
     );
+}
+
+#[test]
+fn a_dotenv_of_any_text_is_told_in_a_few_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |text: &str| std::fs::write(dir.path().join(".env"), text).unwrap();
+    let load = || load_in(dir.path(), &Overrides::default(), &[]);
+    write(&"x\n".repeat(1 << 19));
+    let config = load().unwrap();
+    assert_eq!(config.warnings.len(), 20);
+    let last = &config.warnings[19];
+    assert!(last.contains("and 524268 more"), "{last}");
+    write(&"SANDCASTER_MAX_TURNS=8\n".repeat(1000));
+    let error = load().unwrap_err();
+    assert_eq!(error.lines().count(), 20, "{error}");
+    assert!(error.contains("and 979 more"), "{error}");
+}
+
+#[cfg(unix)]
+#[test]
+fn settings_that_are_a_pipe_do_not_hang_the_start_and_a_device_is_read_in_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let load = || load_in(dir.path(), &Overrides::default(), &[]);
+    for name in [".env", "sandcaster.json"] {
+        let path = dir.path().join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = load().unwrap_err();
+        assert!(
+            error.starts_with(&format!("{name} can't be read: it is a pipe")),
+            "{error}"
+        );
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        let error = load().unwrap_err();
+        assert_eq!(error, format!("{name} has more than 1048576 bytes"));
+        std::fs::remove_file(&path).unwrap();
+    }
 }

@@ -114,3 +114,74 @@ async fn the_reaper_looks_at_once_and_then_every_minute() {
     }
     assert!((9..=13).contains(&times.len()), "{}", times.len());
 }
+
+/// A backend that hangs: in each `list`, or in the kill of one sandbox of four.
+struct Hanging {
+    lists: bool,
+    killed: Mutex<Vec<String>>,
+}
+
+#[async_trait]
+impl SandboxBackend for Hanging {
+    async fn create(&self, _: &SandboxSpec, _: &Labels) -> Result<Arc<dyn Sandbox>, SandboxError> {
+        Err(unused())
+    }
+
+    async fn list(&self, _: &str) -> Result<Vec<FoundSandbox>, SandboxError> {
+        if self.lists {
+            std::future::pending::<()>().await;
+        }
+        let found = ["hangs", "a", "b", "c"].map(|id| FoundSandbox {
+            id: id.to_owned(),
+            run: None,
+            started_at: None,
+            expires: None,
+        });
+        Ok(found.into())
+    }
+
+    async fn kill(&self, id: &str) -> Result<(), SandboxError> {
+        if id == "hangs" {
+            std::future::pending::<()>().await;
+        }
+        self.killed.lock().push(id.to_owned());
+        Ok(())
+    }
+
+    async fn alive(&self, _: &str) -> Result<bool, SandboxError> {
+        Err(unused())
+    }
+
+    async fn probe(&self) -> Result<(), SandboxError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_hangs_at_a_backend_holds_up_nothing_else() {
+    let hanging = |lists| {
+        Arc::new(Hanging {
+            lists,
+            killed: Mutex::default(),
+        })
+    };
+    let (lists, kills) = (hanging(true), hanging(false));
+    let entry =
+        |backend: &Arc<Hanging>| -> (Arc<dyn SandboxBackend>, _) { (backend.clone(), None) };
+    let runs = Runs::new(RunsConfig {
+        store: MemoryStore::new(),
+        keep: Keep { age: None, runs: 1 },
+        providers: BTreeMap::new(),
+        backends: BTreeMap::from([("a", entry(&lists)), ("b", entry(&kills))]),
+        max_concurrent_runs: 1,
+        redactor: Redactor::new([]),
+        clock: Clock::system(),
+        tasks: Tasks::new(),
+    });
+    runs.start_housekeeping(sandcaster::store::Role::Serve);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut killed = kills.killed.lock().clone();
+    killed.sort_unstable();
+    assert_eq!(killed, ["a", "b", "c"]);
+    runs.shutdown(Duration::from_secs(1)).await;
+}

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use sandcaster::api::ApiLimits;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::support::http::{TestServer, first_reply, keyless};
 
@@ -90,21 +91,57 @@ async fn encoded_bodies_are_refused() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_given_up() {
+    let (soon, usual) = (Duration::from_millis(200), ApiLimits::default());
+    let query = ApiLimits {
+        body_timeout: soon,
+        ..usual
+    };
+    let delivery = ApiLimits {
+        delivery_timeout: soon,
+        ..usual
+    };
+    for (path, limits) in [("/query", query), ("/webhooks/e2b", delivery)] {
+        let server = TestServer::start_with(keyless(), limits).await;
+        let request = server
+            .post(path)
+            .header("Content-Type", "application/json")
+            .header("Content-Length", "100");
+        let mut stream = server.connect().await;
+        stream.write_all(&request.bytes()).await.unwrap();
+        let reply = first_reply(&mut stream, b"{\"prom").await;
+        assert_eq!(reply.status, 408, "{path}");
+        assert_eq!(reply.code(), "REQUEST_TIMEOUT");
+        assert_eq!(reply.header("connection"), Some("close"));
+    }
+    assert!(usual.delivery_timeout <= Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn senders_that_stall_do_not_keep_deliveries_out() {
     let limits = ApiLimits {
-        body_timeout: Duration::from_millis(200),
+        deliveries_at_once: 64 << 10,
         ..ApiLimits::default()
     };
     let server = TestServer::start_with(keyless(), limits).await;
-    let request = server
-        .post("/query")
-        .header("Content-Type", "application/json")
-        .header("Content-Length", "100");
-    let mut stream = server.connect().await;
-    stream.write_all(&request.bytes()).await.unwrap();
-    let reply = first_reply(&mut stream, b"{\"prom").await;
-    assert_eq!(reply.status, 408);
-    assert_eq!(reply.code(), "REQUEST_TIMEOUT");
-    assert_eq!(reply.header("connection"), Some("close"));
+    let stalled = server
+        .post("/webhooks/e2b")
+        .header("Content-Length", "60001")
+        .header("Expect", "100-continue")
+        .bytes();
+    let mut before: Option<TcpStream> = None;
+    for _ in 0..3 {
+        let mut stream = server.connect().await;
+        stream.write_all(&stalled).await.unwrap();
+        let mut begun = *b"HTTP/1.1 100 Continue\r\n\r\n";
+        stream.read_exact(&mut begun).await.unwrap();
+        stream.write_all(&vec![b' '; 60_000]).await.unwrap();
+        // The one before has made room.
+        if let Some(mut before) = before.replace(stream) {
+            assert_eq!(first_reply(&mut before, b"").await.status, 503);
+        }
+    }
+    let genuine = server.post("/webhooks/e2b").body(vec![b' '; 30 << 10]);
+    assert_eq!(genuine.send().await.status, 400, "read, and malformed");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use sandcaster::api::ApiLimits;
 use sandcaster::error::ErrorCode;
 use sandcaster::events::{Delta, ResultEvent, RunEvent, StopReason, StoredEvent, Totals};
 use sandcaster::ids::{RunId, Seq};
@@ -209,11 +210,7 @@ async fn a_run_shows_what_belongs_to_it() {
             received_at: at(5),
             kill_reason: Some(reason.to_owned()),
         };
-        server
-            .store
-            .put_webhook(delivery, "{}".to_owned())
-            .await
-            .unwrap();
+        server.store.put_webhook(delivery).await.unwrap();
     }
     let body = server.get(&format!("/runs/{run}")).send().await.json();
     assert_eq!(body["filesCount"], 1);
@@ -299,6 +296,48 @@ async fn an_unknown_run_is_not_found_whatever_its_id_looks_like() {
         let page = page.header("Accept", "application/json").send().await;
         assert_eq!(page.code(), "RUN_NOT_FOUND");
     }
+}
+
+#[tokio::test]
+async fn what_a_client_may_leave_unread_is_bounded() {
+    let limits = ApiLimits {
+        answers_at_once: 256 << 10,
+        ..ApiLimits::default()
+    };
+    let server = TestServer::start_with(keyless(), limits).await;
+    let lease = begin_leased(&server.store, 1, &"é".repeat(200_000), 0).await;
+    let run = lease.run.clone();
+    let events = (2..=201)
+        .map(|seq| {
+            let delta = RunEvent::Assistant(Delta::new("x".repeat(4000), 1));
+            Arc::new(StoredEvent::new(Seq(seq), &delta).unwrap())
+        })
+        .collect();
+    let append = Append {
+        lease: lease.clone(),
+        events,
+        listener: Arc::new(Quiet),
+    };
+    server.store.append(append).await.unwrap();
+    let (mut after, mut pages) = (0, 0);
+    while after < 201 {
+        let request = server.get(&format!("/runs/{run}/events?after={after}"));
+        let reply = request.header("Accept", "application/json").send().await;
+        assert_eq!(reply.status, 200);
+        assert!(reply.text().len() < 140 << 10, "{}", reply.text().len());
+        let page = reply.json();
+        let first = &page["events"][0]["seq"];
+        assert_eq!(*first, after + 1, "nothing is left out");
+        after = page["nextAfter"].as_u64().unwrap();
+        pages += 1;
+    }
+    assert_eq!(pages, 7);
+    let whole = server.get(&format!("/runs/{run}")).send().await;
+    assert_eq!((whole.status, whole.code().as_str()), (503, "SERVER_BUSY"));
+    // Who cancels a run does not ask for its prompt.
+    end(&server.store, &lease, 202).await;
+    let cancelled = server.post(&format!("/runs/{run}/cancel")).send().await;
+    assert_eq!(cancelled.json()["prompt"], "é".repeat(100));
 }
 
 #[tokio::test]

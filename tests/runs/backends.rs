@@ -242,6 +242,7 @@ async fn a_sweep_ends_the_runs_of_dead_processes_and_destroys_what_no_run_needs(
         id: id.to_owned(),
         run: run.cloned(),
         started_at: None,
+        expires: None,
     };
     let script = Arc::new(Script {
         found: vec![
@@ -255,10 +256,9 @@ async fn a_sweep_ends_the_runs_of_dead_processes_and_destroys_what_no_run_needs(
     let runs = runs(&llm, store.clone(), &script, LogLimits::default());
     runs.start_housekeeping(sandcaster::store::Role::Serve);
     until(|| script.killed.lock().len() == 3, "the sweep").await;
-    assert_eq!(
-        *script.killed.lock(),
-        ["of a dead run", "of an unknown run", "of nothing"]
-    );
+    let mut killed = script.killed.lock().clone();
+    killed.sort_unstable();
+    assert_eq!(killed, ["of a dead run", "of an unknown run", "of nothing"]);
     let ended = store.get(&dead).await.unwrap().unwrap().end.unwrap();
     assert_eq!(ended.error.unwrap().0, ErrorCode::ServerCrashed);
     let alive_still = store.get(&alive).await.unwrap().unwrap();

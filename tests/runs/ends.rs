@@ -11,9 +11,7 @@ use sandcaster::ids::Seq;
 use sandcaster::runs::{Keep, LogLimits, Runs, RunsConfig, Tasks, recover, take_report};
 use sandcaster::sandbox::{SandboxNews, SandboxReport};
 use sandcaster::secrets::Redactor;
-use sandcaster::store::{
-    Role, RunEnd, RunState, RunStore as _, SqliteStore, StoreOptions, WebhookDelivery,
-};
+use sandcaster::store::{Role, RunEnd, RunState, RunStore as _, SqliteStore, StoreOptions};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -229,41 +227,57 @@ async fn old_runs_are_deleted_at_the_start_and_by_and_by() {
 }
 
 #[tokio::test]
-async fn a_report_of_a_sandbox_that_is_stored_late_is_not_lost() {
+async fn a_report_of_a_sandbox_that_is_stored_late_is_told_to_its_run() {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(FaultyStore::over(dir.path()));
-    let stored = CancellationToken::new();
-    store.hold_ends(&stored);
-    let llm = FakeLlm::start([]).await;
+    let gate = Gate::new();
+    let llm = FakeLlm::start([
+        Reply::new().call("bash", &json!({"command": "true"})),
+        Reply::new().wait(&gate).text("Done."),
+    ])
+    .await;
     let script = Arc::new(Script::default());
     let runs = runs(&llm, store.clone(), &script, LogLimits::default());
+    let mut handle = runs.start(spec(&[])).await.unwrap();
+    tokio::time::timeout(PATIENCE, gate.reached())
+        .await
+        .unwrap();
+    let stored = CancellationToken::new();
+    store.hold_ends(&stored);
     let clock = sandcaster::clock::Clock::system();
+    let sandbox = store.sandboxes(&handle.id).await.unwrap().remove(0);
     let report = SandboxReport {
         event_id: "e1".to_owned(),
         event_type: "odd".to_owned(),
         sent_at: clock.now(),
-        sandbox_id: None,
+        sandbox_id: sandbox.sandbox_id,
         run: None,
         instance: None,
-        news: SandboxNews::Created,
-        body: "{}".to_owned(),
+        news: SandboxNews::Other {
+            event: "odd".to_owned(),
+        },
     };
-    let place = Arc::new(());
-    let late = take_report(&runs, &clock, report.clone(), true, Arc::clone(&place)).await;
-    assert_eq!(Arc::strong_count(&place), 2, "its body is still held");
-    assert!(late.is_err());
+    let late = take_report(&runs, &clock, report.clone(), true).await;
+    assert!(late.is_err(), "its sender is to send it again");
     stored.cancel();
-    runs.shutdown(PATIENCE).await;
-    let again = WebhookDelivery {
-        event_id: report.event_id,
-        event_type: report.event_type,
-        sandbox_id: None,
-        run: None,
-        signed: true,
-        received_at: clock.now(),
-        kill_reason: None,
+    let told = async {
+        while let Some(event) = handle.reader.next().await.unwrap() {
+            let event: Value = serde_json::from_str(&event.json).unwrap();
+            if event["code"] == "SANDBOX_EVENT" {
+                return event;
+            }
+        }
+        panic!("the run has ended");
     };
-    assert!(!store.put_webhook(again, report.body).await.unwrap());
+    let told = tokio::time::timeout(PATIENCE, told).await.unwrap();
+    assert_eq!(told["event"], "odd");
+    // And no second time.
+    take_report(&runs, &clock, report, true).await.unwrap();
+    gate.open();
+    while let Some(event) = handle.reader.next().await.unwrap() {
+        assert_ne!(event.kind, sandcaster::events::EventType::Warning);
+    }
+    runs.shutdown(PATIENCE).await;
 }
 
 #[tokio::test]

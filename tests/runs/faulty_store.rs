@@ -158,16 +158,12 @@ impl RunStore for FaultyStore {
     async fn sandbox_owner(&self, sandbox_id: &str) -> Result<Option<RunId>, StoreError> {
         self.inner.sandbox_owner(sandbox_id).await
     }
-    async fn put_webhook(
-        &self,
-        delivery: WebhookDelivery,
-        body: String,
-    ) -> Result<bool, StoreError> {
+    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
         let held = self.held.lock().clone();
         if let Some(until) = held {
             until.cancelled().await;
         }
-        self.inner.put_webhook(delivery, body).await
+        self.inner.put_webhook(delivery).await
     }
     async fn webhooks(&self, run: &RunId) -> Result<Vec<WebhookDelivery>, StoreError> {
         self.inner.webhooks(run).await

@@ -164,7 +164,7 @@ pub async fn webhooks_are_kept_once(store: Arc<dyn RunStore>) {
         received_at: at(5),
         kill_reason: Some("ü".to_owned()),
     };
-    let put = async |delivery| store.put_webhook(delivery, "{}".to_owned()).await.unwrap();
+    let put = async |delivery| store.put_webhook(delivery).await.unwrap();
     for (id, run, new) in [
         ("b", Some(&run), true),
         ("a", Some(&run), true),

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rusqlite::Connection;
+use sandcaster::clock::Clock;
 use sandcaster::store::{
-    Deletion, FileRecord, Flush, Retention, RunStore, SandboxRecord, StoreError, StoredFile,
-    WebhookDelivery,
+    Deletion, FileRecord, Flush, Retention, Role, RunStore, SandboxRecord, SqliteStore, StoreError,
+    StoreOptions, StoredFile, WebhookDelivery,
 };
 
-use super::{append, at, created, delta, end_event, finish, open, sqlite};
+use super::{append, at, created, delta, end, end_event, finish, open, sqlite};
 
 fn rules() -> Retention {
     Retention {
@@ -66,7 +67,7 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
             received_at: at(5),
             kill_reason: None,
         };
-        store.put_webhook(delivery, "{}".to_owned()).await.unwrap();
+        store.put_webhook(delivery).await.unwrap();
     }
     finish(&*store, &run, end_event(1602, "e")).await.unwrap();
     store.flush(Flush::Synced).await.unwrap();
@@ -113,6 +114,29 @@ async fn all_of_a_deleted_run_goes_in_small_steps_and_its_room_is_given_back() {
 }
 
 #[tokio::test]
+async fn a_dead_run_is_kept_from_when_its_death_was_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(StoreOptions {
+        clock: Clock::held(at(1000)),
+        ..StoreOptions::new(dir.path(), Role::Serve)
+    })
+    .unwrap();
+    let run = created(&*store).await;
+    // As of its last event, and found long after.
+    let ended = end();
+    assert_eq!(ended.completed_at, at(9));
+    store.finish(&run, end_event(2, "e"), ended).await.unwrap();
+    let keeps = |before| Retention {
+        ended_before: Some(before),
+        ..rules()
+    };
+    while store.maintain(&keeps(at(999))).await.unwrap() {}
+    assert!(store.head(&run.run).await.is_ok());
+    while store.maintain(&keeps(at(1001))).await.unwrap() {}
+    assert!(store.head(&run.run).await.is_err());
+}
+
+#[tokio::test]
 async fn a_row_that_came_to_a_deleted_run_does_not_stop_the_purging() {
     let (dir, store) = sqlite();
     let run = created(&*store).await;
@@ -143,8 +167,8 @@ async fn a_row_that_came_to_a_deleted_run_does_not_stop_the_purging() {
     assert_eq!((count(&db, "runs"), count(&db, "sandboxes")), (0, 0));
 }
 
-#[tokio::test]
-async fn a_store_of_the_first_version_opens_with_all_that_it_has() {
+/// A data directory of the first version.
+pub fn first_version() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     std::fs::create_dir(&data).unwrap();
@@ -155,7 +179,13 @@ async fn a_store_of_the_first_version_opens_with_all_that_it_has() {
     drop(old);
     std::fs::create_dir(data.join("instances")).unwrap();
     std::fs::write(data.join("instances/gone.lock"), "").unwrap();
+    dir
+}
 
+#[tokio::test]
+async fn a_store_of_the_first_version_opens_with_all_that_it_has() {
+    let dir = first_version();
+    let data = dir.path().join("data");
     let store = open(&dir, sandcaster::store::Role::Serve).unwrap();
     assert_eq!(store.id(), "feedfacefeedfacefeedfacefeedface");
     let runs = store.list(10).await.unwrap();
@@ -182,6 +212,10 @@ async fn a_store_of_the_first_version_opens_with_all_that_it_has() {
     assert!(store.read_file(id, &files[0], 0).await.unwrap().is_empty());
     assert!(store.sandboxes(id).await.unwrap()[0].destroyed);
     assert_eq!(store.webhooks(id).await.unwrap().len(), 1);
+    let db = Connection::open(data.join("sandcaster.db")).unwrap();
+    let bodies = db.prepare("SELECT body FROM webhooks").is_ok();
+    assert!(!bodies, "the bodies of deliveries are still there");
+    drop(db);
     // Its dead run is ended, and new ones are written.
     let dead = sandcaster::runs::recover(&*store).await.unwrap();
     assert_eq!(dead, std::slice::from_ref(&open.facts.id));

@@ -12,6 +12,7 @@ use sandcaster::store::{
 
 use tempfile::TempDir;
 
+use super::retention::first_version;
 use super::{
     Heard, PATIENCE, append, at, created, delta, end_event, finish, log, new_run, open, queue,
     sqlite,
@@ -148,6 +149,16 @@ async fn a_copy_of_the_directory_is_another_store() {
     assert_eq!(id_of(&dir).await, id);
     bind(&dir, "1");
     assert_eq!(id_of(&dir).await, id);
+    // In the same place of another machine it is one.
+    let set = "UPDATE meta SET value = 'another' WHERE name = 'machine'";
+    assert_eq!(raw(&dir).execute(set, []).unwrap(), 1);
+    assert_eq!(id_of(&dir).await, id, "the same file");
+    raw(&dir).execute(set, []).unwrap();
+    bind(&dir, "1");
+    let cloned = id_of(&dir).await;
+    assert_ne!(cloned, id);
+    assert_eq!(id_of(&dir).await, cloned);
+    let id = cloned;
     // Moved as a whole it stays the same.
     let moved = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path().join("data"), moved.path().join("data")).unwrap();
@@ -194,21 +205,33 @@ async fn a_store_keeps_its_id_and_its_runs_over_a_restart() {
 }
 
 #[tokio::test]
-async fn a_command_does_not_migrate_the_database_of_a_running_server() {
-    let (dir, store) = sqlite();
-    raw(&dir)
-        .execute_batch("DROP TABLE turns; PRAGMA user_version = 3")
-        .unwrap();
-    let Err(StoreError::InUse(told)) = open(&dir, Role::OneShot) else {
-        panic!("it was opened");
+async fn a_database_that_an_older_process_uses_is_not_migrated() {
+    let dir = first_version();
+    let lock = |name: &str| {
+        let file = std::fs::File::create(dir.path().join("data").join(name)).unwrap();
+        file.lock().unwrap();
+        file
     };
-    assert!(told.contains("restart it first"), "{told}");
-    let version: i64 = raw(&dir)
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(version, 3);
+    let version = || -> i64 {
+        raw(&dir)
+            .query_row("PRAGMA user_version", [], |row| row.get(0))
+            .unwrap()
+    };
+    let older = lock("instances/old.lock");
+    for role in [Role::OneShot, Role::Serve] {
+        let Err(StoreError::InUse(told)) = open(&dir, role) else {
+            panic!("it was opened");
+        };
+        assert!(told.contains("restart it first"), "{told}");
+        assert_eq!(version(), 1);
+    }
+    drop(older);
+    // A server that waits for its turn is of this version.
+    let waiting = lock("serve.lock");
+    let store = open(&dir, Role::OneShot).unwrap();
     store.close().await;
-    open(&dir, Role::OneShot).unwrap().close().await;
+    assert!(version() > 1);
+    drop(waiting);
 }
 
 #[tokio::test]

@@ -391,11 +391,7 @@ impl RunStore for MemoryStore {
         Ok(())
     }
 
-    async fn put_webhook(
-        &self,
-        delivery: WebhookDelivery,
-        _body: String,
-    ) -> Result<bool, StoreError> {
+    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
         self.works()?;
         let mut webhooks = self.webhooks.lock();
         if webhooks

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::header::HeaderValue;
 
-use super::control::{Control, Created, INSTANCE, RUN};
+use super::control::{Control, Created, EXPIRES, INSTANCE, RUN};
 use super::create;
 use super::envd::{Envd, WORKING_DIR};
 use super::timing::Timing;
@@ -218,6 +218,7 @@ impl SandboxBackend for E2b {
         let found = listed.into_iter().map(|listed| FoundSandbox {
             run: listed.metadata.get(RUN).and_then(|run| RunId::parse(run)),
             started_at: listed.started_at.and_then(|at| at.parse().ok()),
+            expires: listed.metadata.get(EXPIRES).and_then(|at| at.parse().ok()),
             id: listed.id,
         });
         Ok(found.collect())

@@ -29,7 +29,7 @@ const KILL_TRIES: u32 = 3;
 pub(super) const RUN: &str = "sandcaster-run";
 pub(super) const INSTANCE: &str = "sandcaster-instance";
 pub(super) const ATTEMPT: &str = "sandcaster-attempt";
-const EXPIRES: &str = "sandcaster-expires";
+pub(super) const EXPIRES: &str = "sandcaster-expires";
 
 /// The control plane, with its key.
 #[derive(Debug)]

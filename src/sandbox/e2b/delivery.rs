@@ -15,12 +15,15 @@ use crate::encoding::without_bom;
 use crate::ids::RunId;
 use crate::sandbox::{SandboxNews, SandboxReport};
 use crate::secrets::Secret;
+use crate::show;
 
 /// The header of the signature.
 pub const SIGNATURE: &str = "e2b-signature";
 
 /// As much of a reason is kept, in characters.
 const REASON: usize = 200;
+/// The longest name of ours or of E2B, in bytes.
+const NAME: usize = 200;
 
 /// What E2B sends. Newer deliveries are in `snake_case`, older ones in `camelCase`; only these fields
 /// are relied on, whatever else there is.
@@ -62,7 +65,7 @@ pub fn read(body: &[u8]) -> Option<SandboxReport> {
         return None;
     }
     let payload: Payload = serde_json::from_str(text).ok()?;
-    let named = |text: &str| (1..=200).contains(&text.len()) && !text.contains(char::is_control);
+    let named = |text: &str| (1..=NAME).contains(&text.len()) && !text.contains(show::deceives);
     let sandbox_ok = payload.sandbox_id.as_deref().is_none_or(named);
     if !named(&payload.id) || !named(&payload.kind) || !sandbox_ok {
         return None;
@@ -77,7 +80,7 @@ pub fn read(body: &[u8]) -> Option<SandboxReport> {
             reason: data
                 .kill_reason
                 .as_ref()
-                .and_then(|reason| Some(reason.as_str()?.chars().take(REASON).collect())),
+                .and_then(|reason| Some(show::prose(reason.as_str()?, REASON))),
         },
         other => SandboxNews::Other {
             event: other.to_owned(),
@@ -86,12 +89,12 @@ pub fn read(body: &[u8]) -> Option<SandboxReport> {
     Some(SandboxReport {
         sent_at: payload.timestamp.parse().ok()?,
         run: run.and_then(RunId::parse),
-        instance: instance.map(str::to_owned),
+        // No store has a longer id, so the beginning tells as well that it is another.
+        instance: instance.map(|id| show::start(id, NAME).to_owned()),
         event_id: payload.id,
         event_type: payload.kind,
         sandbox_id: payload.sandbox_id,
         news,
-        body: text.to_owned(),
     })
 }
 
@@ -137,11 +140,17 @@ mod tests {
             assert_eq!(report.instance.as_deref(), Some("i"));
             let reason = Some("timeout".to_owned());
             assert_eq!(report.news, SandboxNews::Killed { reason });
-            assert_eq!(&report.body, body);
-            let long = body.replace("timeout", &"é".repeat(1000));
-            let reason = Some("é".repeat(REASON));
-            let news = SandboxNews::Killed { reason };
-            assert_eq!(read(long.as_bytes()).unwrap().news, news);
+            for (sent, kept) in [
+                ("é".repeat(1000), format!("{}…", "é".repeat(REASON))),
+                (r"a\u0000b\n\u202ec".to_owned(), "a b c".to_owned()),
+            ] {
+                let sent = body.replace("timeout", &sent);
+                let news = SandboxNews::Killed { reason: Some(kept) };
+                assert_eq!(read(sent.as_bytes()).unwrap().news, news);
+            }
+            let foreign = body.replace(r#":"i""#, &format!(r#":"{}""#, "i".repeat(100_000)));
+            let instance = read(foreign.as_bytes()).unwrap().instance.unwrap();
+            assert_eq!(instance.len(), NAME);
         }
         let least = format!(r#"{{"id":"1","type":"t",{timestamp},"eventData":null}}"#);
         assert!(read(least.as_bytes()).is_some());
@@ -151,6 +160,7 @@ mod tests {
             format!("[{least}]"),
             least.replace("2026", "soon"),
             least.replace("\"1\"", "\"\""),
+            least.replace("\"1\"", "\"\\u202e1\""),
         ] {
             assert_eq!(read(wrong.as_bytes()), None, "{wrong}");
         }

@@ -108,6 +108,8 @@ impl SandboxBackend for Local {
                 id: found.labels.id,
                 run: found.labels.run,
                 started_at: None,
+                // Nobody ends it but its server and the reaper.
+                expires: None,
             })
             .collect())
     }

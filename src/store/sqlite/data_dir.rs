@@ -50,6 +50,8 @@ pub(super) struct Locks {
     serve: Option<Lock>,
 }
 
+type Locking = fn(&File) -> io::Result<()>;
+
 /// A locked file.
 #[derive(Debug)]
 pub(super) struct Lock {
@@ -60,8 +62,10 @@ pub(super) struct Lock {
 }
 
 impl DataDir {
-    /// Creates the directory if need be (only for its user), and takes the locks of `role`.
-    pub(super) fn open(path: &Path, role: Role) -> Result<(Self, Locks), StoreError> {
+    /// Creates the directory if need be (only for its user), and takes the locks of `role`. Waits for its turn to set
+    /// the database up, until the last of these is dropped: two processes that start on a new directory would get in
+    /// each other's way.
+    pub(super) fn open(path: &Path, role: Role) -> Result<(Self, Locks, File), StoreError> {
         let unusable = |what: &str, error: &io::Error| {
             StoreError::Unusable(format!(
                 "could not {what} the data directory {}: {error}",
@@ -75,9 +79,12 @@ impl DataDir {
             Role::OneShot => None,
             Role::Serve => Some(serve_lock(path, unusable)?),
         };
+        let turn = claim(&path.join(SETUP_LOCK), File::lock)
+            .map_err(|error| unusable("take a lock in", &error))?;
         let owner = nonce();
         let file = instance_path(path, &owner);
-        let instance = claim(&file).map_err(|error| unusable("take a lock in", &error))?;
+        let instance =
+            claim(&file, File::lock).map_err(|error| unusable("take a lock in", &error))?;
         let locks = Locks {
             instance: Lock {
                 path: file,
@@ -96,7 +103,7 @@ impl DataDir {
             unclean,
             missing: Mutex::default(),
         };
-        Ok((this, locks))
+        Ok((this, locks, turn))
     }
 
     /// Whether a process had died here without closing the store, when this server came.
@@ -109,45 +116,20 @@ impl DataDir {
         &self.owner
     }
 
-    /// Waits for its turn to set the database up: two processes that start on a new directory would get in
-    /// each other's way.
-    pub(super) fn take_turn(&self) -> Result<File, StoreError> {
-        let turn = || {
-            let file = private_options()
-                .create(true)
-                .truncate(false)
-                .open(self.path.join(SETUP_LOCK))?;
-            file.lock()?;
-            Ok(file)
+    /// Makes sure that no process of an older version uses the directory, whose database is that old: none of this
+    /// version holds its lock before it has brought the database up to date. To be asked while it is this one's turn.
+    pub(super) fn without_older(&self) -> Result<(), StoreError> {
+        let own = instance_path(&self.path, &self.owner);
+        let held = |(path, file): (PathBuf, File)| {
+            path != own && matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
         };
-        turn().map_err(|error: io::Error| {
-            StoreError::Unusable(format!(
-                "could not take a lock in the data directory {}: {error}",
+        if instance_files(&self.path).any(held) {
+            return Err(StoreError::InUse(format!(
+                "a server or a command of an older version uses the data directory {}: stop or restart it first",
                 self.path.display()
-            ))
-        })
-    }
-
-    /// Makes sure that no server runs here, and that none starts until the lock is dropped.
-    pub(super) fn without_server(&self) -> Result<Lock, StoreError> {
-        let path = self.path.join(SERVE_LOCK);
-        match claim(&path) {
-            Ok(file) => Ok(Lock {
-                path,
-                file,
-                kept: true,
-            }),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(StoreError::InUse(format!(
-                    "a server of an older version uses the data directory {}: restart it first",
-                    self.path.display()
-                )))
-            }
-            Err(error) => Err(StoreError::Unusable(format!(
-                "could not take a lock in the data directory {}: {error}",
-                self.path.display()
-            ))),
+            )));
         }
+        Ok(())
     }
 
     /// The database's path. The file is created empty and private if it is not there, because `SQLite` would
@@ -194,7 +176,7 @@ impl DataDir {
     /// Removes the lock files of processes that are gone: their runs were ended, and the database is whole.
     pub(super) fn sweep(&self) {
         for (path, file) in instance_files(&self.path) {
-            // Removed under its lock: a process that is just claiming it sees that and claims anew.
+            // Removed under its lock: a process that is just claiming it waits for that, sees it and claims anew.
             if file.try_lock().is_ok()
                 && let Err(error) = fs::remove_file(path)
             {
@@ -222,13 +204,15 @@ fn instance_files(dir: &Path) -> impl Iterator<Item = (PathBuf, File)> + use<> {
 impl Locks {
     /// Makes lock files anew that somebody has removed. To be called every second.
     pub(super) fn renew(&mut self) {
-        for lock in self.serve.iter_mut().chain([&mut self.instance]) {
+        // Nobody else holds a file of this process's own name for longer than a look at it.
+        let serve = self.serve.iter_mut().map(|lock| (lock, at_once as Locking));
+        for (lock, locking) in serve.chain([(&mut self.instance, File::lock as Locking)]) {
             if is_same_file(&lock.file, &lock.path) {
                 continue;
             }
             tracing::warn!(path = %lock.path.display(), "a lock file of a running process was removed; it is made anew");
             let dir = lock.path.parent().map_or(Ok(()), private_dir);
-            match dir.and_then(|()| claim_anew(&lock.path)) {
+            match dir.and_then(|()| claim_anew(&lock.path, locking)) {
                 Ok(file) => lock.file = file,
                 Err(error) => {
                     tracing::error!(%error, "a lock file can't be made; do not start another server on this data directory");
@@ -267,7 +251,7 @@ fn serve_lock(
     unusable: impl Fn(&str, &io::Error) -> StoreError,
 ) -> Result<Lock, StoreError> {
     let path = dir.join(SERVE_LOCK);
-    match claim(&path) {
+    match claim(&path, at_once) {
         Ok(file) => Ok(Lock {
             path,
             file,
@@ -281,16 +265,12 @@ fn serve_lock(
     }
 }
 
-/// Makes and locks a lock file, so that the name leads to the locked file when this returns. Fails with
-/// `WouldBlock` when another holds it.
-fn claim(path: &Path) -> io::Result<File> {
+/// Makes and locks a lock file, so that the name leads to the locked file when this returns.
+fn claim(path: &Path, lock: Locking) -> io::Result<File> {
     const TRIES: u32 = 100;
     for _ in 0..TRIES {
         let file = private_options().create(true).truncate(false).open(path)?;
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
-            TryLockError::Error(error) => error,
-        })?;
+        lock(&file)?;
         if is_same_file(&file, path) {
             return Ok(file);
         }
@@ -300,19 +280,27 @@ fn claim(path: &Path) -> io::Result<File> {
 
 /// As [`claim`], of a name that is asked for all the time: it leads to no file that is not locked yet, which would
 /// tell that this process is dead.
-fn claim_anew(path: &Path) -> io::Result<File> {
+fn claim_anew(path: &Path, lock: Locking) -> io::Result<File> {
     let made = path.with_extension(UNNAMED);
-    let file = claim(&made)?;
+    let file = claim(&made, lock)?;
     match fs::hard_link(&made, path) {
         Ok(()) => fs::remove_file(&made).map(|()| file),
         // Another's, or one that can be locked like any other.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(&made)?;
-            claim(path)
+            claim(path, lock)
         }
         // Not every file system has a second name for a file.
         Err(_) => fs::rename(&made, path).map(|()| file),
     }
+}
+
+/// Fails with `WouldBlock` when another holds it.
+fn at_once(file: &File) -> io::Result<()> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),
+        TryLockError::Error(error) => error,
+    })
 }
 
 fn private_options() -> OpenOptions {
@@ -369,7 +357,7 @@ mod tests {
     #[test]
     fn a_lock_file_that_is_made_anew_is_never_seen_without_its_lock() {
         let dir = tempfile::tempdir().unwrap();
-        let (_dir, mut locks) = DataDir::open(dir.path(), Role::Serve).unwrap();
+        let (_dir, mut locks, _turn) = DataDir::open(dir.path(), Role::Serve).unwrap();
         let path = locks.instance.path.clone();
         let done = AtomicBool::new(false);
         let free = || {
@@ -409,5 +397,22 @@ mod tests {
         fs::write(deep.join(".gitignore"), mine).unwrap();
         drop(DataDir::open(&deep, Role::OneShot).unwrap());
         assert_eq!(fs::read_to_string(deep.join(".gitignore")).unwrap(), mine);
+    }
+
+    #[test]
+    fn a_look_at_a_new_lock_file_does_not_stop_its_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new.lock");
+        // Another process is just about to remove it as stale.
+        let looks = private_options().create(true).truncate(false).open(&path);
+        let looks = looks.unwrap();
+        looks.lock().unwrap();
+        std::thread::scope(|threads| {
+            let owner = threads.spawn(|| claim(&path, File::lock));
+            fs::remove_file(&path).unwrap();
+            drop(looks);
+            let claimed = owner.join().unwrap().unwrap();
+            assert!(is_same_file(&claimed, &path));
+        });
     }
 }

@@ -132,7 +132,7 @@ pub(super) fn apply(
         }
         Work::PutSandbox(lease, sandbox) => put_sandbox(db, known.of(db, lease)?, sandbox),
         Work::SandboxGone(run, attempt) => sandbox_gone(db, run, *attempt),
-        Work::PutWebhook(delivery) => put_webhook(db, &delivery.0, &delivery.1),
+        Work::PutWebhook(delivery) => put_webhook(db, delivery),
         Work::TakeOver { from, by } => {
             known.forget();
             take_over(db, from, by)
@@ -373,7 +373,7 @@ fn sandbox_gone(db: &Connection, run: &RunId, attempt: u32) -> Result<bool, Faul
     Ok(told > 0)
 }
 
-fn put_webhook(db: &Connection, delivery: &WebhookDelivery, body: &str) -> Result<bool, Fault> {
+fn put_webhook(db: &Connection, delivery: &WebhookDelivery) -> Result<bool, Fault> {
     let no = match &delivery.run {
         Some(run) => match number(db, run) {
             Ok(no) => Some(no),
@@ -384,8 +384,8 @@ fn put_webhook(db: &Connection, delivery: &WebhookDelivery, body: &str) -> Resul
     };
     let fresh = db
         .prepare_cached(
-            "INSERT INTO webhooks (event_id, event_type, sandbox_id, run, signed, received_at, kill_reason, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) ON CONFLICT (event_id) DO NOTHING",
+            "INSERT INTO webhooks (event_id, event_type, sandbox_id, run, signed, received_at, kill_reason)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (event_id) DO NOTHING",
         )?
         .execute(params![
             delivery.event_id,
@@ -395,7 +395,6 @@ fn put_webhook(db: &Connection, delivery: &WebhookDelivery, body: &str) -> Resul
             delivery.signed,
             delivery.received_at.as_microsecond(),
             delivery.kill_reason,
-            body,
         ])?;
     Ok(fresh == 1)
 }

@@ -29,7 +29,7 @@ pub(super) enum Work {
     PutFile(RunLease, StoredFile),
     PutSandbox(RunLease, SandboxRecord),
     SandboxGone(RunId, u32),
-    PutWebhook(Box<(WebhookDelivery, String)>),
+    PutWebhook(Box<WebhookDelivery>),
     /// The runs without an end of this owner are another's from now on.
     TakeOver {
         from: String,
@@ -48,9 +48,9 @@ impl Work {
             Self::Append(append) => append.events.iter().map(|event| event.json.len()).sum(),
             Self::Finish(_, event, _) => event.json.len(),
             Self::PutFile(_, file) => file.bytes.len(),
-            Self::PutWebhook(webhook) => webhook.1.len(),
             Self::Flush
             | Self::PutTurn(..)
+            | Self::PutWebhook(_)
             | Self::PutSandbox(..)
             | Self::SandboxGone(..)
             | Self::TakeOver { .. }

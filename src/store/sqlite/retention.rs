@@ -61,7 +61,9 @@ pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, St
         let mut found = Vec::new();
         if let Some(before) = rules.ended_before {
             let mut old = db.prepare_cached(
+                // A dead run has ended with its last event, and that is told when it was found.
                 "SELECT no FROM runs WHERE deleted_at IS NULL AND started_at < ?1 AND completed_at < ?1
+                     AND (SELECT at FROM events WHERE run = runs.no AND kind IN ('result', 'error')) < ?1
                  ORDER BY started_at, no LIMIT ?2",
             )?;
             let old = old.query_map(params![before.as_microsecond(), int(RUNS as u64)], |row| {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use super::super::types::StoreError;
-use super::inode::inode;
+use super::inode::{inode, machine};
 use crate::ids::nonce;
 use crate::spec::StoreDurability;
 
@@ -220,6 +220,10 @@ CREATE TABLE turns (
     PRIMARY KEY (run, turn)
 ) STRICT, WITHOUT ROWID;
 ",
+    "
+-- Nothing reads them.
+ALTER TABLE webhooks DROP COLUMN body;
+",
 ];
 
 /// What a connection is for.
@@ -377,8 +381,9 @@ pub(super) fn outdated(db: &Connection) -> Result<bool, rusqlite::Error> {
     Ok(usize::try_from(version).is_ok_and(|version| (1..MIGRATIONS.len()).contains(&version)))
 }
 
-/// The store's id. It is bound to the file, by its number on the disk and its path: a copy, where both differ, gets
-/// an id of its own, so that two servers never destroy each other's sandboxes.
+/// The store's id. It is bound to the file, by its number on the disk, its path and the machine: a copy, where the
+/// number and one of the others differ, gets an id of its own, so that two servers never destroy each other's
+/// sandboxes.
 fn store_id(db: &mut Connection, path: &Path) -> Result<String, rusqlite::Error> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let meta = |name: &str| {
@@ -403,9 +408,13 @@ fn store_id(db: &mut Connection, path: &Path) -> Result<String, rusqlite::Error>
         .as_deref()
         .map(|file| file.rsplit_once(':').map_or(file, |(_, inode)| inode));
     let bound_path = meta("path")?;
+    let machine = machine();
+    // Stores of older versions are not bound to one.
+    let same_machine = meta("machine")?.is_none_or(|bound| bound == machine);
     let bound = bound_inode.is_some() || bound_path.is_some();
     let same_inode = !inode.is_empty() && bound_inode == Some(inode.as_str());
-    let same_place = same_inode || bound_path.as_deref() == Some(here.as_str());
+    let same_path = bound_path.as_deref() == Some(here.as_str());
+    let same_place = same_inode || same_path && same_machine;
     let id = match meta("id")? {
         Some(id) if same_place || !bound => id,
         moved => {
@@ -421,6 +430,7 @@ fn store_id(db: &mut Connection, path: &Path) -> Result<String, rusqlite::Error>
     };
     put("file", &inode)?;
     put("path", &here)?;
+    put("machine", &machine)?;
     tx.commit()?;
     Ok(id)
 }

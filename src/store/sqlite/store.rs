@@ -18,7 +18,7 @@ use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
 use super::fault::failure;
 use super::health::Healthy;
-use super::options::{Role, StoreOptions};
+use super::options::StoreOptions;
 use super::queue::{Queue, SyncWish, Work};
 use super::reads::{self, Readers};
 use super::retention;
@@ -82,19 +82,15 @@ impl SqliteStore {
             max_pages,
             busy_timeout,
         } = options;
-        let (data_dir, locks) = DataDir::open(&data_dir, role)?;
-        let turn = data_dir.take_turn()?;
+        let (data_dir, locks, turn) = DataDir::open(&data_dir, role)?;
         let path = data_dir.database()?;
         let fault = |error: rusqlite::Error| schema::unusable(&path, &error);
         let mut db = schema::connect(&path, Purpose::Write, durability).map_err(fault)?;
-        // An older server that runs could not use it any more.
-        let alone = if role == Role::OneShot && schema::outdated(&db).map_err(fault)? {
-            Some(data_dir.without_server()?)
-        } else {
-            None
-        };
+        // An older process that runs could not use it any more.
+        if schema::outdated(&db).map_err(fault)? {
+            data_dir.without_older()?;
+        }
         let id = schema::prepare(&mut db, &path)?;
-        drop(alone);
         if let Some(pages) = max_pages {
             db.pragma_update(None, "max_page_count", pages)
                 .map_err(fault)?;
@@ -317,12 +313,8 @@ impl RunStore for SqliteStore {
         self.write(work, SyncWish::Whenever).await.map(|_| ())
     }
 
-    async fn put_webhook(
-        &self,
-        delivery: WebhookDelivery,
-        body: String,
-    ) -> Result<bool, StoreError> {
-        let work = Work::PutWebhook(Box::new((delivery, body)));
+    async fn put_webhook(&self, delivery: WebhookDelivery) -> Result<bool, StoreError> {
+        let work = Work::PutWebhook(Box::new(delivery));
         self.write(work, SyncWish::Soon).await
     }
 
