@@ -4,22 +4,10 @@
 /// Why a line means nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable<'t> {
-    /// The line. It may hold a key.
-    pub(super) text: &'t str,
-    /// What is wrong with it.
+    /// What is wrong with it. The line itself may hold a key.
     pub(super) why: &'static str,
-    /// The variable of ours whose line would be a part of its value.
-    pub(super) swallows: Option<&'t str>,
-}
-
-impl<'t> Unreadable<'t> {
-    fn new(text: &'t str, why: &'static str) -> Self {
-        Self {
-            text,
-            why,
-            swallows: None,
-        }
-    }
+    /// The variable of ours that it may have meant to set.
+    pub(super) about: Option<&'t str>,
 }
 
 /// Gives each line that says something, by its number: its name and value, or why it can't be read.
@@ -27,7 +15,8 @@ impl<'t> Unreadable<'t> {
 /// A value may stand in quotes: in `'…'` every character is itself, in `"…"` a `\` stands before `\`, `"`, `$`
 /// and the letters of `\n`, `\r` and `\t`. Both may go over several lines. Without quotes a value has no blank, and
 /// a `#` after a blank begins a comment. `export` before the name is skipped. A quote that goes on over a line that
-/// sets a variable of `ours` was forgotten, not meant; such a line is read by itself.
+/// sets a variable of `ours` was forgotten, not meant; such a line is read by itself. What would set one of `ours` for
+/// another reader, and is a part of a comment or of another value here, can't be read either.
 pub(super) fn read<'t>(
     text: &'t str,
     ours: impl Fn(&str) -> bool,
@@ -39,7 +28,12 @@ pub(super) fn read<'t>(
         let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
         let mut next = after;
         let said = line.trim();
-        if !said.is_empty() && !said.starts_with('#') {
+        if said.starts_with('#') {
+            if let Some(about) = after_break(line, &ours) {
+                let about = Some(about);
+                take(number, Err(Unreadable { why: BREAK, about }));
+            }
+        } else if !said.is_empty() {
             let entry = entry(line, rest, &ours).map(|(name, value, after)| {
                 next = after;
                 (name, value)
@@ -62,25 +56,70 @@ fn entry<'t>(
     rest: &'t str,
     ours: impl Fn(&str) -> bool,
 ) -> Result<(&'t str, String, &'t str), Unreadable<'t>> {
-    let unreadable = |why| Unreadable::new(line, why);
+    let unreadable = |why| Unreadable {
+        why,
+        about: meant(line, &ours),
+    };
     let (named, at) = name(line).map_err(unreadable)?;
     let whole = rest.get(at..).unwrap_or_default();
     let (value, after) = value(whole).map_err(unreadable)?;
-    let written = before(whole, after);
-    let swallowed = written
-        .lines()
-        .skip(1)
-        .filter_map(|line| name(line).ok())
-        .map(|(name, _)| name)
-        .find(|name| ours(name));
-    if swallowed.is_some() {
-        return Err(Unreadable {
-            swallows: swallowed,
-            ..unreadable(SWALLOWS)
-        });
+    match hidden(before(whole, after), &ours) {
+        Some((why, name)) => Err(Unreadable {
+            why,
+            about: Some(name),
+        }),
+        None => Ok((named, value, after)),
     }
-    Ok((named, value, after))
 }
+
+/// The variable of ours that an unreadable line may have meant to set: a word before its `=`, or any if it has none;
+/// else any that has a `=` of its own.
+fn meant(line: &str, ours: impl Fn(&str) -> bool) -> Option<&str> {
+    let (left, _) = line.split_once('=').unwrap_or((line, ""));
+    let mut words = left.split(|c| !in_name(c));
+    words
+        .find(|word| ours(word))
+        .or_else(|| set_in(line, &ours))
+}
+
+/// The variable of ours that `written`, a value and its comment, sets for another reader, and why that counts there.
+fn hidden(written: &str, ours: impl Fn(&str) -> bool) -> Option<(&'static str, &str)> {
+    let setting = |text| name(text).ok().and_then(|_| set_in(text, &ours));
+    let swallowed = written.split('\n').skip(1).find_map(setting);
+    let chained = || {
+        let value = written.split_whitespace().next()?;
+        let mut chain = value.split([';', '&', '|']).skip(1).filter_map(setting);
+        // Many addresses have a PORT= in them.
+        chain.find(|name| name.contains('_') && !value.starts_with(['"', '\'']))
+    };
+    swallowed
+        .map(|name| (SWALLOWS, name))
+        .or_else(|| after_break(written, &ours).map(|name| (BREAK, name)))
+        .or_else(|| chained().map(|name| (CHAINED, name)))
+}
+
+/// The variable of ours that `text` sets after what is the end of a line elsewhere.
+fn after_break(text: &str, ours: impl Fn(&str) -> bool) -> Option<&str> {
+    let broken = text.lines().flat_map(|line| line.split(BREAKS).skip(1));
+    broken
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .find_map(|line| set_in(line, &ours))
+}
+
+/// The first variable of ours in `text` that stands before a `=`.
+fn set_in(text: &str, ours: impl Fn(&str) -> bool) -> Option<&str> {
+    let (left, _) = text.rsplit_once('=')?;
+    left.split('=')
+        .filter_map(|part| part.trim_end().rsplit(|c| !in_name(c)).next())
+        .find(|word| ours(word))
+}
+
+fn in_name(c: char) -> bool {
+    c.is_alphanumeric() || matches!(c, '_' | '-' | '.')
+}
+
+/// What ends a line for some editors and programs, alone, and not here.
+const BREAKS: [char; 6] = ['\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
 
 /// The name that a line gives a value to, and where the value begins.
 fn name(line: &str) -> Result<(&str, usize), &'static str> {
@@ -138,6 +177,8 @@ const LATE: &str =
     "its quote is closed only in a later line, where something follows it; close it in this line";
 const SWALLOWS: &str =
     "a quote that is opened in this line is closed only after the line that sets it";
+const BREAK: &str = "before it stands a character that ends a line elsewhere (a carriage return, say) and not here; end each line with a line feed";
+const CHAINED: &str = "it stands in the value of another variable; give it a line of its own, or put that value into quotes";
 const ESCAPE: &str = "it has a \\ before a character that needs none; use '…' for text as it is";
 const LATE_ESCAPE: &str = "its quote is not closed in this line, and a later line has a \\ before a character that needs none";
 
@@ -261,12 +302,58 @@ mod tests {
                 panic!("{text}: {found:?}")
             };
             assert_eq!(first.why, why, "{text}");
-            let swallows = (why == SWALLOWS).then_some("OURS");
-            assert_eq!(first.swallows, swallows, "{text}");
+            let about = (why == SWALLOWS).then_some("OURS");
+            assert_eq!(first.about, about, "{text}");
             assert_eq!(found[1].0, 2, "{text}: {found:?}");
         }
         for text in ["A=\"x\\nOURS=1\"", "A=\"x\nTHEIRS=1\"", "A='x\nOURS'"] {
             assert!(matches!(values(text)[..], [(1, Ok(_))]), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_setting_of_ours_is_found_wherever_another_reader_would_find_it() {
+        for (text, why) in [
+            ("A=1 OURS=k", FOLLOWED),
+            ("export A=1 && export OURS=k", FOLLOWED),
+            ("A=\"a\" OURS = k", FOLLOWED),
+            ("A=\"a\";OURS=k", FOLLOWED),
+            ("A=1\rOURS=k\r", FOLLOWED),
+            ("A=1\u{85}OURS=k", FOLLOWED),
+            ("A=\"a # OURS=k\nB=\"1\"", LATE),
+            ("# a\rOURS=k\r", BREAK),
+            ("# a\u{2028}export B=1 OURS=k", BREAK),
+            ("A=1 # a\rOURS=k", BREAK),
+            ("A='a\rOURS=k'", BREAK),
+            ("A=\"a\n export B=1 OURS=k\"", SWALLOWS),
+        ] {
+            let mut found = Vec::new();
+            let ours = |name: &str| name == "OURS";
+            read(text, ours, |_, entry| found.push(entry));
+            let about = Some("OURS");
+            assert_eq!(found[0], Err(Unreadable { why, about }), "{text:?}");
+        }
+        for text in [
+            "# OURS=k",
+            "# a\r# OURS=k\r",
+            "A=1 # OURS=k",
+            "A='B=1;OURS=k'",
+            "A=NOT_OURS=k",
+            "A=\"a\r\nsay OURS=k here\"",
+        ] {
+            let found = values(text);
+            assert!(found.iter().all(|(_, entry)| entry.is_ok()), "{text:?}");
+        }
+        // A name that is part of many addresses is none of ours there.
+        let ours = |name: &str| matches!(name, "PORT" | "A_KEY");
+        for (text, about) in [
+            ("A=1;A_KEY=k", Some("A_KEY")),
+            ("A=1&&A_KEY=k", Some("A_KEY")),
+            ("A=x:y;PORT=1", None),
+        ] {
+            read(text, ours, |_, entry| {
+                assert_eq!(entry.err().and_then(|error| error.about), about, "{text}");
+            });
         }
     }
 

@@ -70,17 +70,12 @@ fn parse(bytes: &[u8], errors: &mut Vec<String>) -> DotEnv {
         }
         // The line itself may hold a key, so only its number is told.
         Err(Unreadable {
-            text,
             why,
-            swallows,
-        }) => match swallows.or_else(|| words(text).find(|word| ours(word))) {
-            Some(name) => {
-                wrong.tell(|| format!(".env, line {line}: {name} can't be read: {why}"));
-            }
-            None => {
-                odd.tell(|| format!(".env, line {line} can't be read and is ignored: {why}"));
-            }
-        },
+            about: Some(name),
+        }) => wrong.tell(|| format!(".env, line {line}: {name} can't be read: {why}")),
+        Err(Unreadable { why, about: None }) => {
+            odd.tell(|| format!(".env, line {line} can't be read and is ignored: {why}"));
+        }
     });
     errors.append(&mut wrong.done());
     read.warnings = odd.done();
@@ -109,12 +104,6 @@ impl Told {
         }
         self.lines
     }
-}
-
-/// What an unreadable line may have meant to set: the words before its `=`, or all if it has none.
-fn words(line: &str) -> impl Iterator<Item = &str> {
-    let (meant, _) = line.split_once('=').unwrap_or((line, ""));
-    meant.split(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-' | '.')))
 }
 
 /// Names that mean something to sandcaster.
@@ -153,26 +142,73 @@ pub(super) fn differences(layers: &Layers<'_>) -> Vec<String> {
         .collect()
 }
 
-/// One warning for each `SANDCASTER_…` variable that is not ours but nearly so.
+/// One warning for each variable that is not ours but nearly so.
 pub(super) fn misspelt(layers: &Layers<'_>) -> Vec<String> {
     let known = known_names();
     let mut warnings = Vec::new();
     for name in layers.process.keys().chain(layers.dotenv.keys()) {
-        if name == "SANDSTORM_API_KEY" && layers.get("SANDCASTER_API_KEY").is_none() {
-            warnings.push(
-                "SANDSTORM_API_KEY is not read: the API key is SANDCASTER_API_KEY".to_owned(),
-            );
-        }
-        let Some(typed) = name.strip_prefix(PREFIX) else {
-            continue;
-        };
-        if known.contains(name) {
-            continue;
-        }
-        let rests = known.iter().filter_map(|name| name.strip_prefix(PREFIX));
-        if let Some(right) = nearest(typed, rests) {
-            warnings.push(format!("{name} is not read; did you mean {PREFIX}{right}?"));
+        if name == "SANDSTORM_API_KEY" {
+            if layers.get("SANDCASTER_API_KEY").is_none() {
+                warnings.push(
+                    "SANDSTORM_API_KEY is not read: the API key is SANDCASTER_API_KEY".to_owned(),
+                );
+            }
+        } else if let Some(right) = meant(name, &known) {
+            warnings.push(format!("{name} is not read; did you mean {right}?"));
         }
     }
     warnings
+}
+
+/// The variable of ours that was most likely meant by `name`, which is none.
+fn meant(name: &str, known: &[String]) -> Option<String> {
+    if known.iter().any(|known| known == name) {
+        return None;
+    }
+    let own = known.iter().filter_map(|name| name.strip_prefix(PREFIX));
+    if let Some(typed) = name.strip_prefix(PREFIX) {
+        return nearest(typed, own).map(|right| format!("{PREFIX}{right}"));
+    }
+    // Names of one word (`port`) have another meaning for others.
+    let style = name.replace(['-', '.'], "_").to_ascii_uppercase();
+    let in_another_style = known
+        .iter()
+        .find(|known| **known == style && style.contains('_'));
+    // Other programs' variables are near those of services, but not near the prefix.
+    let (first, rest) = style.split_once('_')?;
+    in_another_style.cloned().or_else(|| {
+        let prefix = PREFIX.trim_end_matches('_');
+        let near = first.len() + 2 >= prefix.len() && nearest(first, [prefix]).is_some();
+        let right = if near { nearest(rest, own) } else { None };
+        right.map(|right| format!("{PREFIX}{right}"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_in_another_style_or_with_a_slip_in_its_prefix_is_told() {
+        let key = Some("SANDCASTER_API_KEY");
+        for (name, right) in [
+            ("sandcaster_api_key", key),
+            ("SANDCASTER-API-KEY", key),
+            ("SANCASTER_API_KEY", key),
+            ("SANDCASTER_API_KEYS", key),
+            ("SandCaster_Api_Key", key),
+            ("SANDCATSER_WEBHOOK_SECRET", Some("SANDCASTER_WEBHOOK_SECRET")),
+            ("anthropic_api_key", Some("ANTHROPIC_API_KEY")),
+            ("E2B-API-KEY", Some("E2B_API_KEY")),
+            ("SANDCASTER_API_KEY", None),
+            ("SANDBOX_API_KEY", None),
+            ("BROADCASTER_API_KEY", None),
+            ("XAI_API_KEY", None),
+            ("port", None),
+            ("POST", None),
+            ("SAND", None),
+        ] {
+            assert_eq!(meant(name, &known_names()).as_deref(), right, "{name}");
+        }
+    }
 }
