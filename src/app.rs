@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use tokio::time::timeout;
+
 use crate::clock::Clock;
 use crate::config::{Config, Usable};
 use crate::llm;
@@ -11,12 +15,14 @@ use crate::net;
 use crate::runs::{Keep, Runs, RunsConfig, Tasks, recover};
 use crate::sandbox;
 use crate::secrets::Redactor;
-use crate::store::{self, StoreError, StoreOptions};
+use crate::store::{self, RunStore, StoreError, StoreOptions};
 
 pub use crate::store::Role;
 
 /// How long runs may take to end when the process stops.
 const STOP_LIMIT: Duration = Duration::from_secs(8);
+/// How long the store may take to open, and then to close, when a start is given up.
+const GIVE_UP_LIMIT: Duration = Duration::from_secs(1);
 
 /// Everything that a request needs. Cheap to clone.
 #[derive(Clone)]
@@ -44,7 +50,12 @@ pub enum StartError {
     /// The HTTP client can't be built.
     #[error("failed to set up TLS for outgoing requests: {0}")]
     Http(String),
+    /// It was asked to stop before.
+    #[error("stopped before it had started")]
+    Stopped,
 }
+
+type Opening = Shared<BoxFuture<'static, Result<Arc<dyn RunStore>, StoreError>>>;
 
 impl App {
     /// Opens the store, closes the logs of runs whose process died, builds what is configured, and probes
@@ -56,20 +67,50 @@ impl App {
         Self::build_at(config, role, Clock::system()).await
     }
 
+    /// As [`Self::build`], until `stop`; then the store is closed, so that the directory is left as by an end in order.
+    ///
+    /// # Errors
+    /// As [`Self::build`]; [`StartError::Stopped`].
+    pub async fn build_until(
+        config: Config,
+        role: Role,
+        stop: impl Future<Output = ()>,
+    ) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let opening = opening(&config, role, clock.clone());
+        // Built first: what is done is not thrown away.
+        tokio::select! {
+            biased;
+            built = Self::assemble(config, role, clock, opening.clone()) => return built,
+            () = stop => {}
+        }
+        if let Ok(Ok(store)) = timeout(GIVE_UP_LIMIT, opening).await
+            && timeout(GIVE_UP_LIMIT, store.close()).await.is_err()
+        {
+            tracing::warn!("the run store did not close in time");
+        }
+        Err(StartError::Stopped)
+    }
+
     /// As [`Self::build`], with another clock.
     ///
     /// # Errors
     /// As [`Self::build`].
     pub async fn build_at(config: Config, role: Role, clock: Clock) -> Result<Self, StartError> {
-        let options = StoreOptions {
-            durability: config.store_durability,
-            clock: clock.clone(),
-            ..StoreOptions::new(&config.data_dir, role)
-        };
+        let opening = opening(&config, role, clock.clone());
+        Self::assemble(config, role, clock, opening).await
+    }
+
+    async fn assemble(
+        config: Config,
+        role: Role,
+        clock: Clock,
+        opening: Opening,
+    ) -> Result<Self, StartError> {
         let proxies = config.proxies.clone();
         // Side by side, for a quick start: the one writes to the disk, the other reads certificates.
         let (store, http) = tokio::join!(
-            store::open(options),
+            opening,
             tokio::task::spawn_blocking(move || net::build_with(proxies)),
         );
         let store = store?;
@@ -120,6 +161,15 @@ impl App {
         self.runs.shutdown(STOP_LIMIT).await;
         self.runs.store().close().await;
     }
+}
+
+fn opening(config: &Config, role: Role, clock: Clock) -> Opening {
+    let options = StoreOptions {
+        durability: config.store_durability,
+        clock,
+        ..StoreOptions::new(&config.data_dir, role)
+    };
+    store::open(options).boxed().shared()
 }
 
 fn build_providers(

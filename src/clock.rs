@@ -1,7 +1,7 @@
 //! Time: the wall clock behind a seam that tests can hold still, and absolute deadlines.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -29,11 +29,12 @@ impl Clock {
         Self(Source::Held(Arc::new(Mutex::new(at))))
     }
 
-    /// The time now, in UTC.
+    /// The time now, in UTC, between the years 1970 and 9000: a machine's clock may say anything, and what is reckoned
+    /// with a time must not pass the end of what times can say.
     #[expect(clippy::disallowed_methods, reason = "this is the seam for wall time")]
     pub fn now(&self) -> Timestamp {
         match &self.0 {
-            Source::System => Timestamp::now(),
+            Source::System => within_reason(SystemTime::now()),
             Source::Held(at) => *at.lock(),
         }
     }
@@ -48,6 +49,16 @@ impl Clock {
         }
     }
 }
+
+fn within_reason(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH);
+    let nanos = since.map_or(0, |since| since.as_nanos()).min(LATEST_NANOS);
+    let nanos = i128::try_from(nanos).unwrap_or_default();
+    Timestamp::from_nanosecond(nanos).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// The beginning of the year 9000, in nanoseconds.
+const LATEST_NANOS: u128 = 221_845_392_000 * 1_000_000_000;
 
 /// RFC 3339 in UTC with whole seconds, as `GET /runs` shows times (`2026-03-20T14:22:10Z`).
 pub fn rfc3339_seconds(at: Timestamp) -> String {
@@ -100,5 +111,25 @@ impl Deadline {
     #[must_use]
     pub fn plus(self, later: Duration) -> Self {
         Self(self.0 + later)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_s_clock_may_say_anything() {
+        let epoch = SystemTime::UNIX_EPOCH;
+        let secs = Duration::from_secs;
+        for (said, told) in [
+            (epoch + secs(1_800_000_000), "2027-01-15T08:00:00Z"),
+            (epoch, "1970-01-01T00:00:00Z"),
+            (epoch - secs(1000), "1970-01-01T00:00:00Z"),
+            (epoch + secs(300_000_000_000), "9000-01-01T00:00:00Z"),
+        ] {
+            assert_eq!(rfc3339_seconds(within_reason(said)), told);
+        }
+        assert!(Clock::system().now() > Timestamp::UNIX_EPOCH);
     }
 }

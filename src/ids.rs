@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use percent_encoding::utf8_percent_encode;
 use serde::{Deserialize, Serialize, Serializer};
@@ -18,7 +19,21 @@ impl RunId {
     /// A fresh id.
     #[expect(clippy::disallowed_methods, reason = "this is the seam for ids")]
     pub fn new() -> Self {
-        Self(format!("run_{}", uuid::Uuid::now_v7().simple()).into())
+        Self::new_at(SystemTime::now())
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the seam for ids")]
+    fn new_at(now: SystemTime) -> Self {
+        // A version 7 id has no room for a time before 1970.
+        let id = if now >= SystemTime::UNIX_EPOCH {
+            uuid::Uuid::now_v7()
+        } else {
+            let mut random = [0; 10];
+            // Without randomness the next ids are refused by the store as taken ones.
+            let _filled = getrandom::fill(&mut random);
+            uuid::Builder::from_unix_timestamp_millis(0, &random).into_uuid()
+        };
+        Self(format!("run_{}", id.simple()).into())
     }
 
     /// Parses the wire form; `None` for anything but `run_` and 32 lower-case hex digits.
@@ -121,6 +136,15 @@ mod tests {
         ] {
             assert_eq!(RunId::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_are_made_whatever_the_clock_says() {
+        let early = SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1000);
+        let (one, other) = (RunId::new_at(early), RunId::new_at(early));
+        assert_ne!(one, other);
+        assert!(one < RunId::new());
+        assert_eq!(RunId::parse(one.as_str()), Some(one));
     }
 
     #[test]

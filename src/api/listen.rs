@@ -15,7 +15,7 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderValue;
-use axum::http::header::CONNECTION;
+use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use super::limits::Limits;
-use super::socket::{Activity, InFlight, Socket};
+use super::socket::{Activity, InFlight, Socket, Stage};
 use crate::ids::nonce;
 
 /// How serving ends.
@@ -70,6 +70,8 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
 /// Refusals of connections that are being written at once; beyond it they are just closed.
 const REFUSALS: usize = 64;
+/// After `begin`, how long a connection has that isn't worth waiting for; looked at this often.
+const BRIEF: Duration = Duration::from_millis(250);
 /// Between lines about connections that could not be accepted.
 const TELL_AGAIN: Duration = Duration::from_mins(1);
 const REFUSED: &str = concat!(
@@ -126,7 +128,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdo
     connections.wait().await;
 }
 
-/// One connection; it ends with the peer, with its last response after `begin`, or at `cut`.
+/// One connection; it ends with the peer, with its last response after `begin`, or at `cut`. After `begin` a peer that
+/// owes the rest of a request, or doesn't take an answer, has only a moment.
 struct Connection {
     router: Router,
     limits: Limits,
@@ -148,16 +151,35 @@ impl Connection {
         } = self;
         let activity = Arc::new(Activity::default());
         let io = TokioIo::new(Socket::new(stream, limits, Arc::clone(&activity)));
+        let waiting = Arc::clone(&activity);
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let in_flight = activity.begin();
             let activity = Arc::clone(&activity);
-            let whole = Arc::new(AtomicBool::new(request.body().is_end_stream()));
+            let at_once = request.body().is_end_stream();
+            activity.at(if at_once {
+                Stage::Handled
+            } else {
+                Stage::Arriving
+            });
+            let whole = Arc::new(AtomicBool::new(at_once));
             let read_whole = Arc::clone(&whole);
-            let mut request = request.map(|body| Body::new(Counted { body, whole }));
+            let arriving = Arc::clone(&activity);
+            let mut request = request.map(|body| {
+                Body::new(Counted {
+                    body,
+                    whole,
+                    arriving,
+                })
+            });
             request.extensions_mut().insert(Peer(peer));
             let response = router.clone().oneshot(request);
             async move {
                 let mut response: Response = response.await?;
+                let log = response
+                    .headers()
+                    .get(CONTENT_TYPE)
+                    .is_some_and(|kind| kind == "text/event-stream");
+                activity.at(if log { Stage::Log } else { Stage::Answered });
                 // Said, for a peer that sends its next request on a connection that is about to be closed gets
                 // no answer to it.
                 if !read_whole.load(Ordering::Relaxed) {
@@ -181,6 +203,7 @@ impl Connection {
                 .serve_connection(io, service)
         );
         let mut ending = false;
+        let mut in_vain = 0;
         loop {
             // Cutting first: it must not wait for a connection that is always ready.
             tokio::select! {
@@ -196,6 +219,12 @@ impl Connection {
                     }
                     return;
                 }
+                () = sleep(BRIEF), if ending => {
+                    in_vain = if waiting.worth_waiting() { 0 } else { in_vain + 1 };
+                    if in_vain == 2 {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -205,6 +234,7 @@ impl Connection {
 struct Counted {
     body: Incoming,
     whole: Arc<AtomicBool>,
+    arriving: Arc<Activity>,
 }
 
 impl HttpBody for Counted {
@@ -218,6 +248,7 @@ impl HttpBody for Counted {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         if frame.is_none() || self.body.is_end_stream() {
             self.whole.store(true, Ordering::Relaxed);
+            self.arriving.at(Stage::Handled);
         }
         Poll::Ready(frame)
     }

@@ -12,18 +12,35 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::limits::Limits;
 
-/// What HTTP knows and the socket must: how many requests have begun and ended on the connection, and whether one
-/// was answered before it was read.
+/// What HTTP and the socket must know of each other: how many requests have begun and ended on the connection, how
+/// far the last one is, whether one was answered before it was read, and whether a write waits for the peer.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     begun: AtomicU64,
     ended: AtomicU64,
     unread: AtomicBool,
+    stage: Mutex<Stage>,
+    writing: AtomicBool,
+}
+
+/// How far the connection's last request is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// It has not arrived whole.
+    #[default]
+    Arriving,
+    /// It is being worked on.
+    Handled,
+    /// The log of a run is its answer.
+    Log,
+    /// Something else is.
+    Answered,
 }
 
 impl Activity {
@@ -31,6 +48,22 @@ impl Activity {
     pub(super) fn begin(self: &Arc<Self>) -> InFlight {
         self.begun.fetch_add(1, Ordering::Relaxed);
         InFlight(Arc::clone(self))
+    }
+
+    /// The last request has come this far.
+    pub(super) fn at(&self, stage: Stage) {
+        *self.stage.lock() = stage;
+    }
+
+    /// Whether a server that stops should wait for the connection: for its own work and for what a reader of a log
+    /// has still to get, not for a peer that neither sends nor takes what it should.
+    pub(super) fn worth_waiting(&self) -> bool {
+        let stage = *self.stage.lock();
+        match stage {
+            Stage::Arriving | Stage::Answered => false,
+            Stage::Handled => true,
+            Stage::Log => !self.idle() || self.writing.load(Ordering::Relaxed),
+        }
     }
 
     /// The rest of a request's body will not be read.
@@ -128,6 +161,9 @@ impl<S> Socket<S> {
         cx: &mut Context<'_>,
         result: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        self.activity
+            .writing
+            .store(result.is_pending(), Ordering::Relaxed);
         if let Poll::Ready(written) = result {
             let written = written?;
             // A few bytes now and then are no progress: a response could be held for hours.

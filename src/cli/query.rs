@@ -12,7 +12,7 @@ use super::args::Query;
 use super::exit::{FAILED, INTERRUPTED, REFUSED};
 use super::printer::Printer;
 use super::show::{Piece, Show};
-use crate::app::{App, Role};
+use crate::app::{App, Role, StartError};
 use crate::config::{Config, QueryRequest};
 use crate::error::Problem;
 use crate::events::EventType;
@@ -41,15 +41,25 @@ pub(super) async fn run(query: Query, config: Config, cwd: &Path, printer: Print
             return REFUSED;
         }
     };
-    let app = match App::build(config, Role::OneShot).await {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            printer.note(&format!("error: {error}"));
+            return FAILED;
+        }
+    };
+    let app = match App::build_until(config, Role::OneShot, signals.next()).await {
         Ok(app) => app,
         Err(error) => {
             printer.note(&format!("error: {error}"));
-            return REFUSED;
+            return match error {
+                StartError::Stopped => INTERRUPTED,
+                StartError::Store(_) | StartError::Http(_) => REFUSED,
+            };
         }
     };
     let code = match start(&app, request).await {
-        Ok((handle, signals)) => {
+        Ok(handle) => {
             follow(
                 &app,
                 handle,
@@ -76,19 +86,16 @@ pub(super) async fn run(query: Query, config: Config, cwd: &Path, printer: Print
 }
 
 /// Starts the run; else the exit code and why.
-async fn start(app: &App, request: QueryRequest) -> Result<(RunHandle, Signals), (u8, String)> {
-    let signals = Signals::new().map_err(|error| (FAILED, error.to_string()))?;
+async fn start(app: &App, request: QueryRequest) -> Result<RunHandle, (u8, String)> {
     // What can't be done with these arguments and settings, as opposed to what went wrong.
     let spec = app
         .config
         .resolve(request, &app.usable)
         .map_err(|problem| (REFUSED, described(&problem)))?;
-    let handle = app
-        .runs
+    app.runs
         .start(spec)
         .await
-        .map_err(|problem| (FAILED, described(&problem)))?;
-    Ok((handle, signals))
+        .map_err(|problem| (FAILED, described(&problem)))
 }
 
 /// Shows events until the terminal one.

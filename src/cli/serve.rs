@@ -8,7 +8,7 @@ use super::descriptors;
 use super::exit::{FAILED, INTERRUPTED, REFUSED};
 use super::printer::Printer;
 use crate::api::Limits;
-use crate::app::{App, Role};
+use crate::app::{App, Role, StartError};
 use crate::config::Config;
 use crate::lifecycle::{self, End};
 use crate::signals::Signals;
@@ -29,16 +29,15 @@ pub(super) async fn run(config: Config, printer: Printer) -> u8 {
     };
     let started = match Signals::new().and_then(|signals| Ok((signals, listener.local_addr()?))) {
         Ok((mut signals, address)) => {
-            let built = tokio::select! {
-                built = App::build(config, Role::Serve) => built,
-                () = signals.next() => {
+            match App::build_until(config, Role::Serve, signals.next()).await {
+                Ok(app) => Ok((signals, address, app)),
+                // In order: a supervisor that stops a start has not seen it fail.
+                Err(StartError::Stopped) => {
                     printer.note("stopped before it served");
-                    return INTERRUPTED;
+                    return 0;
                 }
-            };
-            built
-                .map(|app| (signals, address, app))
-                .map_err(|error| error.to_string())
+                Err(error) => Err(error.to_string()),
+            }
         }
         Err(error) => Err(error.to_string()),
     };

@@ -197,7 +197,10 @@ mod tests {
             ("SANCASTER_API_KEY", key),
             ("SANDCASTER_API_KEYS", key),
             ("SandCaster_Api_Key", key),
-            ("SANDCATSER_WEBHOOK_SECRET", Some("SANDCASTER_WEBHOOK_SECRET")),
+            (
+                "SANDCATSER_WEBHOOK_SECRET",
+                Some("SANDCASTER_WEBHOOK_SECRET"),
+            ),
             ("anthropic_api_key", Some("ANTHROPIC_API_KEY")),
             ("E2B-API-KEY", Some("E2B_API_KEY")),
             ("SANDCASTER_API_KEY", None),

@@ -64,7 +64,7 @@ async fn a_second_server_on_the_same_store_is_refused_and_the_first_goes_on() {
 
 #[tokio::test]
 async fn a_signal_ends_runs_with_their_event_and_leaves_nothing() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         let mut server = Served::keyless().await;
         let stream = busy(&server).await;
         let run = stream.run_id.clone();
@@ -107,7 +107,9 @@ async fn a_signal_ends_a_start_that_hangs() {
     kill(Pid::from_raw(id), Signal::SIGTERM).unwrap();
     let ended = timeout(PATIENCE, server.wait_with_output()).await;
     let output = ended.expect("an end in time").unwrap();
-    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(output.status.code(), Some(0));
+    let instances = dir.path().join(".sandcaster/instances");
+    assert_eq!(std::fs::read_dir(instances).unwrap().count(), 0, "unclean");
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("stopped before it served"), "{stderr}");
     assert!(output.stdout.is_empty());

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use sandcaster::api::Limits;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::support::http::{PATIENCE, Reply, TestServer, first_reply, keyed, keyless};
@@ -248,4 +250,89 @@ async fn only_a_request_that_was_not_read_holds_up_the_end_of_its_connection() {
     server.shutdown.begin.cancel();
     server.ended().await;
     drop((idle, silent));
+}
+
+/// An answer that is longer than what the sockets hold, once it may begin.
+async fn long(kind: &'static str, begun: Arc<Notify>, may: Arc<Semaphore>) -> impl IntoResponse {
+    begun.notify_one();
+    let _permit = may.acquire().await.unwrap();
+    ([(CONTENT_TYPE, kind)], vec![b'x'; 32 << 20])
+}
+
+#[tokio::test]
+async fn only_work_and_a_run_s_log_are_waited_for_at_the_end() {
+    let (begun, at_once) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(1)));
+    let (log_begun, held) = (Arc::new(Notify::new()), Arc::new(Semaphore::new(0)));
+    let later = (Arc::clone(&log_begun), Arc::clone(&held));
+    let routes = Router::new()
+        .route(
+            "/health",
+            get(move || long("text/plain", Arc::clone(&begun), Arc::clone(&at_once))),
+        )
+        .route(
+            "/runs",
+            get(move || {
+                long(
+                    "text/event-stream",
+                    Arc::clone(&later.0),
+                    Arc::clone(&later.1),
+                )
+            }),
+        )
+        .route(
+            "/query",
+            post(|body: Bytes| async move { body.len().to_string() }),
+        );
+    let mut server = TestServer::routes(keyless(), routes, Limits::default()).await;
+    let whole = format!("GET /health HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    let half_body = format!(
+        "POST /query HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{{",
+        server.address
+    );
+    let mut peers = Vec::new();
+    for request in [
+        "GET /health HTTP/1.1\r\nHo",
+        &half_body,
+        // Neither of the two answers is read.
+        &whole.repeat(2),
+    ] {
+        let mut peer = server.connect().await;
+        peer.write_all(request.as_bytes()).await.unwrap();
+        peers.push(peer);
+    }
+    let mut reader = server.connect().await;
+    let request = format!("GET /runs HTTP/1.1\r\nHost: {}\r\n\r\n", server.address);
+    reader.write_all(request.as_bytes()).await.unwrap();
+    let mut first = [0];
+    timeout(PATIENCE, peers[2].read_exact(&mut first))
+        .await
+        .expect("an answer")
+        .unwrap();
+    timeout(PATIENCE, log_begun.notified())
+        .await
+        .expect("a request");
+
+    server.shutdown.begin.cancel();
+    for peer in &mut peers[..2] {
+        let mut rest = Vec::new();
+        let read = timeout(PATIENCE, peer.read_to_end(&mut rest)).await;
+        read.expect("closed, though nobody cuts").ok();
+    }
+    held.add_permits(1);
+    let mut got = 0;
+    let mut part = vec![0; 1 << 20];
+    let slowly = async {
+        loop {
+            match reader.read(&mut part).await.unwrap() {
+                0 => break,
+                n => got += n,
+            }
+            // In all longer than a connection has that isn't worth waiting for.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, slowly).await.expect("closed");
+    assert!(got > 32 << 20, "{got}");
+    server.ended().await;
+    drop(peers);
 }

@@ -11,6 +11,8 @@ pub(super) struct Healthy {
     sync: AtomicBool,
     /// The writer is there.
     writer: AtomicBool,
+    /// The files are where their names lead.
+    files: AtomicBool,
 }
 
 impl Healthy {
@@ -19,11 +21,15 @@ impl Healthy {
             commit: AtomicBool::new(true),
             sync: AtomicBool::new(true),
             writer: AtomicBool::new(true),
+            files: AtomicBool::new(true),
         }
     }
 
     pub(super) fn get(&self) -> bool {
-        self.commit.load(Ordering::Relaxed) && self.synced() && self.writer.load(Ordering::Relaxed)
+        self.synced()
+            && [&self.commit, &self.writer, &self.files]
+                .iter()
+                .all(|well| well.load(Ordering::Relaxed))
     }
 
     /// Whether what is synced is on the disk. False from a failed sync until all of the log was moved into
@@ -40,6 +46,21 @@ impl Healthy {
     /// Notes that a sync failed, or that it no longer matters; logs a change once.
     pub(super) fn sync(&self, result: Result<(), &StoreError>) {
         note(&self.sync, result, "sync");
+    }
+
+    /// Notes whether the files are where their names lead; logs once that they aren't. What was synced since is not
+    /// believed, also when they are back.
+    pub(super) fn files(&self, there: bool) {
+        let were = self.files.swap(there, Ordering::Relaxed);
+        if !there {
+            self.sync.store(false, Ordering::Release);
+            if were {
+                tracing::error!(
+                    "a file of the run store was removed or replaced while it is in use: no runs are taken until it \
+                     is back or the server is restarted"
+                );
+            }
+        }
     }
 
     /// Notes that nothing will ever be written again.

@@ -19,6 +19,22 @@ pub(super) fn is_same_file(_file: &File, path: &Path) -> bool {
     path.exists()
 }
 
+/// What tells the file that a name leads to from every other one of this moment; `None` if there is none.
+#[cfg(unix)]
+pub(super) fn identity(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    use std::os::unix::fs::MetadataExt;
+    match std::fs::metadata(path) {
+        Ok(file) => Ok(Some((file.dev(), file.ino()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(not(unix))]
+pub(super) fn identity(path: &Path) -> io::Result<Option<(u64, u64)>> {
+    Ok(path.exists().then_some((0, 0)))
+}
+
 /// The file's number on its disk. The disk's own is none of it: many get another one when the machine starts.
 #[cfg(unix)]
 pub(super) fn inode(path: &Path) -> Option<String> {

@@ -12,6 +12,7 @@
 //! | `fault` | what its errors mean |
 //! | `health` | whether writing works |
 //! | `reads`, `watch` | every query, and following the runs of other processes |
+//! | `names` | whether the files are still where their names lead |
 //! | `inode` | what a file's name leads to, and that a name lasts |
 //!
 //! Several processes may write to one directory (a server, and one-shot commands); each has its own writer,
@@ -22,6 +23,7 @@ mod data_dir;
 mod fault;
 mod health;
 mod inode;
+mod names;
 mod ops;
 mod options;
 mod queue;

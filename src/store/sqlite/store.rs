@@ -18,6 +18,7 @@ use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
 use super::fault::failure;
 use super::health::Healthy;
+use super::names::Names;
 use super::options::StoreOptions;
 use super::queue::{Queue, SyncWish, Work};
 use super::reads::{self, Readers};
@@ -97,6 +98,7 @@ impl SqliteStore {
         }
         db.busy_timeout(busy_timeout).map_err(fault)?;
         let checkpoints = schema::connect(&path, Purpose::Checkpoint, durability).map_err(fault)?;
+        let names = Names::of(&path);
         drop(turn);
 
         let no_thread = |error: std::io::Error| {
@@ -116,6 +118,7 @@ impl SqliteStore {
             syncer: Syncer::start(&path, Arc::clone(&healthy)).map_err(no_thread)?,
             checkpointer: Checkpointer::start(checkpoints).map_err(no_thread)?,
             locks,
+            names,
             owner: Arc::clone(data_dir.owner()),
             busy_timeout,
             closed: tell_closed,

@@ -13,6 +13,7 @@ use super::checkpoint::{self, Checkpointer};
 use super::data_dir::Locks;
 use super::fault::{Fault, failure};
 use super::health::Healthy;
+use super::names::{Names, Seen};
 use super::ops::{self, Known};
 use super::queue::{Job, Next, Outcome, Queue, SyncWish, Work};
 use super::sync::Syncer;
@@ -32,6 +33,8 @@ const HEAL_WAIT: Duration = Duration::from_millis(100);
 /// How long another process's transaction is waited for when the store is closed.
 const LAST_WAIT: Duration = Duration::from_millis(500);
 
+const LOST: &str = "a file of the run store was removed or replaced while it was in use";
+
 /// The writer, to be moved to its thread.
 pub(super) struct Writer {
     pub(super) db: Connection,
@@ -43,6 +46,8 @@ pub(super) struct Writer {
     pub(super) checkpointer: Checkpointer,
     /// Held until the last write is done, so that nobody takes the directory before.
     pub(super) locks: Locks,
+    /// Those of the database's files.
+    pub(super) names: Names,
     /// The name of this process in the rows of its runs.
     pub(super) owner: Arc<str>,
     /// How long another process's transaction is waited for at a time.
@@ -96,7 +101,9 @@ impl Writer {
 
     fn look_after(&mut self) {
         self.locks.renew();
-        if self.healthy.synced() {
+        let there = self.names.look() == Seen::There;
+        self.healthy.files(there);
+        if !there || self.healthy.synced() {
             return;
         }
         let heal = || {
@@ -128,6 +135,12 @@ impl Writer {
     }
 
     fn write(&mut self, known: &mut Known, jobs: Vec<Job>) {
+        if !self.healthy.get() && self.names.look() == Seen::Lost {
+            for job in jobs {
+                job.tell(Err(StoreError::Unusable(LOST.to_owned())));
+            }
+            return;
+        }
         let outcomes = self.transact(known, &jobs);
         let failed = outcomes.iter().find_map(|outcome| match outcome {
             Err(error @ StoreError::Failed(_)) => Some(error.clone()),
