@@ -16,7 +16,7 @@ use super::{sse, view};
 use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::{RunId, Seq};
-use crate::runs::{cursor_ahead, store_problem};
+use crate::runs::{cursor_ahead, events_problem, store_problem};
 use crate::show::start;
 use crate::store::LISTED_PROMPT;
 
@@ -118,7 +118,8 @@ async fn page(state: &ApiState, run: &RunId, after: Seq, limit: u32) -> Result<R
     while left > 0 && bytes < PAGE_BYTES && page.next_after < head.last_seq.0 {
         let step = left.min(PAGE_STEP);
         let read = state.app.runs.store().read(run, Seq(page.next_after), step);
-        let events = read.await.map_err(|error| store_problem(&error))?;
+        // It may have been deleted since its head was read.
+        let events = read.await.map_err(|error| events_problem(run, &error))?;
         if events.is_empty() {
             break;
         }

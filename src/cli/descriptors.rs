@@ -5,12 +5,24 @@
 #[cfg(target_os = "linux")]
 const WANTED: u64 = 1 << 16;
 
-/// What every system gives without asking.
+/// What every system gives without asking, and what a server needs: connections that are refused need some too.
 const USUAL: u64 = 256;
+
+/// As [`raise`]; else why a server can't do its work here.
+pub(super) fn for_a_server() -> Result<u64, String> {
+    let most = raise();
+    if most < USUAL {
+        return Err(format!(
+            "this process may have only {most} files and connections open, and a server needs {USUAL}: raise the \
+             limit (ulimit -n)"
+        ));
+    }
+    Ok(most)
+}
 
 /// Raises the limit of this process as far as it may by itself, and gives what then holds.
 #[cfg(target_os = "linux")]
-pub(super) fn raise() -> u64 {
+fn raise() -> u64 {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return USUAL;
@@ -24,6 +36,6 @@ pub(super) fn raise() -> u64 {
 
 /// What is certain.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn raise() -> u64 {
+fn raise() -> u64 {
     USUAL
 }

@@ -18,7 +18,13 @@ pub(super) async fn run(config: Config, printer: Printer) -> u8 {
     for warning in config.warnings.iter().chain(config.exposure().as_ref()) {
         tracing::warn!("{warning}");
     }
-    let descriptors = descriptors::raise();
+    let descriptors = match descriptors::for_a_server() {
+        Ok(descriptors) => descriptors,
+        Err(error) => {
+            printer.note(&format!("error: {error}"));
+            return REFUSED;
+        }
+    };
     let (host, port) = (config.server.host.clone(), config.server.port);
     let listener = match TcpListener::bind((host.as_str(), port)).await {
         Ok(listener) => listener,

@@ -443,6 +443,7 @@ fn from_text(text: &str, kind: Kind) -> Node<'_> {
         Kind::Number => {
             let integer = text.parse::<u64>().ok().map(Number::from);
             integer
+                .or_else(|| text.parse::<i64>().ok().map(Number::from))
                 .or_else(|| text.parse::<f64>().ok().and_then(Number::from_f64))
                 .map_or(whole, Node::Number)
         }

@@ -220,7 +220,8 @@ fn base_url(value: &str, insecure: bool) -> Result<String, String> {
         .trim_start_matches('[')
         .trim_end_matches(']')
         .parse::<IpAddr>();
-    let loopback = host == "localhost" || address.is_ok_and(|address| address.is_loopback());
+    let loopback =
+        host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback());
     match url.scheme() {
         "https" => {}
         "http" if loopback || insecure => {}
@@ -282,6 +283,7 @@ mod tests {
             ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
             ("http://[::1]:8080/", "http://[::1]:8080"),
             ("http://localhost", "http://localhost"),
+            ("http://[::ffff:127.0.0.1]", "http://[::ffff:127.0.0.1]"),
         ] {
             assert_eq!(base_url(value, false).as_deref(), Ok(kept));
         }

@@ -20,7 +20,7 @@ mod task;
 mod tasks;
 
 pub use log::{LogLimits, LogWriter, Logs};
-pub use problems::{cursor_ahead, end_unknown, events_expired, run_not_found, store_problem};
+pub use problems::{cursor_ahead, end_unknown, events_problem, run_not_found, store_problem};
 pub use reader::{CursorError, LogReader};
 pub use recovery::recover;
 pub use registry::{CancelOutcome, Health, RunHandle, RunReader, Runs, RunsConfig};

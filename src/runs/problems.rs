@@ -31,6 +31,14 @@ pub fn store_problem(error: &StoreError) -> Problem {
     }
 }
 
+/// What the store's failure means to who reads a run's events.
+pub fn events_problem(run: &RunId, error: &StoreError) -> Problem {
+    match error {
+        StoreError::Expired(_) => events_expired(run),
+        error => store_problem(error),
+    }
+}
+
 /// The store's failure under a run, which may have acted already: so nothing in it asks for another try.
 pub(super) fn store_failed(error: &StoreError) -> Problem {
     tracing::error!(%error, "the store failed under a run");
@@ -76,10 +84,27 @@ pub fn cursor_ahead(run: &RunId, head: Seq) -> Problem {
 }
 
 /// The run was deleted, and its events with it.
-pub fn events_expired(run: &RunId) -> Problem {
+fn events_expired(run: &RunId) -> Problem {
     Problem::new(
         ErrorCode::EventsExpired,
         "the run was deleted, by request or by age, and its events are no longer kept",
     )
     .about(run)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_of_a_deleted_run_are_expired_and_those_of_no_run_are_not_found() {
+        let run = RunId::new();
+        for (error, code) in [
+            (StoreError::Expired(run.clone()), ErrorCode::EventsExpired),
+            (StoreError::NotFound(run.clone()), ErrorCode::RunNotFound),
+            (StoreError::Closed, ErrorCode::StoreUnavailable),
+        ] {
+            assert_eq!(events_problem(&run, &error).code, code);
+        }
+    }
 }

@@ -15,7 +15,7 @@ use super::control::{RunControl, Stop};
 use super::lease::{ReaderLease, Readers};
 use super::log::{LogLimits, LogWriter, Logs};
 use super::problems::{
-    RETRY, cursor_ahead, events_expired, run_not_found, store_problem, unwritable,
+    RETRY, cursor_ahead, events_problem, run_not_found, store_problem, unwritable,
 };
 use super::reader::{CursorError, LogReader};
 use super::reaper::{self, Reaper};
@@ -496,7 +496,10 @@ impl Runs {
                 ErrorCode::RunActive,
                 "the run has not ended, so it can't be deleted",
             )
-            .hint(format!("POST /runs/{run}/cancel ends it"))
+            .hint(match self.live_run(run) {
+                Some(_) => format!("POST /runs/{run}/cancel ends it"),
+                None => END_THERE.to_owned(),
+            })
             .about(run)),
             Deletion::Unknown => Err(run_not_found(run)),
         }
@@ -545,7 +548,7 @@ impl Runs {
                     ErrorCode::NotImplemented,
                     "the run belongs to another process on this store and can't be cancelled from here",
                 )
-                .hint("stop the `sandcaster query` that started it")
+                .hint(END_THERE)
                 .about(run));
             }
             _ => {}
@@ -624,6 +627,9 @@ impl RunReader {
     }
 }
 
+/// How a run of another process is ended.
+const END_THERE: &str = "stop the `sandcaster query` that started it";
+
 fn draining() -> Problem {
     Problem::new(
         ErrorCode::Draining,
@@ -643,8 +649,7 @@ fn missing(what: &str, name: &str) -> Problem {
 fn cursor_problem(run: &RunId, error: CursorError) -> Problem {
     match error {
         CursorError::Ahead { head } => cursor_ahead(run, head),
-        CursorError::Store(StoreError::Expired(_)) => events_expired(run),
-        CursorError::Store(error) => store_problem(&error),
+        CursorError::Store(error) => events_problem(run, &error),
     }
 }
 

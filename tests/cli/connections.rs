@@ -6,8 +6,10 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::process::Command;
 
-use crate::support::app::{EventStream, demo};
+use crate::support::app::{EventStream, binary, demo};
+use crate::support::clients::run;
 use crate::support::http::{Reply, first_reply};
 use crate::support::served::Served;
 
@@ -64,6 +66,26 @@ async fn idle_connections_are_refused_before_a_run_lacks_open_files() {
         "{}",
         server.log()
     );
+}
+
+#[tokio::test]
+async fn a_start_with_too_few_open_files_is_refused_with_the_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut limited = Command::new("/usr/bin/prlimit");
+    limited
+        .arg("--nofile=64:128")
+        .arg(binary())
+        .args(["serve", "--port", "0"])
+        .current_dir(dir.path())
+        .env_clear();
+    let output = run(&mut limited).await;
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(
+        stderr.contains("only 128 files") && stderr.contains("needs 256"),
+        "{stderr}"
+    );
+    assert!(output.stdout.is_empty());
 }
 
 #[tokio::test]

@@ -156,6 +156,8 @@ fn runs_are_kept_for_ever_where_that_is_asked_for() {
     let default = load("", &[]).unwrap().server;
     assert_eq!(default.retention, Some(Duration::from_hours(30 * 24)));
     assert_eq!(default.max_stored_runs, 100_000);
+    let below = load("", &[("SANDCASTER_RETENTION_DAYS", "-1")]).unwrap_err();
+    assert!(below.ends_with("not -1"), "{below}");
     let kept = load("", &[("SANDCASTER_RETENTION_DAYS", "0")]).unwrap();
     assert_eq!(kept.server.retention, None);
 }

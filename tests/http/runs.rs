@@ -444,6 +444,9 @@ async fn a_run_is_deleted_when_it_has_ended_and_then_it_is_known_to_be_gone() {
     let live = delete().send().await;
     assert_eq!((live.status, live.code().as_str()), (409, "RUN_ACTIVE"));
     assert_eq!(live.json()["runId"], run.as_str());
+    // It is not this process's.
+    let hint = live.json()["hint"].to_string();
+    assert!(hint.contains("sandcaster query"), "{hint}");
     end(&server.store, &lease, 4).await;
     let odd = server.request("DELETE", &format!("/runs/{run}?force=1"));
     assert_eq!(odd.send().await.status, 400);

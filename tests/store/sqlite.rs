@@ -235,6 +235,20 @@ async fn a_database_that_an_older_process_uses_is_not_migrated() {
 }
 
 #[tokio::test]
+async fn a_database_of_another_program_is_refused_as_that() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = rusqlite::Connection::open(dir.path().join("sandcaster.db")).unwrap();
+    db.execute_batch("CREATE TABLE theirs (x); PRAGMA user_version = 3")
+        .unwrap();
+    drop(db);
+    let refused = SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).err();
+    assert!(
+        matches!(&refused, Some(StoreError::Unusable(why)) if why.contains("not one of sandcaster's")),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
 async fn a_database_of_a_newer_version_is_refused_with_both_versions() {
     let (dir, store) = sqlite();
     store.close().await;

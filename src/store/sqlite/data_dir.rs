@@ -11,6 +11,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -32,6 +33,10 @@ const MISSING: Duration = Duration::from_secs(30);
 
 /// The ending of a lock file before it has its name.
 const UNNAMED: &str = "new";
+/// How long another process may set the database up before that is told, and before this one gives up.
+const SETUP: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
+/// Between looks whether it is done.
+const SETUP_PAUSE: Duration = Duration::from_millis(20);
 
 /// A data directory and this process's name in it.
 #[derive(Debug)]
@@ -79,8 +84,7 @@ impl DataDir {
             Role::OneShot => None,
             Role::Serve => Some(serve_lock(path, unusable)?),
         };
-        let turn = claim(&path.join(SETUP_LOCK), File::lock)
-            .map_err(|error| unusable("take a lock in", &error))?;
+        let turn = setup_turn(path, SETUP)?;
         let owner = nonce();
         let file = instance_path(path, &owner);
         let instance =
@@ -265,6 +269,40 @@ fn serve_lock(
     }
 }
 
+/// Waits until no other process sets the database up: says so after the first time, and gives up after the second.
+fn setup_turn(dir: &Path, (tell, give_up): (Duration, Duration)) -> Result<File, StoreError> {
+    let path = dir.join(SETUP_LOCK);
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        match claim(&path, at_once) {
+            Ok(turn) => return Ok(turn),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                return Err(StoreError::Unusable(format!(
+                    "could not take a lock in the data directory {}: {error}",
+                    dir.display()
+                )));
+            }
+        }
+        let waited = begun.elapsed();
+        if waited >= give_up {
+            return Err(StoreError::InUse(format!(
+                "another process has been setting up the data directory {} for {} s: wait until it is done, or end \
+                 the process that holds {SETUP_LOCK}",
+                dir.display(),
+                waited.as_secs()
+            )));
+        }
+        if waited >= tell && !told {
+            told = true;
+            tracing::warn!(path = %path.display(), "waiting for another process that sets up the data directory");
+        }
+        // Not a thread of the runtime.
+        thread::park_timeout(SETUP_PAUSE);
+    }
+}
+
 /// Makes and locks a lock file, so that the name leads to the locked file when this returns.
 fn claim(path: &Path, lock: Locking) -> io::Result<File> {
     const TRIES: u32 = 100;
@@ -413,6 +451,22 @@ mod tests {
             drop(looks);
             let claimed = owner.join().unwrap().unwrap();
             assert!(is_same_file(&claimed, &path));
+        });
+    }
+
+    #[test]
+    fn a_process_that_never_ends_its_setup_is_not_waited_for_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_dir, _locks, turn) = DataDir::open(dir.path(), Role::OneShot).unwrap();
+        let refused = setup_turn(dir.path(), (Duration::ZERO, Duration::from_millis(50)));
+        assert!(
+            matches!(&refused, Err(StoreError::InUse(why)) if why.contains("setup.lock")),
+            "{refused:?}"
+        );
+        std::thread::scope(|threads| {
+            let waiting = threads.spawn(|| setup_turn(dir.path(), SETUP).is_ok());
+            drop(turn);
+            assert!(waiting.join().unwrap());
         });
     }
 }

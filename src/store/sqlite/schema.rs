@@ -336,6 +336,19 @@ fn migrate(db: &mut Connection, path: &Path) -> Result<(), StoreError> {
             env!("CARGO_PKG_VERSION"),
         )));
     }
+    let meta: bool = tx
+        .query_row(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'meta')",
+            [],
+            |row| row.get(0),
+        )
+        .map_err(unusable)?;
+    if version < 0 || (version > 0 && !meta) {
+        return Err(StoreError::Unusable(format!(
+            "the database {} is not one of sandcaster's: choose another --data-dir",
+            path.display(),
+        )));
+    }
     let done = usize::try_from(version).unwrap_or(0);
     if version > 0 && version < ours {
         tracing::info!(
