@@ -65,6 +65,11 @@ pub fn rfc3339_seconds(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
+/// As HTTP's `Date` says times (`Fri, 20 Mar 2026 14:22:10 GMT`).
+pub fn http_date(at: Timestamp) -> String {
+    at.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
 /// A point in time by the monotonic clock that work must not pass. Passed down, never made afresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Instant);
@@ -117,6 +122,12 @@ impl Deadline {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn http_dates_have_their_form() {
+        let at = within_reason(SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777));
+        assert_eq!(http_date(at), "Sun, 06 Nov 1994 08:49:37 GMT");
+    }
 
     #[test]
     fn a_machine_s_clock_may_say_anything() {

@@ -141,6 +141,11 @@ async fn at_the_end_responses_finish_and_idle_connections_close() {
     gate.add_permits(1);
     let reply = first_reply(&mut busy, b"").await;
     assert_eq!((reply.status, reply.text()), (200, "late"));
+    assert!(
+        reply
+            .header("date")
+            .is_some_and(|date| date.ends_with(" GMT"))
+    );
     assert_eq!(reply.header("connection"), Some("close"));
     server.ended().await;
     assert!(

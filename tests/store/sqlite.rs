@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use sandcaster::ids::Seq;
 use sandcaster::spec::StoreDurability;
 use sandcaster::store::{
-    Append, Check, Flush, Role, RunStore, SqliteStore, StoreError, StoreOptions,
+    Append, Check, Flush, Role, RunEnd, RunStore, SqliteStore, StoreError, StoreOptions,
 };
 
 use tempfile::TempDir;
@@ -232,6 +232,19 @@ async fn a_database_that_an_older_process_uses_is_not_migrated() {
     store.close().await;
     assert!(version() > 1);
     drop(waiting);
+}
+
+#[tokio::test]
+async fn a_run_does_not_end_before_it_started_when_the_clock_is_set_back() {
+    let (_dir, store) = sqlite();
+    let run = created(&*store).await;
+    let end = RunEnd {
+        completed_at: jiff::Timestamp::UNIX_EPOCH,
+        ..super::end()
+    };
+    store.finish(&run, end_event(2, "end"), end).await.unwrap();
+    let record = store.get(&run.run).await.unwrap().unwrap();
+    assert_eq!(record.end.unwrap().completed_at, record.facts.started_at);
 }
 
 #[tokio::test]

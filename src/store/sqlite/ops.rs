@@ -242,9 +242,10 @@ fn finish_run(
     let (code, message) = end.error.as_ref().map_or((None, None), |(code, message)| {
         (Some(ErrorCode::as_str(*code)), Some(message))
     });
+    // The clock may have been set back since the start.
     let ended = db
         .prepare_cached(
-            "UPDATE runs SET state = ?2, completed_at = ?3, error_code = ?4, error = ?5, cost_nanos = ?6,
+            "UPDATE runs SET state = ?2, completed_at = max(?3, started_at), error_code = ?4, error = ?5, cost_nanos = ?6,
                  input_tokens = ?7, output_tokens = ?8, usage_complete = ?9, num_turns = ?10, duration_secs = ?11
              WHERE no = ?1 AND state IN ('queued', 'running')",
         )?
