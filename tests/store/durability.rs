@@ -49,7 +49,7 @@ async fn a_store_whose_file_was_removed_takes_nothing_more_until_it_is_opened_an
         let run = created(&*store).await;
         store.flush(Flush::Synced).await.unwrap();
         std::fs::remove_file(dir.path().join("data").join(file)).unwrap();
-        until("it is not noticed", || !store.healthy()).await;
+        until(|| !store.healthy(), "it is noticed").await;
         // A while later it is final; no look in between has found it well.
         let mut seq = 2;
         let given_up = async {
