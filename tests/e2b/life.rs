@@ -1,27 +1,11 @@
 //! Whatever way a run ends, its sandbox is gone, and no other is touched.
 
-use std::time::Duration;
+use serde_json::json;
 
-use serde_json::{Value, json};
-
-use super::{application, calls, left, others, talkative};
-use crate::support::app::{PATIENCE, TestApp, ask, of_kind};
+use super::{application, calls, end_of, left, others, talkative};
+use crate::support::app::{ask, of_kind};
 use crate::support::fake_e2b::{Death, Ending, FakeE2b, Route, Seen, StreamFault};
 use crate::support::fake_llm::{FakeLlm, Reply};
-
-/// The run's record once it says that its sandbox is gone.
-async fn end_of(app: &TestApp, run: &str) -> Value {
-    let recorded = async {
-        loop {
-            let record = app.ended(run).await;
-            if record["sandboxes"][0]["destroyed"] == true {
-                return record;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, recorded).await.unwrap()
-}
 
 #[tokio::test]
 async fn nothing_is_left_after_an_answer_or_an_error() {

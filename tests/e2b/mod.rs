@@ -75,3 +75,17 @@ fn sandbox_id(events: &[Value]) -> String {
         .expect("a sandbox was created");
     created["sandboxId"].as_str().unwrap().to_owned()
 }
+
+/// The run's record once it says that its last sandbox is gone.
+async fn end_of(app: &TestApp, run: &str) -> Value {
+    let recorded = async {
+        loop {
+            let record = app.ended(run).await;
+            if record["sandboxes"].as_array().unwrap().last().unwrap()["destroyed"] == true {
+                return record;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, recorded).await.unwrap()
+}

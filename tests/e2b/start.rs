@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{application, calls, ids, left, sandbox_id};
+use super::{application, calls, end_of, ids, left, sandbox_id};
 use crate::support::app::{EventStream, ask, kinds, of_kind, text};
 use crate::support::fake_e2b::{FakeE2b, Route};
 use crate::support::fake_llm::{FakeLlm, Gate, Reply};
@@ -43,7 +43,7 @@ async fn the_first_words_come_while_the_sandbox_is_still_being_made() {
         "{result}"
     );
     assert_eq!(rest.last().unwrap()["content"], "It says hello.");
-    let record = app.json(&format!("/runs/{id}")).await;
+    let record = end_of(&app, &id).await;
     assert_eq!(
         record["sandboxes"],
         json!([{"backend": "e2b", "attempt": 1, "destroyed": true, "id": sandbox}])

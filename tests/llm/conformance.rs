@@ -207,7 +207,7 @@ async fn a_reason_without_the_mark_of_the_end_is_an_end_whatever_follows() {
                 end: Duration::from_millis(300),
                 ..limits()
             };
-            let (deltas, error) = row.ask_once(reply.clone(), soon).await;
+            let (deltas, error) = row.ask_to_the_end(reply.clone(), soon).await;
             assert!(error.is_none(), "{place}: {error:?}");
             assert_eq!(text_of(&deltas), "a", "{place}");
             assert_eq!(calls(&deltas).len(), 1, "{place}");
@@ -221,7 +221,7 @@ async fn a_reason_without_the_mark_of_the_end_is_an_end_whatever_follows() {
 async fn done_before_the_reason_is_a_cut() {
     for row in rows() {
         let reply = Reply::new().text("a").bytes(b"data: [DONE]\n\n".to_vec());
-        let (deltas, error) = row.ask_once(reply.stall(), limits()).await;
+        let (deltas, error) = row.ask_to_the_end(reply.stall(), limits()).await;
         assert_eq!(error.unwrap().kind, LlmErrorKind::Cut);
         assert_eq!(text_of(&deltas), "a");
     }

@@ -92,6 +92,11 @@ impl Row {
             let within = self.ask_silent(reply, limits, limits.silence).await;
             return within.expect("an end at the limit");
         }
+        self.ask_to_the_end(reply, limits).await
+    }
+
+    /// What comes of one reply, in the time that it takes.
+    async fn ask_to_the_end(&self, reply: Reply, limits: StreamLimits) -> Asking {
         let llm = self.llm([reply]).await;
         let provider = self.provider_with(&llm.base_url(), limits);
         ask(&*provider, &self.prompt()).await
