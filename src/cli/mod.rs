@@ -7,6 +7,7 @@ mod args;
 mod descriptors;
 mod doctor;
 mod exit;
+mod memory;
 mod printer;
 mod query;
 mod serve;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::args::{self, Command, Parsed};
 use super::exit::{FAILED, REFUSED};
 use super::printer::Printer;
-use super::{doctor, query, serve, webhook};
+use super::{doctor, memory, query, serve, webhook};
 use crate::config::{Config, process_arguments, process_environment, working_directory};
 use crate::telemetry::{self, Logging};
 
@@ -17,6 +17,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: Vec<OsString>) -> ExitCode {
+    memory::give_back();
     let printer = Printer::new();
     let cli = match args::parse(arguments) {
         Parsed::Command(cli) => cli,

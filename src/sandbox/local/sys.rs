@@ -1,4 +1,4 @@
-//! The system calls that `nix` has no safe wrapper for: the only unsafe code of the crate.
+//! The system calls that `nix` has no safe wrapper for.
 #![expect(
     unsafe_code,
     reason = "each block is one system call whose arguments live on this stack; no pointer outlives its call"
