@@ -39,10 +39,16 @@ const CREATE_LIMIT: Duration = Duration::from_mins(1);
 const KILL_TRIES: u32 = 3;
 const KILL_LIMIT: Duration = Duration::from_secs(10);
 const KILL_PAUSE: Duration = Duration::from_secs(1);
-/// Between tries to get a place at a backend whose account is full.
+/// Between tries to get a place at a backend whose account is full, where it does not say when to come back.
 const CAPACITY_PAUSE: Duration = Duration::from_secs(5);
+/// Whatever the backend says of when to come back, the pause is at least the first of these, and at each further try
+/// twice as much, up to the second.
+const LEAST_PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// Tries to create in the face of throttling.
 const CREATE_TRIES: u32 = 3;
+/// The number of a run's one sandbox: what is refused for want of room was not made, so that it is asked for again
+/// under the same number.
+const ATTEMPT: u32 = 1;
 
 /// Where sandboxes of one backend come from.
 #[derive(Clone)]
@@ -374,12 +380,13 @@ impl Inner {
         }
     }
 
-    /// Asks the backend, again where waiting may help. Each attempt is in the store before it is made.
+    /// Asks the backend, again where waiting may help. What is asked for is in the store before.
     /// Gives when it ends by itself, too.
     async fn create(&self) -> Result<(Arc<dyn Sandbox>, SandboxRecord, Instant), Problem> {
         let owner = &self.owner;
-        let mut attempt = 1;
         let mut throttled = 0;
+        let mut least = LEAST_PAUSE.0;
+        let mut told = false;
         loop {
             let lifetime = lifetime(owner.deadline);
             let end = Instant::now() + lifetime;
@@ -390,7 +397,7 @@ impl Inner {
                 .saturating_add_unsigned(lifetime.as_secs());
             let record = SandboxRecord {
                 backend: self.entry.name.to_owned(),
-                attempt,
+                attempt: ATTEMPT,
                 sandbox_id: None,
                 expires,
                 destroyed: false,
@@ -405,7 +412,7 @@ impl Inner {
             let labels = Labels {
                 run: owner.run.clone(),
                 instance: owner.store.id().to_owned(),
-                attempt,
+                attempt: ATTEMPT,
                 expires,
             };
             let error = match self.entry.backend.create(&spec, &labels).await {
@@ -426,20 +433,21 @@ impl Inner {
             else {
                 return Err(problem_of(&error));
             };
-            throttled += 1;
-            if !at_capacity && throttled >= CREATE_TRIES {
-                return Err(problem_of(&error));
+            if !at_capacity {
+                throttled += 1;
+                if throttled >= CREATE_TRIES {
+                    return Err(problem_of(&error));
+                }
             }
-            let pause = retry_after.unwrap_or(CAPACITY_PAUSE);
+            let pause = retry_after.unwrap_or(CAPACITY_PAUSE).max(least);
             if pause >= owner.deadline.remaining() {
                 return Err(problem_of(&error));
             }
-            self.tell_waiting(&format!(
-                "{error}; trying again in {:.0} s",
-                pause.as_secs_f64()
-            ))
-            .await;
-            attempt += 1;
+            least = (least * 2).min(LEAST_PAUSE.1);
+            if !std::mem::replace(&mut told, true) {
+                self.tell_waiting(&format!("{error}; it is asked again until it has room"))
+                    .await;
+            }
             tokio::select! {
                 biased;
                 () = self.ended.cancelled() => return Err(gone_before()),
