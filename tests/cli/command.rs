@@ -1,9 +1,13 @@
 //! The binary itself: exit codes and what it says.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Output;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::support::app::PATIENCE;
 use crate::support::clients::{program, run};
 
 /// What comes of the program in `dir`, with nothing of this process's environment.
@@ -139,6 +143,30 @@ fn a_port_in_use_names_the_address_and_what_to_do() {
         !dir.path().join(".sandcaster").exists(),
         "nothing was started"
     );
+}
+
+#[test]
+fn an_exit_code_does_not_wait_for_who_reads_stderr() {
+    let (_held, mut full) = std::io::pipe().unwrap();
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    while full.write(&[b'x'; 4096]).is_ok() {}
+    while full.write(b"x").is_ok() {}
+    fcntl(&full, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+    let dir = here();
+    // The first logs a warning too, which lies before its note.
+    for arguments in [&["serve", "--host", "203.0.113.1"][..], &["nonsense"]] {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        let ended = runtime.unwrap().block_on(async {
+            let mut command = program(dir.path(), arguments, &[]);
+            command.stderr(full.try_clone().unwrap());
+            let mut command = command.kill_on_drop(true).spawn().unwrap();
+            tokio::time::timeout(PATIENCE, command.wait()).await
+        });
+        let status = ended.expect("an end in time").unwrap();
+        assert_eq!(status.code(), Some(2), "{arguments:?}");
+    }
 }
 
 #[test]
