@@ -17,8 +17,6 @@ use crate::encoding::without_bom;
 use crate::error::{ErrorCode, Problem};
 use crate::ids::{RunId, Seq};
 use crate::runs::{cursor_ahead, events_problem, store_problem};
-use crate::show::start;
-use crate::store::LISTED_PROMPT;
 
 /// The run that a path names.
 ///
@@ -174,10 +172,7 @@ pub(super) async fn cancel(
             ));
         }
     }
-    let mut outcome = state.app.runs.cancel(&run).await?;
-    // As in a list: who cancels a run asks for how it is.
-    let prompt = &mut outcome.record.facts.prompt;
-    *prompt = start(prompt, LISTED_PROMPT).to_owned();
+    let outcome = state.app.runs.cancel(&run).await?;
     let status = if outcome.already_ended {
         StatusCode::OK
     } else {

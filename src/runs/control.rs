@@ -74,7 +74,7 @@ impl Stop {
                 ErrorCode::ServerShutdown,
                 "the server stopped while the run went on",
             )
-            .hint("send the request again; its tools may have acted already"),
+            .hint("send the request again"),
             Self::Sandbox(problem) => problem.clone(),
         }
     }

@@ -46,7 +46,7 @@ pub(super) fn store_failed(error: &StoreError) -> Problem {
         ErrorCode::StoreUnavailable,
         "the run store can't be read or written",
     )
-    .hint("the server's log says what failed; tools may have acted already")
+    .hint("the server's log says what failed")
 }
 
 /// The run goes on or has ended, and its log can't be read: for who waits for its end. To send the request again

@@ -8,7 +8,7 @@ use crate::error::{ErrorCode, Problem};
 use crate::events::{ErrorEvent, EventType, RunEvent, StoredEvent, Totals};
 use crate::ids::{RunId, Seq};
 use crate::spec::NanoUsd;
-use crate::store::{OpenRun, RunEnd, RunState, RunStore, RunUsage, StoreError};
+use crate::store::{OpenRun, RunEnd, RunHead, RunState, RunStore, RunUsage, StoreError};
 
 /// Events folded at once.
 const PAGE: u32 = 256;
@@ -30,12 +30,12 @@ pub async fn recover(store: &dyn RunStore) -> Result<Vec<RunId>, StoreError> {
         .map(|run| async move {
             match end(store, &run).await {
                 Ok(()) => {}
-                // Its process had ended it meanwhile, after all.
-                Err(StoreError::Refused(reason)) => {
-                    tracing::debug!(run.id = %run.lease.run, %reason, "a dead run was ended by someone else");
-                    return None;
-                }
                 Err(error) => {
+                    // Another process, or its own after all, may have done so meanwhile.
+                    if let Ok(RunHead { ended: true, .. }) = store.head(&run.lease.run).await {
+                        tracing::debug!(run.id = %run.lease.run, %error, "a dead run was ended by someone else");
+                        return None;
+                    }
                     tracing::error!(run.id = %run.lease.run, %error, "a run whose process died could not be ended; the next look tries again");
                     return None;
                 }

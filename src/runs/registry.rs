@@ -425,8 +425,8 @@ impl Runs {
     /// How far the log of a live run has come, where readers have not been told of its end. The store may have
     /// committed more, which is not known to survive a power cut yet, so that nobody should see it.
     fn open_head(&self, run: &RunId) -> Option<Seq> {
-        let head = self.0.live.lock().get(run)?.log.head();
-        (!head.ended && !head.abandoned).then_some(head.committed)
+        let log = Arc::clone(&self.0.live.lock().get(run)?.log);
+        log.open().then(|| log.head().committed)
     }
 
     /// One run.
@@ -533,28 +533,30 @@ impl Runs {
         Ok(RunReader { log, _lease: lease })
     }
 
-    /// Asks a run to stop. Idempotent.
+    /// Asks a run to stop. Idempotent. The record has the beginning of the prompt.
     ///
     /// # Errors
-    /// `RUN_NOT_FOUND`, `STORE_UNAVAILABLE`, `NOT_IMPLEMENTED` for a run of another process.
+    /// `RUN_NOT_FOUND`, `NOT_IMPLEMENTED` for a run of another process, `STORE_UNAVAILABLE`, also where the run was
+    /// stopped and how it is can't be read.
     pub async fn cancel(&self, run: &RunId) -> Result<CancelOutcome, Problem> {
-        let live = self.live_run(run);
-        let record = self.get(run).await?;
-        let already_ended = record.state().terminal();
-        match live {
-            Some(live) if !already_ended => live.control.stop(Stop::Cancelled),
-            None if !already_ended => {
-                return Err(Problem::new(
-                    ErrorCode::NotImplemented,
-                    "the run belongs to another process on this store and can't be cancelled from here",
-                )
-                .hint(END_THERE)
-                .about(run));
-            }
-            _ => {}
+        // First, by what this process knows: what acts must not go on because the store hangs or fails.
+        let live = self.live_run(run).filter(|live| live.log.open());
+        if let Some(live) = &live {
+            live.control.stop(Stop::Cancelled);
+        }
+        let found = self.0.store.beginning(run).await;
+        let record = found.map_err(|error| store_problem(&error))?;
+        let record = self.as_told(record.ok_or_else(|| run_not_found(run))?);
+        if live.is_none() && !record.state().terminal() {
+            return Err(Problem::new(
+                ErrorCode::NotImplemented,
+                "the run belongs to another process on this store and can't be cancelled from here",
+            )
+            .hint(END_THERE)
+            .about(run));
         }
         Ok(CancelOutcome {
-            already_ended,
+            already_ended: live.is_none(),
             record,
         })
     }
@@ -628,7 +630,8 @@ impl RunReader {
 }
 
 /// How a run of another process is ended.
-const END_THERE: &str = "stop the `sandcaster query` that started it";
+const END_THERE: &str = "stop the `sandcaster query` that started it; where that is gone, the run is ended within \
+                         two minutes";
 
 fn draining() -> Problem {
     Problem::new(

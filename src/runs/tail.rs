@@ -70,6 +70,12 @@ impl Live {
         *self.head.borrow()
     }
 
+    /// Whether readers have neither been told of the end, nor that there won't be one from here.
+    pub(super) fn open(&self) -> bool {
+        let head = self.head();
+        !head.ended && !head.abandoned
+    }
+
     pub(super) fn watch(&self) -> watch::Receiver<Head> {
         self.head.subscribe()
     }

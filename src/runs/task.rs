@@ -39,6 +39,9 @@ const COLLECT_LIMIT_STOPPED: Duration = Duration::from_secs(2);
 /// For collecting files when the process is to end.
 const COLLECT_LIMIT_STOPPING: Duration = Duration::from_secs(1);
 
+/// Said of an end that may be worth another try.
+const ACTED: &str = "its tools have acted already, and would act again";
+
 /// What a run's task is given.
 pub(super) struct RunTask {
     pub(super) id: RunId,
@@ -75,7 +78,11 @@ impl RunTask {
         self.sandbox.end();
         // Before the end is told: who has read it finds the place free.
         drop(self.place.take());
-        Box::pin(self.finish(ended, &tally)).await;
+        let finishing = AssertUnwindSafe(Box::pin(self.finish(ended, &tally))).catch_unwind();
+        if finishing.await.is_err() {
+            tracing::error!("writing the run's end panicked; it is tried once more");
+            Box::pin(self.finish(Err(panicked()), &tally)).await;
+        }
     }
 
     async fn work(&self, tally: &Arc<Tally>) -> Result<Answer, Problem> {
@@ -279,6 +286,11 @@ impl RunTask {
     /// The one terminal event.
     async fn finish(&self, ended: Result<Answer, Problem>, tally: &Tally) {
         let totals = tally.totals(self.started.elapsed());
+        let ended = if totals.tool_calls.is_empty() {
+            ended
+        } else {
+            ended.map_err(after_acting)
+        };
         let tokens = totals.tokens;
         let facts = |state: RunState, problem: Option<&Problem>| RunEnd {
             state,
@@ -365,6 +377,18 @@ fn never() -> CancellationToken {
     CancellationToken::new()
 }
 
+/// What ended a run whose tools have acted: when it is worth sending again is for nobody to heed by himself, since
+/// they would act a second time.
+fn after_acting(mut problem: Problem) -> Problem {
+    problem.retry_after = None;
+    if problem.code.retryable() {
+        let hint = problem.hint.take();
+        let hint = hint.map_or_else(String::new, |hint| format!("{hint}; "));
+        problem.hint = Some(format!("{hint}{ACTED}"));
+    }
+    problem
+}
+
 fn panicked() -> Problem {
     Problem::new(
         ErrorCode::Internal,
@@ -412,5 +436,5 @@ fn log_problem(failed: &LogFailed) -> Problem {
         ErrorCode::StoreUnavailable,
         "the run's log can't be written",
     )
-    .hint("check the disk of the data directory; tools may have acted already")
+    .hint("check the disk of the data directory")
 }

@@ -406,6 +406,9 @@ pub trait RunStore: Send + Sync {
     /// One run.
     async fn get(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError>;
 
+    /// One run, with the beginning of its prompt, as in a list.
+    async fn beginning(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError>;
+
     /// The newest runs by start, at most `limit`, with the beginnings of their prompts.
     async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, StoreError>;
 

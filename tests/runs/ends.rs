@@ -100,6 +100,74 @@ async fn a_fault_of_ours_in_a_runs_task_ends_the_run_with_its_sandbox_and_its_pl
     until(|| runs.live() == 0, "the run to be over").await;
 }
 
+#[tokio::test]
+async fn a_fault_of_ours_while_the_end_is_written_ends_the_run_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(FaultyStore::over(dir.path()));
+    store.panic_at_an_end();
+    let llm = FakeLlm::start([Reply::says("Four.")]).await;
+    let script = Arc::new(Script::default());
+    let runs = runs(&llm, store.clone(), &script, LogLimits::default());
+    let mut spec = spec(&[]);
+    spec.tools.clear();
+    let events = run(&runs, spec).await;
+    let error = events.last().unwrap();
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("error"), &json!("INTERNAL"))
+    );
+    assert_eq!(error["numTurns"], 1);
+}
+
+#[tokio::test]
+async fn a_cancel_stops_a_run_although_the_store_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(FaultyStore::over(dir.path()));
+    let gate = Gate::new();
+    let llm = FakeLlm::start([Reply::new().wait(&gate).text("Four.")]).await;
+    let script = Arc::new(Script::default());
+    let runs = runs(&llm, store.clone(), &script, LogLimits::default());
+    let mut spec = spec(&[]);
+    spec.tools.clear();
+    let mut handle = runs.start(spec).await.unwrap();
+    tokio::time::timeout(PATIENCE, gate.reached())
+        .await
+        .unwrap();
+    store.set_down(true);
+    let told = runs.cancel(&handle.id).await.unwrap_err();
+    assert_eq!(told.code, ErrorCode::StoreUnavailable);
+    // Nothing more is paid for.
+    llm.connection_closed(0).await;
+    store.set_down(false);
+    let mut last = None;
+    while let Some(event) = handle.reader.next().await.unwrap() {
+        last = Some(event);
+    }
+    let error: Value = serde_json::from_str(&last.unwrap().json).unwrap();
+    assert_eq!(error["code"], "CANCELLED");
+}
+
+#[tokio::test]
+async fn when_to_come_back_is_said_only_where_no_tool_has_acted() {
+    let limited =
+        || Reply::error(429, "rate_limit_error", "slow down").header("retry-after", "3600");
+    let called = || Reply::new().call("bash", &json!({"command": "true"}));
+    for (replies, after, acted) in [
+        (vec![limited()], json!(3600), false),
+        (vec![called(), limited()], Value::Null, true),
+    ] {
+        let llm = FakeLlm::start(replies).await;
+        let script = Arc::new(Script::default());
+        let runs = runs(&llm, MemoryStore::new(), &script, LogLimits::default());
+        let events = run(&runs, spec(&[])).await;
+        let error = events.last().unwrap();
+        assert_eq!(error["code"], "LLM_RATE_LIMITED");
+        assert_eq!(error["retryAfterSecs"], after);
+        let hint = error["hint"].as_str().unwrap();
+        assert_eq!(hint.contains("tools have acted"), acted, "{hint}");
+    }
+}
+
 /// Bytes that tell when nobody has them any more.
 struct Tracked(Vec<u8>, #[expect(dead_code, reason = "counts")] Arc<()>);
 

@@ -21,6 +21,7 @@ pub struct FaultyStore {
     pub inner: Arc<SqliteStore>,
     down: AtomicBool,
     held: Mutex<Option<CancellationToken>>,
+    panics: AtomicBool,
 }
 
 impl FaultyStore {
@@ -30,6 +31,7 @@ impl FaultyStore {
             inner: SqliteStore::open(StoreOptions::new(dir, Role::Serve)).unwrap(),
             down: AtomicBool::new(false),
             held: Mutex::default(),
+            panics: AtomicBool::new(false),
         }
     }
 
@@ -40,6 +42,11 @@ impl FaultyStore {
     /// Ends are committed at once, and synced when `until` fires; webhooks are stored then.
     pub fn hold_ends(&self, until: &CancellationToken) {
         *self.held.lock() = Some(until.clone());
+    }
+
+    /// The next end panics.
+    pub fn panic_at_an_end(&self) {
+        self.panics.store(true, Ordering::SeqCst);
     }
 
     fn up(&self) -> Result<(), StoreError> {
@@ -79,6 +86,8 @@ impl RunStore for FaultyStore {
         end: RunEnd,
     ) -> Result<(), StoreError> {
         self.up()?;
+        let rotten = self.panics.swap(false, Ordering::SeqCst);
+        assert!(!rotten, "the store has a fault");
         let finished = self.inner.finish(lease, event, end).await;
         let held = self.held.lock().clone();
         if let Some(until) = held {
@@ -102,6 +111,10 @@ impl RunStore for FaultyStore {
     }
     async fn get(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
         self.inner.get(run).await
+    }
+    async fn beginning(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
+        self.up()?;
+        self.inner.beginning(run).await
     }
     async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
         self.inner.list(limit).await

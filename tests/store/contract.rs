@@ -105,6 +105,9 @@ async fn a_created_run_reads_back_as_it_was_given(store: Arc<dyn RunStore>) {
     };
     assert_eq!(expected.state(), RunState::Running);
     assert_eq!(store.get(&lease.run).await.unwrap(), Some(expected));
+    let beginning = store.beginning(&lease.run).await.unwrap();
+    assert_eq!(store.list(1).await.unwrap(), beginning.as_slice());
+    assert_eq!(store.beginning(&RunId::new()).await.unwrap(), None);
     assert_eq!(log(&*store, &lease.run).await, [run.first]);
     assert!(!store.id().is_empty());
     assert!(store.healthy());

@@ -140,6 +140,11 @@ impl MemoryStore {
     }
 }
 
+fn shorten(record: &mut RunRecord) {
+    let prompt = &mut record.facts.prompt;
+    *prompt = prompt.chars().take(LISTED_PROMPT).collect();
+}
+
 impl Run {
     fn last_seq(&self) -> Seq {
         Seq(self.events.len() as u64)
@@ -267,6 +272,14 @@ impl RunStore for MemoryStore {
         Ok(found.map(Run::record))
     }
 
+    async fn beginning(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
+        let mut found = self.get(run).await?;
+        if let Some(record) = &mut found {
+            shorten(record);
+        }
+        Ok(found)
+    }
+
     async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
         self.works()?;
         let runs = self.runs.lock();
@@ -277,10 +290,7 @@ impl RunStore for MemoryStore {
             key(b).cmp(&key(a))
         });
         records.truncate(limit as usize);
-        for record in &mut records {
-            let prompt = &mut record.facts.prompt;
-            *prompt = prompt.chars().take(LISTED_PROMPT).collect();
-        }
+        records.iter_mut().for_each(shorten);
         Ok(records)
     }
 

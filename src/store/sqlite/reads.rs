@@ -192,6 +192,16 @@ pub(super) fn get(db: &Connection, run: &RunId) -> Result<Option<RunRecord>, Sto
     Ok(found.into_iter().next())
 }
 
+pub(super) fn beginning(db: &Connection, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
+    let found = all(
+        db,
+        records!("beginning", "AND id = ?1"),
+        [run.as_str()],
+        record,
+    )?;
+    Ok(found.into_iter().next())
+}
+
 pub(super) fn list(db: &Connection, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
     let sql = records!("beginning", "ORDER BY started_at DESC, no DESC LIMIT ?1");
     all(db, sql, [limit], record)

@@ -224,6 +224,11 @@ impl RunStore for SqliteStore {
         self.readers.run(move |db| reads::get(db, &run)).await
     }
 
+    async fn beginning(&self, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
+        let run = run.clone();
+        self.readers.run(move |db| reads::beginning(db, &run)).await
+    }
+
     async fn list(&self, limit: u32) -> Result<Vec<RunRecord>, StoreError> {
         self.readers.run(move |db| reads::list(db, limit)).await
     }
