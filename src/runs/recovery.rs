@@ -1,24 +1,19 @@
 //! Ends the runs of processes that died. Nothing is run again: tools have side effects.
 
-use futures::{StreamExt as _, stream};
-use serde::Deserialize;
-use serde_json::{Map, Value};
-
 use crate::error::{ErrorCode, Problem};
-use crate::events::{ErrorEvent, EventType, RunEvent, StoredEvent, Totals};
-use crate::ids::{RunId, Seq};
+use crate::events::{ErrorEvent, RunEvent, StoredEvent, Totals};
+use crate::ids::RunId;
+use crate::sandbox;
 use crate::spec::NanoUsd;
 use crate::store::{OpenRun, RunEnd, RunHead, RunState, RunStore, RunUsage, StoreError};
-
-/// Events folded at once.
-const PAGE: u32 = 256;
+use futures::{StreamExt as _, stream};
 
 /// Runs ended side by side: what is queued together is committed and synced together.
 const AT_ONCE: usize = 128;
 
 /// Ends every unfinished run whose process is gone as `interrupted`, with an `error` event `SERVER_CRASHED`,
 /// and names them (rule RC-1). To be called before listening: nothing remote is asked, so it can't hang.
-/// Sandboxes of these runs are the reaper's.
+/// Sandboxes of these runs that outlive their process are the reaper's. What it costs does not grow with their logs.
 ///
 /// Turns, tool calls, the time of the end and the duration (up to the last event) are those of the log. What the
 /// model used is told as far as the record of the last answered turn goes, and said to be incomplete.
@@ -41,6 +36,9 @@ pub async fn recover(store: &dyn RunStore) -> Result<Vec<RunId>, StoreError> {
                 }
             }
             let run = run.lease.run;
+            if let Err(error) = forget_dead_sandboxes(store, &run).await {
+                tracing::warn!(run.id = %run, %error, "failed to record that a dead run's sandbox is gone");
+            }
             tracing::warn!(run.id = %run, "a run was interrupted: the process that it ran in died");
             Some(run)
         })
@@ -51,18 +49,27 @@ pub async fn recover(store: &dyn RunStore) -> Result<Vec<RunId>, StoreError> {
     Ok(ended)
 }
 
+/// Records as gone what ended with the run's process. Any other sandbox is the reaper's.
+async fn forget_dead_sandboxes(store: &dyn RunStore, run: &RunId) -> Result<(), StoreError> {
+    for made in store.sandboxes(run).await? {
+        if sandbox::backend(&made.backend).is_some_and(|def| def.dies_with_server) {
+            store.sandbox_gone(run, made.attempt).await?;
+        }
+    }
+    Ok(())
+}
+
 async fn end(store: &dyn RunStore, run: &OpenRun) -> Result<(), StoreError> {
     let problem = Problem::new(
         ErrorCode::ServerCrashed,
         "the process that ran it died, so the run was interrupted",
     )
     .hint("send the request again; tools may already have acted");
-    let done = fold(store, run).await?;
     let duration = run.last_event_at.duration_since(run.started_at);
     // What the turn that was under way has used is not known: there is more than this.
     let spent = run.last_turn;
     let cost_nanos = spent.and_then(|turn| turn.cost_nanos);
-    let turns = done.turns.max(spent.map_or(0, |turn| turn.turn));
+    let turns = run.turns.max(spent.map_or(0, |turn| turn.turn));
     let totals = Totals {
         cost_usd: cost_nanos.map(|nanos| NanoUsd(nanos).to_usd()),
         tokens: spent.map(|turn| turn.tokens),
@@ -70,7 +77,11 @@ async fn end(store: &dyn RunStore, run: &OpenRun) -> Result<(), StoreError> {
         num_turns: turns,
         duration_secs: duration.as_secs_f64(),
         model: run.model.clone(),
-        tool_calls: done.calls,
+        tool_calls: run
+            .calls
+            .iter()
+            .map(|(tool, count)| (tool.clone(), (*count).into()))
+            .collect(),
         ..Totals::default()
     };
     let event = RunEvent::Error(ErrorEvent::new(&problem, totals));
@@ -90,52 +101,4 @@ async fn end(store: &dyn RunStore, run: &OpenRun) -> Result<(), StoreError> {
         duration_secs: duration.as_secs_f64(),
     };
     store.finish(&run.lease, event.into(), end).await
-}
-
-/// What the log tells of the work that was done.
-#[derive(Default)]
-struct Done {
-    turns: u32,
-    calls: Map<String, Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Turn {
-    turn: u32,
-    tool_name: Option<String>,
-}
-
-async fn fold(store: &dyn RunStore, run: &OpenRun) -> Result<Done, StoreError> {
-    let mut done = Done::default();
-    let mut after = Seq::ZERO;
-    while after < run.last_seq {
-        let page = store.read(&run.lease.run, after, PAGE).await?;
-        let Some(last) = page.last() else {
-            break;
-        };
-        after = last.seq;
-        // Turns follow each other, so that of many deltas the last tells.
-        let spoken =
-            |event: &&StoredEvent| matches!(event.kind, EventType::Assistant | EventType::Thinking);
-        let last_spoken = page.iter().rfind(spoken);
-        let called = page.iter().filter(|event| event.kind == EventType::ToolUse);
-        for event in called.chain(last_spoken) {
-            done.add(event);
-        }
-    }
-    Ok(done)
-}
-
-impl Done {
-    fn add(&mut self, event: &StoredEvent) {
-        let Ok(turn) = serde_json::from_str::<Turn>(&event.json) else {
-            return;
-        };
-        self.turns = self.turns.max(turn.turn);
-        if let Some(name) = turn.tool_name {
-            let count = self.calls.get(&name).and_then(Value::as_u64).unwrap_or(0);
-            self.calls.insert(name, (count + 1).into());
-        }
-    }
 }

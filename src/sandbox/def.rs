@@ -24,6 +24,8 @@ pub struct BackendDef {
     pub default_network: Network,
     /// Where its sandboxes' relative paths start.
     pub working_dir: &'static str,
+    /// Its sandboxes are processes that end with the one that made them, however that ends.
+    pub dies_with_server: bool,
     /// In a few words, for `doctor` and the README.
     pub isolates: &'static str,
     /// Makes it.

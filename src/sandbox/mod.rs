@@ -33,6 +33,7 @@ const VERCEL: BackendDef = BackendDef {
     host_vars: &[],
     default_network: Network::Full,
     working_dir: "/vercel/sandbox",
+    dies_with_server: false,
     isolates: "a microVM per run at Vercel",
     build: Build::NotYet,
 };
@@ -44,6 +45,7 @@ const CLOUDFLARE: BackendDef = BackendDef {
     host_vars: &[],
     default_network: Network::Full,
     working_dir: "/workspace",
+    dies_with_server: false,
     isolates: "a container per run at Cloudflare",
     build: Build::NotYet,
 };
@@ -55,6 +57,7 @@ const DOCKER: BackendDef = BackendDef {
     host_vars: &[],
     default_network: Network::None,
     working_dir: "/workspace",
+    dies_with_server: false,
     isolates: "a container per run on this machine's Docker engine",
     build: Build::NotYet,
 };

@@ -1,5 +1,6 @@
 //! The store's trait and its records.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -197,8 +198,12 @@ pub struct OpenRun {
     pub started_at: Timestamp,
     /// When its last event was written.
     pub last_event_at: Timestamp,
-    /// The last of its turns that is known.
+    /// The last of its turns of which it is known what was used by then.
     pub last_turn: Option<TurnRecord>,
+    /// How many turns its last events tell of.
+    pub turns: u32,
+    /// How often each tool was called.
+    pub calls: BTreeMap<String, u64>,
 }
 
 /// Events to append to a run.

@@ -142,6 +142,9 @@ async fn a_killed_server_leaves_no_sandbox_and_the_next_one_tells_the_truth() {
     let record = next.json(&format!("/runs/{run}")).await;
     assert_eq!(record["statusDetail"], "interrupted");
     assert_eq!(record["status"], "error");
+    let sandboxes = record["sandboxes"].as_array().unwrap();
+    assert_eq!(sandboxes.len(), 1, "{record:#}");
+    assert_eq!(sandboxes[0]["destroyed"], true, "{record:#}");
     let log = next.json(&format!("/runs/{run}/events")).await;
     let log: Vec<Value> = log["events"].as_array().unwrap().clone();
     assert!(log.contains(&seen), "what a client saw is there");

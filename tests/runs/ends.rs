@@ -361,3 +361,15 @@ async fn a_dead_run_that_can_not_be_ended_is_ended_by_a_later_look() {
     store.set_down(false);
     assert_eq!(recover(&store).await.unwrap(), [run]);
 }
+
+#[tokio::test]
+async fn a_dead_run_is_ended_without_reading_its_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let gone = SqliteStore::open(StoreOptions::new(dir.path(), Role::OneShot)).unwrap();
+    let facts = facts(jiff::Timestamp::UNIX_EPOCH);
+    let run = gone.create(facts, first_event()).await.unwrap().run;
+    gone.close().await;
+    let store = FaultyStore::over(dir.path());
+    store.lose_logs();
+    assert_eq!(recover(&store).await.unwrap(), [run]);
+}

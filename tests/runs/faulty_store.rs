@@ -22,6 +22,7 @@ pub struct FaultyStore {
     down: AtomicBool,
     held: Mutex<Option<CancellationToken>>,
     panics: AtomicBool,
+    unreadable: AtomicBool,
 }
 
 impl FaultyStore {
@@ -32,6 +33,7 @@ impl FaultyStore {
             down: AtomicBool::new(false),
             held: Mutex::default(),
             panics: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
         }
     }
 
@@ -47,6 +49,11 @@ impl FaultyStore {
     /// The next end panics.
     pub fn panic_at_an_end(&self) {
         self.panics.store(true, Ordering::SeqCst);
+    }
+
+    /// No log can be read any more.
+    pub fn lose_logs(&self) {
+        self.unreadable.store(true, Ordering::SeqCst);
     }
 
     fn up(&self) -> Result<(), StoreError> {
@@ -101,6 +108,9 @@ impl RunStore for FaultyStore {
         after: Seq,
         limit: u32,
     ) -> Result<Vec<StoredEvent>, StoreError> {
+        if self.unreadable.load(Ordering::SeqCst) {
+            return Err(StoreError::Failed("a page is damaged".to_owned()));
+        }
         self.inner.read(run, after, limit).await
     }
     async fn watch(&self, run: &RunId, after: Seq) -> Result<(), StoreError> {

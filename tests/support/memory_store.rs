@@ -8,13 +8,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use jiff::Timestamp;
 use parking_lot::Mutex;
-use sandcaster::events::StoredEvent;
+use sandcaster::events::{EventType, StoredEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
     Append, Check, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox, OpenRun, Retention,
     RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError,
     StoredFile, TOLD_WEBHOOKS, TurnRecord, WebhookDelivery,
 };
+use serde_json::Value;
 use tokio::sync::watch;
 
 const OWNER: &str = "this";
@@ -148,6 +149,25 @@ fn shorten(record: &mut RunRecord) {
 impl Run {
     fn last_seq(&self) -> Seq {
         Seq(self.events.len() as u64)
+    }
+
+    fn turns_told(&self) -> u32 {
+        let late = self.events.iter().rev().take(8).map(|event| {
+            let event: Value = serde_json::from_str(&event.json).unwrap();
+            event["turn"].as_u64().unwrap_or_default()
+        });
+        late.max().unwrap_or_default().try_into().unwrap()
+    }
+
+    fn calls(&self) -> BTreeMap<String, u64> {
+        let mut calls = BTreeMap::new();
+        let called = self.events.iter();
+        for event in called.filter(|event| event.kind == EventType::ToolUse) {
+            let event: Value = serde_json::from_str(&event.json).unwrap();
+            let name = event["toolName"].as_str().unwrap().to_owned();
+            *calls.entry(name).or_default() += 1;
+        }
+        calls
     }
 
     fn record(&self) -> RunRecord {
@@ -313,6 +333,8 @@ impl RunStore for MemoryStore {
                     started_at: run.facts.started_at,
                     last_event_at: run.facts.started_at,
                     last_turn: run.turns.values().next_back().copied(),
+                    turns: run.turns_told(),
+                    calls: run.calls(),
                 });
             }
         }

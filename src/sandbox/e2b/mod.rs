@@ -45,6 +45,7 @@ pub const DEF: BackendDef = BackendDef {
     host_vars: &[DOMAIN_VAR],
     default_network: Network::Full,
     working_dir: "/home/user",
+    dies_with_server: false,
     isolates: "a microVM per run at E2B",
     build: Build::With(|config| build_with(config, Timing::default())),
 };

@@ -68,6 +68,7 @@ pub const DEF: BackendDef = BackendDef {
     host_vars: &[],
     default_network: Network::None,
     working_dir: "/home/user",
+    dies_with_server: true,
     isolates: "namespaces, seccomp and Landlock on this machine's kernel, without network",
     build: Build::With(make),
 };

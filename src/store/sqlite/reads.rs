@@ -1,5 +1,6 @@
 //! Reads, on connections of their own: a few, shared by all readers, never the writer's.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -263,12 +264,16 @@ pub(super) fn owners_of_open_runs(db: &Connection) -> Result<Vec<String>, StoreE
     all(db, sql, [], |row| Ok(row.get(0)?))
 }
 
-/// The runs without an end that `owner` took over.
+/// The runs without an end that `owner` took over. Of their logs the last events alone are read, and the index of
+/// their calls.
 pub(super) fn taken_over(db: &Connection, owner: &Arc<str>) -> Result<Vec<OpenRun>, StoreError> {
+    let mut calls = calls_of_taken_over(db, owner)?;
     all(
         db,
         "SELECT id, epoch, model, started_at, seq, at,
-             turn, turns.input_tokens, turns.output_tokens, cache_read_tokens, cache_write_tokens, turns.cost_nanos
+             turn, turns.input_tokens, turns.output_tokens, cache_read_tokens, cache_write_tokens, turns.cost_nanos,
+             (SELECT max(CASE WHEN json_valid(late.json) THEN json_extract(late.json, '$.turn') END)
+                 FROM events AS late WHERE late.run = runs.no AND late.seq > events.seq - 8)
          FROM runs JOIN events ON events.run = runs.no
          LEFT JOIN turns ON turns.run = runs.no AND turn = (SELECT max(turn) FROM turns WHERE run = runs.no)
          WHERE state IN ('queued', 'running') AND owner = ?1 AND epoch > 1
@@ -277,12 +282,8 @@ pub(super) fn taken_over(db: &Connection, owner: &Arc<str>) -> Result<Vec<OpenRu
         [&**owner],
         |row| {
             let started_at = time(row.get(3)?)?;
+            let run = run_id(row, 0)?;
             Ok(OpenRun {
-                lease: RunLease {
-                    run: run_id(row, 0)?,
-                    owner: Arc::clone(owner),
-                    epoch: count(row, 1)?,
-                },
                 model: row.get(2)?,
                 last_seq: Seq(count(row, 4)?),
                 started_at,
@@ -292,9 +293,41 @@ pub(super) fn taken_over(db: &Connection, owner: &Arc<str>) -> Result<Vec<OpenRu
                     Some(turn) => Some(turn_record(row, turn)?),
                     None => None,
                 },
+                turns: row.get::<_, Option<u32>>(12)?.unwrap_or_default(),
+                calls: calls.remove(&run).unwrap_or_default(),
+                lease: RunLease {
+                    run,
+                    owner: Arc::clone(owner),
+                    epoch: count(row, 1)?,
+                },
             })
         },
     )
+}
+
+fn calls_of_taken_over(
+    db: &Connection,
+    owner: &Arc<str>,
+) -> Result<HashMap<RunId, BTreeMap<String, u64>>, StoreError> {
+    let counted = all(
+        db,
+        "SELECT id, CASE WHEN json_valid(json) THEN json_extract(json, '$.toolName') END AS tool, count(*)
+         FROM runs CROSS JOIN events INDEXED BY calls ON run = runs.no AND kind = 'tool_use'
+         WHERE state IN ('queued', 'running') AND owner = ?1 AND epoch > 1
+         GROUP BY runs.no, tool",
+        [&**owner],
+        |row| {
+            let tool: Option<String> = row.get(1)?;
+            Ok((run_id(row, 0)?, tool, count(row, 2)?))
+        },
+    )?;
+    let mut calls = HashMap::<_, BTreeMap<_, _>>::new();
+    for (run, tool, count) in counted {
+        if let Some(tool) = tool {
+            calls.entry(run).or_default().insert(tool, count);
+        }
+    }
+    Ok(calls)
 }
 
 fn turn_record(row: &Row<'_>, turn: u32) -> Result<TurnRecord, Fault> {

@@ -224,6 +224,10 @@ CREATE TABLE turns (
 -- Nothing reads them.
 ALTER TABLE webhooks DROP COLUMN body;
 ",
+    "
+-- What a dead run had called is counted here, without reading its log.
+CREATE INDEX calls ON events (run) WHERE kind = 'tool_use';
+",
 ];
 
 /// What a connection is for.
