@@ -15,6 +15,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::{Stream, stream};
 use percent_encoding::utf8_percent_encode;
+use tracing::Span;
 
 use super::ApiState;
 use super::error::range_not_satisfiable;
@@ -98,19 +99,21 @@ fn pieces(
     at: u64,
     end: u64,
 ) -> impl Stream<Item = Result<Bytes, StoreError>> + Send {
+    // A body is polled outside the request's span.
+    let request = Span::current();
     stream::try_unfold(
-        (store, run, file, at),
-        move |(store, run, file, at)| async move {
+        (store, run, file, at, request),
+        move |(store, run, file, at, request)| async move {
             if at >= end {
                 return Ok(None);
             }
             let read = store.read_file(&run, &file, at).await;
             let mut bytes = read.inspect_err(|error| {
-                tracing::warn!(run.id = %run, %error, "cut a download");
+                tracing::warn!(parent: &request, run.id = %run, %error, "cut a download");
             })?;
             bytes.truncate(usize::try_from(end - at).unwrap_or(usize::MAX));
             let next = at + bytes.len() as u64;
-            Ok(Some((bytes, (store, run, file, next))))
+            Ok(Some((bytes, (store, run, file, next, request))))
         },
     )
 }

@@ -18,6 +18,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use futures::{Stream, StreamExt as _, stream};
 use tokio::time::timeout;
+use tracing::Span;
 
 use super::view;
 use crate::events::StoredEvent;
@@ -100,8 +101,10 @@ fn frames<S>(run: RunId, events: S) -> impl Stream<Item = Result<Bytes, Cut>> + 
 where
     S: Stream<Item = Result<Arc<StoredEvent>, StoreError>> + Send + 'static,
 {
-    let start = (run, Source::Open(Box::pin(events)));
-    stream::unfold(start, |(run, source)| async {
+    // A body is polled outside the request's span.
+    let about = (run, Span::current());
+    let start = (about, Source::Open(Box::pin(events)));
+    stream::unfold(start, |(about, source)| async {
         let Source::Open(mut events) = source else {
             return None;
         };
@@ -113,16 +116,16 @@ where
                 } else {
                     Source::Open(events)
                 };
-                Some((Ok(frame(&event)), (run, rest)))
+                Some((Ok(frame(&event)), (about, rest)))
             }
-            Some(Err(error)) => Some((Err(cut(&run, error.into()).await), (run, Source::Done))),
-            None => Some((Err(cut(&run, Cut::NoEnd).await), (run, Source::Done))),
+            Some(Err(error)) => Some((Err(cut(&about, error.into()).await), (about, Source::Done))),
+            None => Some((Err(cut(&about, Cut::NoEnd).await), (about, Source::Done))),
         }
     })
 }
 
-async fn cut(run: &RunId, why: Cut) -> Cut {
-    tracing::error!(run.id = %run, error = %why, "cut an event stream");
+async fn cut((run, request): &(RunId, Span), why: Cut) -> Cut {
+    tracing::error!(parent: request, run.id = %run, error = %why, "cut an event stream");
     // Frames are flushed when the body has to wait, and thrown away when it fails: so wait once.
     tokio::task::yield_now().await;
     why
@@ -135,4 +138,46 @@ fn frame(event: &StoredEvent) -> Bytes {
         seq, kind, json, ..
     } = event;
     Bytes::from(format!("id: {seq}\nevent: {kind}\ndata: {json}\n\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_cut_is_told_with_its_request() {
+        let lines = Lines::default();
+        let written = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || written.clone())
+            .finish();
+        let _logged = tracing::subscriber::set_default(subscriber);
+        let events = stream::once(async { Err(StoreError::Closed) });
+        let response = tracing::error_span!("request", id = "r1")
+            .in_scope(|| response(&RunId::new(), events, Duration::from_secs(60)));
+        let mut body = response.into_body().into_data_stream();
+        while let Some(Ok(_)) = body.next().await {}
+        let told = String::from_utf8(lines.0.lock().clone()).unwrap();
+        let line = told
+            .lines()
+            .find(|line| line.contains("cut an event stream"));
+        assert!(line.unwrap().contains("r1"), "{told}");
+    }
 }

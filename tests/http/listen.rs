@@ -43,6 +43,15 @@ async fn connections_beyond_the_cap_are_told_so_and_places_come_back() {
     assert_eq!(refused.status, 503);
     assert_eq!(refused.code(), "SERVER_BUSY");
     assert_eq!(refused.header("retry-after"), Some("5"));
+    for name in [
+        "x-content-type-options",
+        "cache-control",
+        "content-security-policy",
+        "cross-origin-resource-policy",
+        "referrer-policy",
+    ] {
+        assert!(refused.header(name).is_some(), "{name}");
+    }
     drop(first);
     let again = async { while server.get("/health").send().await.status != 200 {} };
     timeout(PATIENCE, again)
