@@ -288,15 +288,21 @@ async fn what_was_shown_of_an_answer_that_is_asked_for_anew_is_told_to_be_void()
     assert_eq!(ran.answer().0, "Done.");
     assert_eq!(ran.warnings()[1..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
 
-    // What only its provider understands is not shown: it may be asked for again.
+    // Neither what only its provider understands nor a call is shown: it may be asked for again.
     let echo = Echo::of(&json!({"type": "thinking", "thinking": ""})).unwrap();
-    let unseen = vec![
-        Ok(LlmDelta::Block(Block::Opaque(echo))),
-        fault(LlmErrorKind::Cut),
-    ];
-    let ran = run([unseen, says("Done.")]).await;
-    assert_eq!(ran.answer().0, "Done.");
-    assert_eq!(ran.warnings(), ["LLM_RETRY"]);
+    let call = fly(ToolArgs::Json(json!({})));
+    for unseen in [Ok(LlmDelta::Block(Block::Opaque(echo))), call] {
+        let anew = vec![unseen.clone(), Ok(LlmDelta::Restarted)];
+        let anew = anew.into_iter().chain(says("Done.")).collect();
+        let ran = run([anew]).await;
+        assert_eq!(ran.answer().0, "Done.");
+        assert!(ran.warnings().is_empty());
+
+        let broken = vec![unseen, fault(LlmErrorKind::Cut)];
+        let ran = run([broken, says("Done.")]).await;
+        assert_eq!(ran.answer().0, "Done.");
+        assert_eq!(ran.warnings(), ["LLM_RETRY"]);
+    }
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ pub(super) fn calls(blocks: &[Block]) -> impl Iterator<Item = &ToolCall> {
 /// How one attempt failed.
 pub(super) struct Failed {
     pub(super) error: LlmError,
-    /// Clients saw something of it: it can't be sent again.
+    /// Clients saw something of it: it may be sent again only if they are told that this is void.
     pub(super) shown: bool,
 }
 
@@ -194,8 +194,7 @@ pub(super) async fn read(
                 writer.piece(&piece, true).await?;
             }
             Some(Ok(LlmDelta::Block(block))) => {
-                // Of what only its provider understands clients see nothing.
-                shown |= seen && matches!(block, Block::Call(_));
+                // Clients see nothing of it: calls are told once the response has ended.
                 writer.finish().await?;
                 if matches!(block, Block::Call(_)) {
                     calls += 1;
