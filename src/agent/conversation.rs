@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::context::{Change, History, Need, Window};
 use super::limits::reserve;
 use super::prompt;
@@ -239,7 +241,7 @@ impl<'a> Conversation<'a> {
             self.came = response.blocks.len();
             // Without figures the texts are all that is known of its size.
             if response.usage.context() > 0 {
-                self.history.saw(&response.usage);
+                self.history.saw(&response.usage, response.asked_at);
             }
         }
         Ok(asked)
@@ -305,6 +307,7 @@ impl<'a> Conversation<'a> {
             };
             // The window bounds the answer too.
             let room = self.history.room_for_answer().max(LEAST_OUTPUT);
+            let asked_at = Instant::now();
             let opened = {
                 // Made anew for each request, always the same, so that nothing of it has to be kept while
                 // its answer streams: the system prompt is large.
@@ -321,6 +324,7 @@ impl<'a> Conversation<'a> {
                 warned: &mut self.warned,
                 call_ids: &self.call_ids,
                 sent,
+                asked_at,
             };
             let mut failed = match opened {
                 Ok(deltas) => match read(context, deltas, stage).await? {

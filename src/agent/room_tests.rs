@@ -219,6 +219,53 @@ async fn an_answer_cut_by_the_window_makes_room_and_is_told_of() {
     assert_eq!(ran.warnings()[1..], ["CONTEXT_COMPACTED", "TURN_RESTARTED"]);
 }
 
+#[tokio::test]
+async fn a_history_has_a_bound_whatever_is_told_of_its_tokens() {
+    let turn = |n: usize| {
+        let args = json!({ "n": n, "x": "x".repeat(600_000) });
+        vec![
+            Ok(used(10)),
+            fly(ToolArgs::Json(args)),
+            Ok(LlmDelta::Stop(LlmStop::ToolUse)),
+        ]
+    };
+    let mut replies: Vec<Deltas> = (1..=12).map(turn).collect();
+    replies.push(says("Done."));
+    let provider = Scripted {
+        summary: Some(|| says("GOAL: fly.")),
+        ..Scripted::default()
+    };
+    let ran = run_with(provider, spec(), replies).await;
+    assert_eq!(ran.answer().0, "Done.");
+    let most = ran.requests.iter().map(String::len).max().unwrap();
+    assert!(most < 6_000_000, "{most}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_budget_does_not_count_on_a_cache_that_a_long_wait_has_voided() {
+    let mut cached = long_turn(1);
+    cached.insert(
+        0,
+        Ok(LlmDelta::Usage(Usage {
+            cache_write_5m: 150_000,
+            ..Usage::default()
+        })),
+    );
+    let mut throttled = LlmError::new(LlmErrorKind::RateLimited, "slow down");
+    throttled.retry_after = Some(Duration::from_secs(280));
+    let spec = RunSpec {
+        timeout: Duration::from_secs(3600),
+        max_budget: Some(NanoUsd::from_usd(1.2)),
+        ..spec()
+    };
+    let replies = [cached, vec![Err(throttled)], says("Done.")];
+    let ran = run_with(Scripted::default(), spec, replies).await;
+    assert_eq!(ran.answer().0, "Done.");
+    // 0.56 dollars before; read from the cache the input costs 0.08 dollars, written to it anew 0.6.
+    let [before, after] = [ran.most(1), ran.most(2)];
+    assert!(before > 30_000 && after < 4000, "{before} {after}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_summary_leaves_time_for_a_last_turn() {
     for (secs, told, ends) in [

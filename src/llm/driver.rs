@@ -58,8 +58,11 @@ pub(super) fn build<P: Protocol>(config: ProviderConfig) -> Arc<dyn LlmProvider>
 impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let texts = request.messages.iter().map(bytes_of).sum::<usize>();
-        let size = texts + media_bytes(request.messages);
-        let mut wire = aside(size, || self.protocol.request(request))?;
+        let media = media_bytes(request.messages);
+        // What would be too large is not even written.
+        fits::<P>(texts, media)?;
+        let mut wire = aside(texts + media, || self.protocol.request(request))?;
+        fits::<P>(wire.body.len().saturating_sub(media), media)?;
         let input = estimated_input(&wire, request.messages);
         let facts = self.model(request.model);
         let reader = || {
@@ -270,6 +273,25 @@ fn is_error(document: &str) -> bool {
     }
     document.trim_start().starts_with('{')
         && serde_json::from_str::<Failed<'_>>(document).is_ok_and(|failed| failed.error.is_some())
+}
+
+/// Whether a request of so many bytes, and so many of pictures and documents, is not too large for its provider.
+fn fits<P: Protocol>(texts: usize, media: usize) -> Result<(), LlmError> {
+    let bytes = texts + media;
+    if bytes <= P::MOST_BYTES {
+        return Ok(());
+    }
+    let kind = if texts > P::MOST_BYTES {
+        LlmErrorKind::ContextTooLong
+    } else {
+        LlmErrorKind::ContentRefused
+    };
+    let [size, most] = [bytes, P::MOST_BYTES].map(|bytes| bytes / 1_000_000);
+    let message = format!(
+        "the conversation has {size} MB, and a request to {} at most {most}",
+        P::NAME
+    );
+    Err(LlmError::new(kind, message))
 }
 
 /// The tokens of a request, by its size; pictures and documents are no text.
