@@ -193,8 +193,13 @@ impl<P: Protocol> Client<P> {
             }
         };
         if !response.status().is_success() {
-            let refused = refused::<P>(deadline, response, &self.redactor).await;
-            return Err(Failed::Free(refused));
+            let sent = is_broken_off(response.status().as_u16());
+            let error = refused::<P>(deadline, response, &self.redactor).await;
+            return Err(if sent {
+                Failed::Sent(error)
+            } else {
+                Failed::Free(error)
+            });
         }
         let coding = response.headers().get(CONTENT_ENCODING);
         if coding.is_some_and(|coding| coding != "identity") {
@@ -356,6 +361,11 @@ async fn refused<P: Protocol>(
     }
     error.message = message;
     error
+}
+
+/// Whether `status` is of a gateway that lost its provider, which may go on with what it was sent, or gave it up.
+const fn is_broken_off(status: u16) -> bool {
+    matches!(status, 408 | 502 | 504 | 520 | 522 | 524)
 }
 
 /// Without an answer's head: whether the request was sent makes the difference.
