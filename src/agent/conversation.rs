@@ -616,7 +616,7 @@ impl<'a> Conversation<'a> {
         {
             let message = format!("{failed}, and there was nothing else to leave out");
             self.context
-                .warn(WarningCode::ContextCleared, message)
+                .warn(WarningCode::SummaryFailed, message)
                 .await?;
         }
         self.summaries.failed_at = self.history.estimate();

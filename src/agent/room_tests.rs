@@ -141,7 +141,7 @@ async fn a_summary_that_came_to_nothing_is_not_paid_for_again() {
         let paid = ran.tally.totals(Duration::ZERO).cost_usd.unwrap();
         let right = f64::from(u32::try_from(tokens).unwrap()) * 3e-6;
         assert!((paid - right).abs() < 1e-6, "{told}: {paid} {right}");
-        let said = ran.events_of("code", "CONTEXT_CLEARED");
+        let said = ran.events_of("code", "SUMMARY_FAILED");
         let words: Vec<&str> = said.filter_map(|event| event["message"].as_str()).collect();
         assert_eq!(words.len(), most, "{told}");
         assert!(
@@ -330,7 +330,7 @@ async fn a_summary_that_the_budget_lets_not_think_is_not_asked_for_and_ends_no_t
     };
     let ran = run_with(provider, spec, replies).await;
     assert_eq!(ran.answer().0, "Done.");
-    assert!(ran.told("CONTEXT_CLEARED").starts_with("the budget"));
+    assert!(ran.told("SUMMARY_FAILED").starts_with("the budget"));
     assert!(!ran.warnings().contains(&"THINKING_ADJUSTED"));
     assert!(
         ran.requests
@@ -360,7 +360,7 @@ async fn a_summary_leaves_time_for_a_last_turn() {
         let ran = run_with(provider, spec, replies).await;
         assert_eq!(ran.answer().0, "So far.");
         assert_eq!(begun.elapsed().as_secs(), ends);
-        assert!(ran.told("CONTEXT_CLEARED").starts_with(told), "{told}");
+        assert!(ran.told("SUMMARY_FAILED").starts_with(told), "{told}");
     }
 }
 
