@@ -30,7 +30,7 @@ const SHOWN_WORDS: usize = 300;
 
 /// Runs the agent of `context` to its answer.
 ///
-/// When the token fires it answers every open call, asks nothing more, and gives [`Halt::Stopped`].
+/// When the token fires it ends every open call, with an event that says so, asks nothing more, and gives [`Halt::Stopped`].
 ///
 /// # Errors
 /// Why there is no answer.
