@@ -60,14 +60,11 @@ struct Seen {
 }
 
 impl Window {
-    pub(super) fn new(facts: Option<ModelFacts>, system: &[String], tools: &[&ToolSpec]) -> Self {
-        let size = facts
-            .and_then(|facts| facts.context_window)
-            .unwrap_or(200_000);
-        let output = facts.and_then(|facts| facts.max_output_tokens);
-        let output = u64::from(output.unwrap_or(8192)).min(32_000);
+    pub(super) fn new(facts: &ModelFacts, system: &[String], tools: &[&ToolSpec]) -> Self {
+        let size = facts.context_window.unwrap_or(200_000);
+        let output = u64::from(facts.max_output_tokens.unwrap_or(8192)).min(32_000);
         // Above it the whole request is dearer.
-        let step = facts.and_then(|facts| facts.price_step);
+        let step = facts.price_step;
         let trigger = (size * 4 / 5)
             .min(size.saturating_sub(output + MARGIN))
             .min(step.map_or(u64::MAX, |step| step / 20 * 19))

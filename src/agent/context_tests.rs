@@ -51,7 +51,7 @@ fn facts(window: u64, output: u32, step: Option<u64>) -> ModelFacts {
 
 /// A conversation of turns of 30,000 characters: 9,000 tokens each.
 fn conversation(turns: usize) -> History {
-    let window = Window::new(Some(facts(1_000_000, 64_000, None)), &[], &[]);
+    let window = Window::new(&facts(1_000_000, 64_000, None), &[], &[]);
     let mut history = History::new(Message::user("go"), window);
     for n in 0..turns {
         for message in turn(&n.to_string(), &"z".repeat(30_000)) {
@@ -168,7 +168,7 @@ fn a_summary_replaces_old_turns_and_leaves_the_newest_whole() {
 
 #[test]
 fn nothing_is_summarised_that_would_not_make_room() {
-    let window = || Window::new(Some(facts(1_000_000, 64_000, None)), &[], &[]);
+    let window = || Window::new(&facts(1_000_000, 64_000, None), &[], &[]);
     let prompt = History::new(Message::user("x".repeat(600_000)), window());
     assert!(prompt.over_trigger());
     let mut one = History::new(Message::user("go"), window());
@@ -290,20 +290,23 @@ fn a_refused_image_is_looked_for_among_the_new_ones_first() {
 
 #[test]
 fn the_trigger_leaves_room_for_an_answer_and_stays_below_the_dearer_price() {
-    let window = |window, output, step| Window::new(Some(facts(window, output, step)), &[], &[]);
+    let window = |window, output, step| Window::new(&facts(window, output, step), &[], &[]);
     assert_eq!(window(200_000, 64_000, None).trigger, 152_000);
     assert_eq!(window(1_000_000, 64_000, None).trigger, 160_000);
     assert_eq!(window(1_000_000, 64_000, Some(100_000)).trigger, 95_000);
-    assert_eq!(Window::new(None, &[], &[]).trigger, 160_000);
+    assert_eq!(
+        Window::new(&ModelFacts::default(), &[], &[]).trigger,
+        160_000
+    );
     let haiku = crate::llm::prices::listed("anthropic", "claude-haiku-5-5").unwrap();
-    assert_eq!(Window::new(Some(haiku), &[], &[]).trigger, 95_000);
+    assert_eq!(Window::new(&haiku, &[], &[]).trigger, 95_000);
 }
 
 #[test]
 fn the_estimate_counts_what_the_last_usage_did_not() {
     let mut history = History::new(
         Message::user("go"),
-        Window::new(Some(facts(200_000, 64_000, None)), &["x".repeat(1000)], &[]),
+        Window::new(&facts(200_000, 64_000, None), &["x".repeat(1000)], &[]),
     );
     assert_eq!(history.next_input().cache_write_5m, 301);
     history.saw(
@@ -425,7 +428,7 @@ async fn what_the_provider_has_cached_lasts_five_minutes_after_it_was_asked() {
 
 #[test]
 fn what_was_thrown_away_is_not_counted() {
-    let window = Window::new(Some(facts(200_000, 64_000, None)), &[], &[]);
+    let window = Window::new(&facts(200_000, 64_000, None), &[], &[]);
     let mut history = History::new(Message::user("go"), window);
     let saw = |history: &mut History| {
         history.saw(

@@ -145,7 +145,7 @@ impl<'a> Conversation<'a> {
         let spec = &context.spec;
         let first = prompt::first_message(spec, context.working_dir, &context.today);
         let facts = context.provider.model(&spec.model.id);
-        let window = Window::new(facts, &prompt::system(spec), &specs(spec));
+        let window = Window::new(&facts, &prompt::system(spec), &specs(spec));
         Self {
             context,
             history: History::new(Message::user(first), window),
@@ -432,7 +432,7 @@ impl<'a> Conversation<'a> {
     /// The least tokens of an answer with which the model thinks as it is told. `None` where it does with any.
     fn least_with_thinking(&self) -> Option<u32> {
         let model = self.context.provider.model(&self.context.spec.model.id);
-        model.and_then(|facts| facts.least_with_thinking(self.thinking))
+        model.least_with_thinking(self.thinking)
     }
 
     /// Whether the window has so much room now. Without it a request is sent that doesn't think, and of which the

@@ -283,7 +283,7 @@ async fn a_window_that_is_full_for_a_moment_does_not_end_thinking() {
     replies[7].insert(0, Ok(used(185_000)));
     replies.extend([says("GOAL: fly."), says("Done.")]);
     let provider = Scripted {
-        facts: Some(facts),
+        facts,
         ..Scripted::default()
     };
     let ran = run_with(provider, spec(), replies).await;
@@ -295,7 +295,7 @@ async fn a_window_that_is_full_for_a_moment_does_not_end_thinking() {
     let mut cut = stops("One, ", LlmStop::MaxTokens);
     cut.insert(0, Ok(used(190_000)));
     let provider = Scripted {
-        facts: Some(facts),
+        facts,
         ..Scripted::default()
     };
     let ran = run_with(provider, spec(), [cut, says("two")]).await;
@@ -325,7 +325,7 @@ async fn a_summary_that_the_budget_lets_not_think_is_not_asked_for_and_ends_no_t
         ..spec()
     };
     let provider = Scripted {
-        facts: Some(facts),
+        facts,
         ..Scripted::default()
     };
     let ran = run_with(provider, spec, replies).await;

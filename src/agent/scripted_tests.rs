@@ -46,7 +46,7 @@ pub(super) struct Scripted {
     /// No summary is ever complete.
     pub(super) no_summary: bool,
     /// What is known of the model.
-    pub(super) facts: Option<ModelFacts>,
+    pub(super) facts: ModelFacts,
     /// What must not be shown.
     pub(super) key: &'static str,
     /// How many answers were read to their end.
@@ -94,7 +94,7 @@ impl LlmProvider for Scripted {
         Ok(futures::stream::iter(reply).chain(end).boxed())
     }
 
-    fn model(&self, _model: &str) -> Option<ModelFacts> {
+    fn model(&self, _model: &str) -> ModelFacts {
         self.facts
     }
 }

@@ -97,8 +97,8 @@ impl<P: Protocol> LlmProvider for Client<P> {
         }
     }
 
-    fn model(&self, model: &str) -> Option<ModelFacts> {
-        prices::listed(P::NAME, model)
+    fn model(&self, model: &str) -> ModelFacts {
+        prices::facts(P::NAME, model)
     }
 }
 

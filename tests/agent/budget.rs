@@ -309,7 +309,12 @@ fn summaries() -> Vec<Case> {
             ]),
         )
         .answers("max_budget", "Done.")
-        .warns(&["CONTEXT_COMPACTED", "SOFT_LIMIT", "MAX_BUDGET"]),
+        .warns(&[
+            "CONTEXT_COMPACTED",
+            "CONTEXT_CLEARED",
+            "SOFT_LIMIT",
+            "MAX_BUDGET",
+        ]),
     ]
 }
 
