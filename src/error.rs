@@ -132,13 +132,14 @@ codes! {
         LlmRetry = "LLM_RETRY", "an LLM request failed and is sent again";
         TurnRestarted = "TURN_RESTARTED", "a turn was cut off and asked again";
         EmptyAnswer = "EMPTY_ANSWER", "the model ended without an answer and is asked once more";
-        AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut: at the model's output limit, at its window, by the budget, by its provider's pauses, or in the middle since it is too long for the result's event";
+        AnswerTruncated = "ANSWER_TRUNCATED", "the answer was cut: at the model's output limit, at its window, by the budget, by its provider's pauses, where the request for its rest failed, or in the middle since it is too long for the result's event";
         PriceUnknown = "PRICE_UNKNOWN", "no price is known for the model, so no cost is given";
         PriceDearer = "PRICE_DEARER", "a dearer model answered than was asked for, and the cost goes by its price";
         FileOmitted = "FILE_OMITTED", "a file of the run was not returned";
         ProcessesEnded = "PROCESSES_ENDED", "what commands had left running was ended, since the run's files could not be listed beside it";
         ContextCompacted = "CONTEXT_COMPACTED", "the conversation was summarised to fit the context window";
-        ContextCleared = "CONTEXT_CLEARED", "old tool results were cleared to fit the context window";
+        ContextCleared = "CONTEXT_CLEARED", "old tool results were cleared to fit the context window or the rest of the budget";
+        SummaryFailed = "SUMMARY_FAILED", "the conversation could not be summarised, and goes on as it is";
         SandboxWait = "SANDBOX_WAIT", "the sandbox backend is at its limit and the run waits for a place";
         SandboxEvent = "SANDBOX_EVENT", "the sandbox backend reported something about the run's sandbox";
         ContentRefused = "CONTENT_REFUSED", "the LLM provider refused an image or document, and is asked again without it";

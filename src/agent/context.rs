@@ -1,8 +1,12 @@
 //! What fits into the model's context window and into a request, and what goes when it no longer does.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use crate::apart::aside;
 use crate::chat::{Message, Part, ToolSpec};
-use crate::llm::estimate::{Size, bytes_of, of_message, of_part, of_text};
+use crate::llm::estimate::{Size, bytes_of, least_of, of_message, of_part, of_text};
 use crate::llm::{ModelFacts, Usage};
 
 /// Quality falls long before a window of a million tokens is full.
@@ -21,6 +25,9 @@ pub(super) const MOST_MEDIA_BYTES: usize = 18_000_000;
 const KEPT_MEDIA: usize = 5;
 /// of so many bytes.
 const KEPT_MEDIA_BYTES: usize = 12_000_000;
+/// A provider keeps what it has cached for five minutes after it was asked last; what is asked now takes a while to
+/// get there.
+const CACHED: Duration = Duration::from_secs(270);
 /// A summary's length, roughly, in tokens.
 const SUMMARY: u64 = 2000;
 /// What stands in for an image or document.
@@ -36,7 +43,7 @@ const LEAST_RESULT_CHARS: u64 = 20_000;
 pub(super) struct Window {
     size: u64,
     trigger: u64,
-    last: Option<Usage>,
+    last: Option<Seen>,
     /// The tokens of the first `counted` messages, with system prompt and tools: as the provider counted them, less
     /// what was taken out since.
     tokens: u64,
@@ -45,15 +52,19 @@ pub(super) struct Window {
     stale: bool,
 }
 
+/// What the last response used, and when it was asked for.
+#[derive(Debug)]
+struct Seen {
+    usage: Usage,
+    asked_at: Instant,
+}
+
 impl Window {
-    pub(super) fn new(facts: Option<ModelFacts>, system: &[String], tools: &[&ToolSpec]) -> Self {
-        let size = facts
-            .and_then(|facts| facts.context_window)
-            .unwrap_or(200_000);
-        let output = facts.and_then(|facts| facts.max_output_tokens);
-        let output = u64::from(output.unwrap_or(8192)).min(32_000);
+    pub(super) fn new(facts: &ModelFacts, system: &[String], tools: &[&ToolSpec]) -> Self {
+        let size = facts.context_window.unwrap_or(200_000);
+        let output = u64::from(facts.max_output_tokens.unwrap_or(8192)).min(32_000);
         // Above it the whole request is dearer.
-        let step = facts.and_then(|facts| facts.price_step);
+        let step = facts.price_step;
         let trigger = (size * 4 / 5)
             .min(size.saturating_sub(output + MARGIN))
             .min(step.map_or(u64::MAX, |step| step / 20 * 19))
@@ -128,7 +139,7 @@ impl History {
         if let Some(last) = &window.last
             && window.counted == self.messages.len()
         {
-            window.tokens += last.output;
+            window.tokens += last.usage.output.max(least_of(bytes_of(&reply)));
             window.counted += 1;
         }
         self.push(reply);
@@ -162,11 +173,17 @@ impl History {
         true
     }
 
-    /// A response to the conversation as it is has used this. What it brought is counted once it is kept.
-    pub(super) fn saw(&mut self, usage: &Usage) {
+    /// A response to the conversation as it is, asked for at `asked_at`, has used this. What it brought is counted once
+    /// it is kept.
+    pub(super) fn saw(&mut self, usage: &Usage, asked_at: Instant) {
+        let told = usage.context().saturating_sub(usage.output);
+        let bytes = self.messages.iter().map(bytes_of).sum();
         let window = &mut self.window;
-        window.last = Some(*usage);
-        window.tokens = usage.context().saturating_sub(usage.output);
+        window.last = Some(Seen {
+            usage: *usage,
+            asked_at,
+        });
+        window.tokens = told.max(least_of(bytes));
         window.counted = self.messages.len();
         window.stale = false;
     }
@@ -209,8 +226,10 @@ impl History {
         let uncached = self.uncached(tokens);
         match &self.window.last {
             // What was taken out lay before most of the rest.
-            Some(last) if !self.window.stale && uncached.input == 0 => {
-                let cached = last.total_input().min(tokens);
+            Some(Seen { usage, asked_at })
+                if !self.window.stale && uncached.input == 0 && asked_at.elapsed() < CACHED =>
+            {
+                let cached = usage.total_input().min(tokens);
                 Usage {
                     cache_read: cached,
                     cache_write_5m: tokens - cached,
@@ -225,7 +244,7 @@ impl History {
     pub(super) fn uncached(&self, tokens: u64) -> Usage {
         match &self.window.last {
             // Its provider caches nothing, or not yet.
-            Some(last) if last.total_input() == last.input => Usage {
+            Some(Seen { usage, .. }) if usage.total_input() == usage.input => Usage {
                 input: tokens,
                 ..Usage::default()
             },

@@ -51,7 +51,7 @@ fn facts(window: u64, output: u32, step: Option<u64>) -> ModelFacts {
 
 /// A conversation of turns of 30,000 characters: 9,000 tokens each.
 fn conversation(turns: usize) -> History {
-    let window = Window::new(Some(facts(1_000_000, 64_000, None)), &[], &[]);
+    let window = Window::new(&facts(1_000_000, 64_000, None), &[], &[]);
     let mut history = History::new(Message::user("go"), window);
     for n in 0..turns {
         for message in turn(&n.to_string(), &"z".repeat(30_000)) {
@@ -168,7 +168,7 @@ fn a_summary_replaces_old_turns_and_leaves_the_newest_whole() {
 
 #[test]
 fn nothing_is_summarised_that_would_not_make_room() {
-    let window = || Window::new(Some(facts(1_000_000, 64_000, None)), &[], &[]);
+    let window = || Window::new(&facts(1_000_000, 64_000, None), &[], &[]);
     let prompt = History::new(Message::user("x".repeat(600_000)), window());
     assert!(prompt.over_trigger());
     let mut one = History::new(Message::user("go"), window());
@@ -236,10 +236,13 @@ fn images_that_go_are_taken_off_the_estimate_and_void_the_cache() {
         for n in 0..pictures {
             history.push(results(&n.to_string(), vec![picture(4)]));
         }
-        history.saw(&Usage {
-            cache_read: 50_000,
-            ..Usage::default()
-        });
+        history.saw(
+            &Usage {
+                cache_read: 50_000,
+                ..Usage::default()
+            },
+            Instant::now(),
+        );
         assert_eq!(history.next_input().cache_read, 50_000);
         history
     };
@@ -252,7 +255,7 @@ fn images_that_go_are_taken_off_the_estimate_and_void_the_cache() {
         input.cache_write_5m,
         50_000 + IMAGE_TOKENS - 6 * (IMAGE_TOKENS - note)
     );
-    history.saw(&input);
+    history.saw(&input, Instant::now());
     history.push(results("newer", vec![picture(4)]));
     assert!(history.next_input().cache_read > 0, "not at every image");
     let mut history = seen(2);
@@ -277,7 +280,7 @@ fn the_older_half_is_whole_turns_and_more_than_one_note() {
 fn a_refused_image_is_looked_for_among_the_new_ones_first() {
     let mut history = conversation(0);
     history.push(results("1", vec![picture(1)]));
-    history.saw(&Usage::default());
+    history.saw(&Usage::default(), Instant::now());
     history.push(results("2", vec![picture(2), picture(3)]));
     assert_eq!(history.leave_out_media(), 2);
     assert_eq!(history.messages()[1], results("1", vec![picture(1)]));
@@ -287,27 +290,33 @@ fn a_refused_image_is_looked_for_among_the_new_ones_first() {
 
 #[test]
 fn the_trigger_leaves_room_for_an_answer_and_stays_below_the_dearer_price() {
-    let window = |window, output, step| Window::new(Some(facts(window, output, step)), &[], &[]);
+    let window = |window, output, step| Window::new(&facts(window, output, step), &[], &[]);
     assert_eq!(window(200_000, 64_000, None).trigger, 152_000);
     assert_eq!(window(1_000_000, 64_000, None).trigger, 160_000);
     assert_eq!(window(1_000_000, 64_000, Some(100_000)).trigger, 95_000);
-    assert_eq!(Window::new(None, &[], &[]).trigger, 160_000);
+    assert_eq!(
+        Window::new(&ModelFacts::default(), &[], &[]).trigger,
+        160_000
+    );
     let haiku = crate::llm::prices::listed("anthropic", "claude-haiku-5-5").unwrap();
-    assert_eq!(Window::new(Some(haiku), &[], &[]).trigger, 95_000);
+    assert_eq!(Window::new(&haiku, &[], &[]).trigger, 95_000);
 }
 
 #[test]
 fn the_estimate_counts_what_the_last_usage_did_not() {
     let mut history = History::new(
         Message::user("go"),
-        Window::new(Some(facts(200_000, 64_000, None)), &["x".repeat(1000)], &[]),
+        Window::new(&facts(200_000, 64_000, None), &["x".repeat(1000)], &[]),
     );
     assert_eq!(history.next_input().cache_write_5m, 301);
-    history.saw(&Usage {
-        cache_read: 151_000,
-        output: 500,
-        ..Usage::default()
-    });
+    history.saw(
+        &Usage {
+            cache_read: 151_000,
+            output: 500,
+            ..Usage::default()
+        },
+        Instant::now(),
+    );
     take(&mut history, turn("1", "short"));
     assert!(!history.over_trigger());
     let input = history.next_input();
@@ -315,11 +324,14 @@ fn the_estimate_counts_what_the_last_usage_did_not() {
     history.push(said("2", &"y".repeat(3000)));
     assert!(history.over_trigger());
     // Several passes for one request count only once.
-    history.saw(&Usage {
-        input: 300_000,
-        last_pass: Some(100_000),
-        ..Usage::default()
-    });
+    history.saw(
+        &Usage {
+            input: 300_000,
+            last_pass: Some(100_000),
+            ..Usage::default()
+        },
+        Instant::now(),
+    );
     assert!(!history.over_trigger());
 }
 
@@ -327,11 +339,14 @@ fn the_estimate_counts_what_the_last_usage_did_not() {
 fn what_was_taken_out_is_taken_off_the_estimate() {
     let mut history = conversation(12);
     history.truncate(23);
-    history.saw(&Usage {
-        cache_read: 161_000,
-        output: 10,
-        ..Usage::default()
-    });
+    history.saw(
+        &Usage {
+            cache_read: 161_000,
+            output: 10,
+            ..Usage::default()
+        },
+        Instant::now(),
+    );
     take(&mut history, turn("new", &"z".repeat(30_000)));
     let estimate = History::estimate;
     assert_eq!(estimate(&history), 161_010 + 9000);
@@ -350,15 +365,80 @@ fn what_was_taken_out_is_taken_off_the_estimate() {
 }
 
 #[test]
+fn a_conversation_is_not_taken_for_smaller_than_its_bytes_allow_whatever_is_told() {
+    let told_little = Usage {
+        input: 10,
+        output: 10,
+        ..Usage::default()
+    };
+    let call = |args: ToolArgs| {
+        let call = Block::Call(ToolCall {
+            id: CallIds::default().issue(""),
+            name: "bash".to_owned(),
+            args,
+            echo: None,
+        });
+        Message::Assistant(Reply {
+            provider: "anthropic",
+            blocks: vec![call],
+        })
+    };
+    let text = "x".repeat(800_000);
+    let unread = ToolArgs::Malformed {
+        raw: text.clone(),
+        error: String::new(),
+    };
+    for args in [
+        ToolArgs::Json(serde_json::json!({ "x": text })),
+        ToolArgs::Json(serde_json::json!([text])),
+        unread,
+    ] {
+        // What nobody told the size of, what is kept as it came, and what was seen before.
+        let mut history = conversation(0);
+        history.push(call(args.clone()));
+        assert!(history.estimate() >= 100_000);
+        let mut history = conversation(0);
+        history.saw(&told_little, Instant::now());
+        history.push_counted(call(args));
+        assert!(history.estimate() >= 100_000);
+        history.saw(&told_little, Instant::now());
+        assert!(history.estimate() >= 100_000);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_provider_has_cached_lasts_five_minutes_after_it_was_asked() {
+    let mut history = conversation(0);
+    let usage = Usage {
+        cache_write_5m: 150_000,
+        ..Usage::default()
+    };
+    history.saw(&usage, Instant::now());
+    for (secs, read) in [(260, 150_000), (20, 0)] {
+        tokio::time::advance(Duration::from_secs(secs)).await;
+        assert_eq!(history.next_input().cache_read, read);
+        assert_eq!(history.next_input().total_input(), 150_000);
+    }
+    // An answer that takes its time doesn't keep it.
+    let asked_at = Instant::now();
+    tokio::time::advance(CACHED).await;
+    history.saw(&usage, asked_at);
+    assert_eq!(history.next_input().cache_read, 0);
+}
+
+#[test]
 fn what_was_thrown_away_is_not_counted() {
-    let window = Window::new(Some(facts(200_000, 64_000, None)), &[], &[]);
+    let window = Window::new(&facts(200_000, 64_000, None), &[], &[]);
     let mut history = History::new(Message::user("go"), window);
     let saw = |history: &mut History| {
-        history.saw(&Usage {
-            cache_read: 150_000,
-            output: 32_000,
-            ..Usage::default()
-        });
+        history.saw(
+            &Usage {
+                cache_read: 150_000,
+                output: 32_000,
+                ..Usage::default()
+            },
+            Instant::now(),
+        );
     };
     saw(&mut history);
     assert_eq!(

@@ -7,8 +7,10 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::context::{Change, History, Need, Window};
-use super::limits::reserve;
+use super::limits::{LastTurn, reserve};
 use super::prompt;
 use super::turn::{Audience, Failed, Response, Stage, Streams, calls, open, read};
 use super::types::{Halt, RunContext, Told};
@@ -39,6 +41,9 @@ const SUMMARY_TOKENS: u32 = 16_000;
 const SUMMARY_TIME: Duration = Duration::from_secs(20);
 /// A conversation that doesn't even fit for a summary is halved at most so often.
 const MOST_HALVINGS: u32 = 4;
+/// What results are cleared to fit.
+const FOR_WINDOW: &str = "the model's context window";
+const FOR_BUDGET: &str = "the rest of the budget";
 
 /// The conversation of a run.
 pub(super) struct Conversation<'a> {
@@ -49,7 +54,7 @@ pub(super) struct Conversation<'a> {
     came: usize,
     retries: RetryBudget,
     answer: AnswerSize,
-    /// How much the model is told to think: not at all from when there is no room for it.
+    /// How much the model is told to think: not at all from when the budget has no room for it.
     thinking: ThinkingLevel,
     summaries: Summaries,
     streams: Streams,
@@ -140,7 +145,7 @@ impl<'a> Conversation<'a> {
         let spec = &context.spec;
         let first = prompt::first_message(spec, context.working_dir, &context.today);
         let facts = context.provider.model(&spec.model.id);
-        let window = Window::new(facts, &prompt::system(spec), &specs(spec));
+        let window = Window::new(&facts, &prompt::system(spec), &specs(spec));
         Self {
             context,
             history: History::new(Message::user(first), window),
@@ -234,12 +239,16 @@ impl<'a> Conversation<'a> {
         {
             return Ok(Asked::Full);
         }
+        let thinks = self.window_lets_think();
         let asked = self.send(purpose, turn, Audience::Clients).await?;
         if let Asked::Response(response) = &asked {
             self.came = response.blocks.len();
             // Without figures the texts are all that is known of its size.
             if response.usage.context() > 0 {
-                self.history.saw(&response.usage);
+                self.history.saw(&response.usage, response.asked_at);
+            }
+            if !thinks {
+                self.history.cache_is_void();
             }
         }
         Ok(asked)
@@ -305,6 +314,7 @@ impl<'a> Conversation<'a> {
             };
             // The window bounds the answer too.
             let room = self.history.room_for_answer().max(LEAST_OUTPUT);
+            let asked_at = Instant::now();
             let opened = {
                 // Made anew for each request, always the same, so that nothing of it has to be kept while
                 // its answer streams: the system prompt is large.
@@ -321,6 +331,7 @@ impl<'a> Conversation<'a> {
                 warned: &mut self.warned,
                 call_ids: &self.call_ids,
                 sent,
+                asked_at,
             };
             let mut failed = match opened {
                 Ok(deltas) => match read(context, deltas, stage).await? {
@@ -418,21 +429,32 @@ impl<'a> Conversation<'a> {
         affordable.unwrap_or(u32::MAX).min(window)
     }
 
-    /// Has the model think no more, if there is no room for it: once, since the request without it is one of which
-    /// the provider has nothing cached.
-    async fn think_if_affordable(&mut self, purpose: Purpose) -> Result<(), Halt> {
+    /// The least tokens of an answer with which the model thinks as it is told. `None` where it does with any.
+    fn least_with_thinking(&self) -> Option<u32> {
         let model = self.context.provider.model(&self.context.spec.model.id);
-        let least = model.and_then(|facts| facts.least_with_thinking(self.thinking));
-        let Some((least, affordable)) = least.zip(self.affordable(purpose).ok()) else {
+        model.least_with_thinking(self.thinking)
+    }
+
+    /// Whether the window has so much room now. Without it a request is sent that doesn't think, and of which the
+    /// provider has nothing cached.
+    fn window_lets_think(&self) -> bool {
+        let least = self.least_with_thinking();
+        least.is_none_or(|least| self.room(None) >= least)
+    }
+
+    /// Has the model think no more, if the rest of the budget has no room for it: once, for the same reason. In a
+    /// window room may be made.
+    async fn think_if_affordable(&mut self, purpose: Purpose) -> Result<(), Halt> {
+        let affordable = self.affordable(purpose).ok().flatten();
+        let Some((least, affordable)) = self.least_with_thinking().zip(affordable) else {
             return Ok(());
         };
-        if self.room(affordable) >= least {
+        if affordable >= least {
             return Ok(());
         }
         self.thinking = ThinkingLevel::Unset;
         self.history.cache_is_void();
-        let message = "the rest of the budget or of the model's window has no room for thinking: \
-                       there is none from here on";
+        let message = "the rest of the budget has no room for thinking: there is none from here on";
         self.context
             .warn(WarningCode::ThinkingAdjusted, message)
             .await
@@ -442,13 +464,24 @@ impl<'a> Conversation<'a> {
     fn affordable(&self, purpose: Purpose) -> Result<Option<u32>, NoFunds> {
         match self.funds(purpose) {
             Funds::Unbounded => Ok(None),
-            Funds::Output(tokens) if tokens >= LEAST_OUTPUT => Ok(Some(tokens)),
+            Funds::Output(tokens) if tokens >= self.least_output(purpose) => Ok(Some(tokens)),
             // The one request that may pass the budget: without it all that was done would be lost. It costs at
             // most as much again, and its output.
             Funds::Output(_) | Funds::Late if purpose == Purpose::LastTurn => {
                 Ok(Some(LEAST_OUTPUT))
             }
             Funds::Output(_) | Funds::Late | Funds::Nothing => Err(NoFunds),
+        }
+    }
+
+    /// The least output for which a request for `purpose` is worth it. A summary without thinking would be none of what
+    /// the provider has cached.
+    fn least_output(&self, purpose: Purpose) -> u32 {
+        match purpose {
+            Purpose::Summary { .. } => self
+                .least_with_thinking()
+                .map_or(LEAST_OUTPUT, |least| least.max(LEAST_OUTPUT)),
+            Purpose::Turn | Purpose::LastTurn | Purpose::GoOn { .. } => LEAST_OUTPUT,
         }
     }
 
@@ -486,17 +519,25 @@ impl<'a> Conversation<'a> {
 
     /// The input of a request for `purpose`, as it is likely to be billed.
     fn input(&self, purpose: Purpose) -> Usage {
-        if purpose.without_tools() {
+        if purpose.without_tools() || !self.window_lets_think() {
             self.history.uncached(self.history.estimate())
         } else {
             self.history.next_input()
         }
     }
 
-    /// Makes room ahead of the last turn, if the window is nearly full: without paying for it.
-    pub(super) async fn clear_ahead(&mut self, need: Need) -> Result<(), Halt> {
-        if self.history.over_trigger() {
-            self.clear(need, "").await?;
+    /// Clears old results ahead of the last turn, without paying for it: if the window is nearly full, and if money is
+    /// short, since they would be paid for once more.
+    pub(super) async fn clear_ahead(&mut self, last: LastTurn) -> Result<(), Halt> {
+        let paid_for = match self.funds(Purpose::LastTurn) {
+            Funds::Unbounded => true,
+            Funds::Output(tokens) => tokens >= LEAST_OUTPUT,
+            Funds::Late | Funds::Nothing => false,
+        };
+        if last == LastTurn::Budget || !paid_for {
+            self.clear(Need::Now, "", FOR_BUDGET).await?;
+        } else if self.history.over_trigger() {
+            self.clear(Need::Ahead, "", FOR_WINDOW).await?;
         }
         Ok(())
     }
@@ -507,8 +548,12 @@ impl<'a> Conversation<'a> {
         if !self.history.over_trigger() {
             return Ok(());
         }
-        self.clear(Need::Ahead, "").await?;
-        let may = self.summaries.far_apart(turn) && self.summaries.may_ask(self.history.estimate());
+        self.clear(Need::Ahead, "", FOR_WINDOW).await?;
+        if !self.window_lets_think() {
+            self.clear(Need::Now, "", FOR_WINDOW).await?;
+        }
+        let due = self.summaries.far_apart(turn) || !self.window_lets_think();
+        let may = due && self.summaries.may_ask(self.history.estimate());
         if may && self.history.still_crowded() {
             self.summarise(Need::Ahead, turn).await?;
         }
@@ -517,16 +562,16 @@ impl<'a> Conversation<'a> {
 
     /// Makes room for a conversation that does not fit; whether there was something to leave out.
     pub(super) async fn make_room_now(&mut self, turn: u32) -> Result<bool, Halt> {
-        Ok(self.clear(Need::Now, "").await? || self.summarise(Need::Now, turn).await?)
+        Ok(self.clear(Need::Now, "", FOR_WINDOW).await? || self.summarise(Need::Now, turn).await?)
     }
 
     /// Clears old results; whether there were some.
-    async fn clear(&mut self, need: Need, why: &str) -> Result<bool, Halt> {
+    async fn clear(&mut self, need: Need, why: &str, for_what: &str) -> Result<bool, Halt> {
         let Some(change) = self.history.clear(need) else {
             return Ok(false);
         };
         let message = format!(
-            "{why}{} old tool results were cleared to fit the model's context window",
+            "{why}{} old tool results were cleared to fit {for_what}",
             change.results
         );
         self.warn_of(WarningCode::ContextCleared, message, change)
@@ -565,10 +610,13 @@ impl<'a> Conversation<'a> {
             let change = self.history.summarise(count, prompt::LEFT_OUT.to_owned());
             let by = format!("a note, since {failed}");
             self.warn_of_summary(&by, change).await?;
-        } else if !self.clear(Need::Now, &format!("{failed}: ")).await? {
+        } else if !self
+            .clear(Need::Now, &format!("{failed}: "), FOR_WINDOW)
+            .await?
+        {
             let message = format!("{failed}, and there was nothing else to leave out");
             self.context
-                .warn(WarningCode::ContextCleared, message)
+                .warn(WarningCode::SummaryFailed, message)
                 .await?;
         }
         self.summaries.failed_at = self.history.estimate();

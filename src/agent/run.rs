@@ -1,7 +1,8 @@
 //! The loop: ask, stream, run the tools, ask again, until there is an answer or a reason to stop.
 
+use std::borrow::Cow;
+
 use super::calls::{CallLimits, run_calls};
-use super::context::Need;
 use super::conversation::{Asked, Conversation, Mark, Purpose};
 use super::limits::{LastTurn, Limits};
 use super::loops::{LoopGuard, Stuck};
@@ -29,7 +30,7 @@ const SHOWN_WORDS: usize = 300;
 
 /// Runs the agent of `context` to its answer.
 ///
-/// When the token fires it answers every open call, asks nothing more, and gives [`Halt::Stopped`].
+/// When the token fires it ends every open call, with an event that says so, asks nothing more, and gives [`Halt::Stopped`].
 ///
 /// # Errors
 /// Why there is no answer.
@@ -74,22 +75,29 @@ enum TurnEnd {
 }
 
 /// Why an answer is not whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Cut {
     Output,
     Window,
     Pauses,
     Budget,
+    /// The request for its rest failed.
+    Failed(LlmError),
 }
 
 impl Cut {
-    const fn told(self) -> &'static str {
-        match self {
+    fn told(&self) -> Cow<'static, str> {
+        Cow::Borrowed(match self {
             Self::Output => "the answer was cut at the model's output limit",
             Self::Window => "the answer was cut, since the model's context window is full",
             Self::Pauses => "the answer may be incomplete: its provider paused it again and again",
             Self::Budget => "the answer was cut, since the budget does not pay for its rest",
-        }
+            Self::Failed(error) => {
+                return Cow::Owned(format!(
+                    "the answer was cut, since its rest failed: {error}"
+                ));
+            }
+        })
     }
 }
 
@@ -101,9 +109,7 @@ impl Agent<'_> {
         loop {
             turn += 1;
             match self.last_turn(turn) {
-                // What the budget can hardly pay for has to be short.
-                Some(LastTurn::Budget) => self.conversation.clear_ahead(Need::Now).await?,
-                Some(_) => self.conversation.clear_ahead(Need::Ahead).await?,
+                Some(last) => self.conversation.clear_ahead(last).await?,
                 None => self.conversation.make_room(turn).await?,
             }
             let last = self.announce_limits(turn).await?;
@@ -111,14 +117,14 @@ impl Agent<'_> {
             self.warn_of_prices().await?;
             match end {
                 TurnEnd::Answer { text, cut } if !text.trim().is_empty() => {
-                    if let Some(cut) = cut {
+                    if let Some(cut) = &cut {
                         self.context
                             .warn(WarningCode::AnswerTruncated, cut.told())
                             .await?;
                     }
                     let reason = match cut {
                         Some(Cut::Budget) => StopReason::MaxBudget,
-                        Some(Cut::Output | Cut::Window | Cut::Pauses) | None => {
+                        Some(Cut::Output | Cut::Window | Cut::Pauses | Cut::Failed(_)) | None => {
                             last.map_or(StopReason::End, LastTurn::stop_reason)
                         }
                     };
@@ -145,7 +151,8 @@ impl Agent<'_> {
                     self.out_of_funds = true;
                 }
                 TurnEnd::Answer { cut, .. } => {
-                    let reason = (cut == Some(Cut::Budget)).then_some(LastTurn::Budget);
+                    let unpaid = matches!(cut, Some(Cut::Budget));
+                    let reason = unpaid.then_some(LastTurn::Budget);
                     if let Some(reason) = reason.or(last) {
                         return Err(self.no_answer(reason).into());
                     }
@@ -257,7 +264,15 @@ impl Agent<'_> {
         let mut cut_thinking = false;
         loop {
             let before = self.conversation.mark();
-            let response = match self.conversation.ask(purpose, turn).await? {
+            let asked = match self.conversation.ask(purpose, turn).await {
+                // What was shown and paid for is worth more than nothing.
+                Err(Halt::Llm(error)) if !text.trim().is_empty() => {
+                    let cut = Some(Cut::Failed(error));
+                    return Ok(TurnEnd::Answer { text, cut });
+                }
+                asked => asked?,
+            };
+            let response = match asked {
                 Asked::Response(response) => response,
                 Asked::NoFunds(failure) => {
                     self.unpaid = failure;
@@ -267,7 +282,6 @@ impl Agent<'_> {
                     let cut = Some(Cut::Budget);
                     return Ok(TurnEnd::Answer { text, cut });
                 }
-                // What was shown and paid for is worth more than nothing.
                 Asked::Full | Asked::NoRoom(_) if !text.trim().is_empty() => {
                     let cut = Some(Cut::Window);
                     return Ok(TurnEnd::Answer { text, cut });
@@ -338,6 +352,11 @@ impl Agent<'_> {
                     text.clear();
                     (begin, shown) = (self.conversation.mark(), false);
                     purpose = first;
+                }
+                // On the last turn, where it would not be run either: another try would bring another.
+                LlmStop::MaxTokens if nothing_said && has_calls => {
+                    let cut = Some(Cut::Output);
+                    return Ok(TurnEnd::Answer { text, cut });
                 }
                 LlmStop::MaxTokens if nothing_said && !cut_thinking => {
                     cut_thinking = true;

@@ -362,6 +362,50 @@ async fn a_call_that_is_cut_on_the_last_turn_is_text_that_was_cut() {
     assert_eq!(ran.answer(), ("One, two, three", true));
 }
 
+#[tokio::test]
+async fn a_call_alone_that_is_cut_on_the_last_turn_is_no_answer_of_that_turn() {
+    let mut cut = stops("", LlmStop::MaxTokens);
+    cut.insert(0, fly(ToolArgs::Json(json!({}))));
+    let spec = RunSpec {
+        max_turns: 1,
+        ..spec()
+    };
+    let ran = run_with(Scripted::default(), spec.clone(), [cut.clone()]).await;
+    assert_eq!(ran.code(), Some(ErrorCode::MaxTurns));
+    assert!(ran.warnings().is_empty(), "{:?}", ran.warnings());
+    // What was said before it is an answer.
+    let replies = [stops("One, ", LlmStop::MaxTokens), cut];
+    let ran = run_with(Scripted::default(), spec, replies).await;
+    assert_eq!(ran.answer(), ("One, ", true));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_whose_rest_fails_is_given_as_far_as_it_came() {
+    let fails = |kind| vec![Err(LlmError::new(kind, "it failed"))];
+    let overloaded = || fails(LlmErrorKind::Overloaded);
+    let half = vec![
+        Ok(LlmDelta::Text("tw".to_owned())),
+        Err(LlmError::new(LlmErrorKind::Cut, "it failed")),
+    ];
+    for rest in [
+        vec![overloaded(), overloaded(), overloaded(), overloaded()],
+        vec![fails(LlmErrorKind::Auth)],
+        vec![half],
+    ] {
+        for stop in [LlmStop::MaxTokens, LlmStop::Pause] {
+            let replies = [stops("One, ", stop)].into_iter().chain(rest.clone());
+            let ran = run_with(Scripted::default(), spec(), replies).await;
+            assert_eq!(ran.answer(), ("One, ", true));
+            let told = ran.told("ANSWER_TRUNCATED");
+            assert!(told.contains("its rest failed: it failed"), "{told}");
+            assert_eq!(ran.end.unwrap().stop_reason, StopReason::End);
+        }
+    }
+    // Of blanks nothing is worth keeping.
+    let replies = [stops(" ", LlmStop::Pause), fails(LlmErrorKind::Auth)];
+    assert_eq!(run(replies).await.code(), Some(ErrorCode::LlmAuth));
+}
+
 #[test]
 fn time_that_is_nearly_over_is_called_time() {
     let mut limits = Limits::new(&spec(), Deadline::after(Duration::from_secs(30)));

@@ -45,6 +45,8 @@ pub(super) struct Scripted {
     pub(super) silent: bool,
     /// No summary is ever complete.
     pub(super) no_summary: bool,
+    /// What is known of the model.
+    pub(super) facts: ModelFacts,
     /// What must not be shown.
     pub(super) key: &'static str,
     /// How many answers were read to their end.
@@ -55,8 +57,12 @@ pub(super) struct Scripted {
 impl LlmProvider for Scripted {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let sent = format!(
-            "{:?} {:?} {:?} most={:?}",
-            request.messages, request.tool_choice, request.cache_key, request.affordable
+            "{:?} {:?} {:?} thinking={:?} most={:?}",
+            request.messages,
+            request.tool_choice,
+            request.cache_key,
+            request.thinking,
+            request.affordable
         );
         let too_long = self.most_chars.is_some_and(|most| sent.len() > most);
         self.requests.lock().push(sent);
@@ -88,8 +94,8 @@ impl LlmProvider for Scripted {
         Ok(futures::stream::iter(reply).chain(end).boxed())
     }
 
-    fn model(&self, _model: &str) -> Option<ModelFacts> {
-        None
+    fn model(&self, _model: &str) -> ModelFacts {
+        self.facts
     }
 }
 

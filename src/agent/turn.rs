@@ -1,6 +1,7 @@
 //! One response of the LLM: opened, and streamed into events.
 
 use futures::StreamExt as _;
+use tokio::time::Instant;
 
 use super::calls::TOLD_CALLS;
 use super::shown::provider_tool;
@@ -28,6 +29,8 @@ pub(super) struct Response {
     pub(super) stop: LlmStop,
     /// What it used.
     pub(super) usage: Usage,
+    /// When it was asked for.
+    pub(super) asked_at: Instant,
     /// Clients saw something of it.
     pub(super) shown: bool,
     /// It stopped at what the rest of the budget buys.
@@ -76,7 +79,7 @@ pub(super) fn calls(blocks: &[Block]) -> impl Iterator<Item = &ToolCall> {
 /// How one attempt failed.
 pub(super) struct Failed {
     pub(super) error: LlmError,
-    /// Clients saw something of it: it can't be sent again.
+    /// Clients saw something of it: it may be sent again only if they are told that this is void.
     pub(super) shown: bool,
 }
 
@@ -113,8 +116,10 @@ pub(super) struct Stage<'a> {
     pub(super) streams: &'a mut Streams,
     pub(super) warned: &'a mut Told,
     pub(super) call_ids: &'a CallIds,
-    /// What was sent for it, as it is likely to be billed.
+    /// What was sent for it, as it is likely to be billed,
     pub(super) sent: Usage,
+    /// and when.
+    pub(super) asked_at: Instant,
 }
 
 /// Sends a request, once. The outer error ends the run; the inner one may be retried.
@@ -194,8 +199,7 @@ pub(super) async fn read(
                 writer.piece(&piece, true).await?;
             }
             Some(Ok(LlmDelta::Block(block))) => {
-                // Of what only its provider understands clients see nothing.
-                shown |= seen && matches!(block, Block::Call(_));
+                // Clients see nothing of it: calls are told once the response has ended.
                 writer.finish().await?;
                 if matches!(block, Block::Call(_)) {
                     calls += 1;
@@ -256,6 +260,7 @@ pub(super) async fn read(
                     too_many: calls.saturating_sub(TOLD_CALLS),
                     stop,
                     usage,
+                    asked_at: stage.asked_at,
                     shown,
                     budget_cut: false,
                 }));

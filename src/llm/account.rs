@@ -19,8 +19,7 @@ struct Most {
 }
 
 impl Most {
-    fn of(facts: Option<ModelFacts>) -> Self {
-        let facts = facts.unwrap_or_default();
+    fn of(facts: ModelFacts) -> Self {
         let window = facts.context_window.unwrap_or(UNKNOWN_WINDOW);
         let answer = facts.max_output_tokens.map_or(0, u64::from);
         Self {
@@ -69,7 +68,7 @@ pub(super) struct Account {
 
 impl Account {
     /// Of an answer to a request of about `input` tokens, by a model of which `facts` are known.
-    pub(super) fn new(input: u64, facts: Option<ModelFacts>) -> Self {
+    pub(super) fn new(input: u64, facts: ModelFacts) -> Self {
         Self::begin(input, Most::of(facts))
     }
 
@@ -171,12 +170,17 @@ mod tests {
         };
         let arrived = Size::of_bytes(4000).tokens();
         for (facts, input, output, expected) in [
-            (Some(facts), 7, 64_000, (7, 64_000, false)),
-            (Some(facts), 7, 200_001, (7, arrived, true)),
-            (Some(facts), 7, 1_000_000_000_000, (7, arrived, true)),
-            (Some(facts), 1_000_000_000_000, 9, (50, arrived, true)),
-            (None, 7, 200_001, (7, 200_001, false)),
-            (None, 7, 1_000_000_000_000, (7, arrived, true)),
+            (facts, 7, 64_000, (7, 64_000, false)),
+            (facts, 7, 200_001, (7, arrived, true)),
+            (facts, 7, 1_000_000_000_000, (7, arrived, true)),
+            (facts, 1_000_000_000_000, 9, (50, arrived, true)),
+            (ModelFacts::default(), 7, 200_001, (7, 200_001, false)),
+            (
+                ModelFacts::default(),
+                7,
+                1_000_000_000_000,
+                (7, arrived, true),
+            ),
         ] {
             let usage = told(input, output, facts);
             let got = (usage.input, usage.output, usage.estimated);
@@ -186,7 +190,7 @@ mod tests {
 
     #[test]
     fn searches_that_cannot_be_cost_nothing() {
-        let mut account = Account::new(50, None);
+        let mut account = Account::new(50, ModelFacts::default());
         let usage = account.told(Usage {
             input: 1,
             output: 1,

@@ -55,8 +55,8 @@ impl LlmProvider for Demo {
         Ok(Box::pin(stream::iter(deltas(text, call).map(Ok))))
     }
 
-    fn model(&self, model: &str) -> Option<ModelFacts> {
-        prices::listed(DEF.name, model)
+    fn model(&self, model: &str) -> ModelFacts {
+        prices::facts(DEF.name, model)
     }
 }
 

@@ -58,8 +58,11 @@ pub(super) fn build<P: Protocol>(config: ProviderConfig) -> Arc<dyn LlmProvider>
 impl<P: Protocol> LlmProvider for Client<P> {
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError> {
         let texts = request.messages.iter().map(bytes_of).sum::<usize>();
-        let size = texts + media_bytes(request.messages);
-        let mut wire = aside(size, || self.protocol.request(request))?;
+        let media = media_bytes(request.messages);
+        // What would be too large is not even written.
+        fits::<P>(texts, media)?;
+        let mut wire = aside(texts + media, || self.protocol.request(request))?;
+        fits::<P>(wire.body.len().saturating_sub(media), media)?;
         let input = estimated_input(&wire, request.messages);
         let facts = self.model(request.model);
         let reader = || {
@@ -94,8 +97,8 @@ impl<P: Protocol> LlmProvider for Client<P> {
         }
     }
 
-    fn model(&self, model: &str) -> Option<ModelFacts> {
-        prices::listed(P::NAME, model)
+    fn model(&self, model: &str) -> ModelFacts {
+        prices::facts(P::NAME, model)
     }
 }
 
@@ -190,8 +193,13 @@ impl<P: Protocol> Client<P> {
             }
         };
         if !response.status().is_success() {
-            let refused = refused::<P>(deadline, response, &self.redactor).await;
-            return Err(Failed::Free(refused));
+            let sent = is_broken_off(response.status().as_u16());
+            let error = refused::<P>(deadline, response, &self.redactor).await;
+            return Err(if sent {
+                Failed::Sent(error)
+            } else {
+                Failed::Free(error)
+            });
         }
         let coding = response.headers().get(CONTENT_ENCODING);
         if coding.is_some_and(|coding| coding != "identity") {
@@ -272,6 +280,25 @@ fn is_error(document: &str) -> bool {
         && serde_json::from_str::<Failed<'_>>(document).is_ok_and(|failed| failed.error.is_some())
 }
 
+/// Whether a request of so many bytes, and so many of pictures and documents, is not too large for its provider.
+fn fits<P: Protocol>(texts: usize, media: usize) -> Result<(), LlmError> {
+    let bytes = texts + media;
+    if bytes <= P::MOST_BYTES {
+        return Ok(());
+    }
+    let kind = if texts > P::MOST_BYTES {
+        LlmErrorKind::ContextTooLong
+    } else {
+        LlmErrorKind::ContentRefused
+    };
+    let [size, most] = [bytes, P::MOST_BYTES].map(|bytes| bytes / 1_000_000);
+    let message = format!(
+        "the conversation has {size} MB, and a request to {} at most {most}",
+        P::NAME
+    );
+    Err(LlmError::new(kind, message))
+}
+
 /// The tokens of a request, by its size; pictures and documents are no text.
 fn estimated_input(wire: &Wire, messages: &[Message]) -> u64 {
     let text = wire.body.len().saturating_sub(media_bytes(messages));
@@ -334,6 +361,11 @@ async fn refused<P: Protocol>(
     }
     error.message = message;
     error
+}
+
+/// Whether `status` is of a gateway that lost its provider, which may go on with what it was sent, or gave it up.
+const fn is_broken_off(status: u16) -> bool {
+    matches!(status, 408 | 502 | 504 | 520 | 522 | 524)
 }
 
 /// Without an answer's head: whether the request was sent makes the difference.

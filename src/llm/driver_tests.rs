@@ -1,3 +1,4 @@
+use super::super::anthropic::Anthropic;
 use super::*;
 use crate::chat::{Document, Image, ImageType, Part};
 use crate::llm::estimate::of_message;
@@ -40,6 +41,20 @@ fn what_is_no_text_has_the_same_tokens_in_a_request_as_in_a_conversation() {
             warnings: Vec::new(),
         };
         assert!(estimated_input(&wire, &message).abs_diff(of_message(&message[0])) < 3);
+    }
+}
+
+#[test]
+fn what_is_too_large_for_its_provider_is_not_sent() {
+    const MOST: usize = Anthropic::MOST_BYTES;
+    for (texts, media, kind) in [
+        (MOST - 1, 1, None),
+        (MOST - 1, 2, Some(LlmErrorKind::ContentRefused)),
+        (MOST, 1, Some(LlmErrorKind::ContentRefused)),
+        (MOST + 1, 0, Some(LlmErrorKind::ContextTooLong)),
+    ] {
+        let error = fits::<Anthropic>(texts, media).err();
+        assert_eq!(error.map(|error| error.kind), kind, "{texts} {media}");
     }
 }
 

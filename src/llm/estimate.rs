@@ -85,16 +85,25 @@ pub fn of_text(text: &str) -> u64 {
     Size::of(text).tokens()
 }
 
-/// Tokens of a message, as it is sent. A large one is counted where that holds nobody up.
+/// The fewest tokens that so many bytes of text are taken for, whatever their provider says that they have: a
+/// conversation that grows has to be seen to grow.
+pub const fn least_of(bytes: usize) -> u64 {
+    bytes as u64 / 8
+}
+
+/// Tokens of a message, as it is sent, but at least those of all that is kept of it. A large one is counted where that
+/// holds nobody up.
 pub fn of_message(message: &Message) -> u64 {
-    aside(bytes_of(message), || match message {
+    let bytes = bytes_of(message);
+    let sent = aside(bytes, || match message {
         Message::User(parts) => parts.iter().map(of_part).sum(),
         Message::Assistant(reply) => reply.blocks.iter().map(of_block).sum(),
         Message::ToolResults { results, notice } => {
             let parts = results.iter().flat_map(|result| &result.content);
             parts.map(of_part).sum::<u64>() + notice.as_deref().map_or(0, of_text)
         }
-    })
+    });
+    sent.max(least_of(bytes))
 }
 
 /// About how many bytes of a request `message` makes that are looked at one by one: images and documents are not.

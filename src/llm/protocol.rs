@@ -22,6 +22,8 @@ pub trait Protocol: Send + Sync + 'static {
     const NAME: &'static str;
     /// The header with its name for a request.
     const REQUEST_ID: &'static str;
+    /// The most bytes that a request may have.
+    const MOST_BYTES: usize;
     /// Reads its answers.
     type Decoder: Decoder;
 

@@ -46,6 +46,8 @@ struct Reading<D, S> {
     /// When the last piece of the answer came.
     content_at: Instant,
     failed: Option<LlmError>,
+    /// It failed before its answer began.
+    sent_in_vain: bool,
     ended: bool,
     /// Whether the stream may still have something.
     open: bool,
@@ -79,7 +81,7 @@ impl<D: Decoder> Reader<D> {
         self.read(events, None)
     }
 
-    /// Those of an answer that failed before it began: what was sent is counted all the same.
+    /// Those of an answer that failed before it began, though it may be billed: what was sent is counted.
     pub(super) fn failed(self, error: LlmError) -> LlmStream {
         self.read(stream::empty(), Some(error))
     }
@@ -90,6 +92,7 @@ impl<D: Decoder> Reader<D> {
     {
         let reading = Reading {
             reader: self,
+            sent_in_vain: failed.is_some(),
             events: Box::pin(events),
             content_at: Instant::now(),
             failed,
@@ -143,7 +146,7 @@ where
             }
             let account = &mut self.reader.account;
             let usage = match &self.failed {
-                Some(error) => account.failed(error.kind.may_be_billed()),
+                Some(error) => account.failed(self.sent_in_vain || error.kind.may_be_billed()),
                 None => account.so_far(),
             };
             if let Some(usage) = usage {

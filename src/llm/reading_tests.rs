@@ -2,7 +2,7 @@ use super::*;
 use crate::chat::CallIds;
 use crate::llm::anthropic::Anthropic;
 use crate::llm::protocol::Protocol as _;
-use crate::llm::types::{LlmErrorKind, LlmStop, Usage};
+use crate::llm::types::{LlmErrorKind, LlmStop, ModelFacts, Usage};
 
 fn event(data: &str) -> SseEvent {
     SseEvent {
@@ -33,7 +33,7 @@ async fn hear_then(
         decoder,
         Redactor::new(None),
         limits,
-        Account::new(1, None),
+        Account::new(1, ModelFacts::default()),
     );
     let first: Vec<SseEvent> = first.iter().map(|data| event(data)).collect();
     let pings = stream::unfold((), move |()| async move {
@@ -113,7 +113,7 @@ fn broken_off(events: &[String]) -> LlmStream {
         decoder,
         Redactor::new(None),
         limits,
-        Account::new(50, None),
+        Account::new(50, ModelFacts::default()),
     );
     let mut all: Vec<_> = events.iter().map(|data| Ok(event(data))).collect();
     all.push(Err(SseError::Broken("reset".to_owned())));

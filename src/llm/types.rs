@@ -241,8 +241,8 @@ pub trait LlmProvider: Send + Sync {
     /// an estimate of what it may have cost. Those that are [`LlmError::retryable`] may be sent again.
     async fn open(&self, request: &LlmRequest<'_>) -> Result<LlmStream, LlmError>;
 
-    /// What the table knows of `model`: limits and price. `None` for an unknown model.
-    fn model(&self, model: &str) -> Option<ModelFacts>;
+    /// What is known of `model`, or likely by its name: what requests are made by.
+    fn model(&self, model: &str) -> ModelFacts;
 }
 
 /// What is known of a model. What is not known is `None` or `false`.

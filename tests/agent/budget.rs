@@ -240,6 +240,17 @@ fn turns() -> Vec<Case> {
             ..case("not even the prompt", 0.6, vec![]).fails("BUDGET_EXCEEDED")
         },
         case("hardly anything", 0.000_001, vec![]).fails("BUDGET_EXCEEDED"),
+        // 0.51 dollars, then an input alone of 0.417, of which old results are 0.1.
+        case(
+            "a last turn has to be short, however much room the window has",
+            0.55,
+            (1..6)
+                .map(|n| long(n, 10, 5))
+                .chain([long(6, 120_000, 10_000), says("So far.", 100_000, 100)])
+                .collect(),
+        )
+        .answers("max_budget", "So far.")
+        .warns(&["CONTEXT_CLEARED", "SOFT_LIMIT", "MAX_BUDGET"]),
         // 0.06 dollars, then an input alone of some 0.086.
         case(
             "a last turn that costs more than the whole budget",
@@ -298,7 +309,12 @@ fn summaries() -> Vec<Case> {
             ]),
         )
         .answers("max_budget", "Done.")
-        .warns(&["CONTEXT_COMPACTED", "SOFT_LIMIT", "MAX_BUDGET"]),
+        .warns(&[
+            "CONTEXT_COMPACTED",
+            "CONTEXT_CLEARED",
+            "SOFT_LIMIT",
+            "MAX_BUDGET",
+        ]),
     ]
 }
 

@@ -33,6 +33,29 @@ async fn faults_before_the_first_delta_are_waited_out_and_warned_of() {
 }
 
 #[tokio::test]
+async fn calls_of_an_answer_that_broke_off_were_seen_by_nobody_and_are_asked_for_again() {
+    let two = || {
+        Reply::new()
+            .call("bash", &bash("echo no > no"))
+            .call_so_far("bash", "{\"comm")
+    };
+    for broken in [
+        two().cut(),
+        two().reset(),
+        Reply::new()
+            .call("bash", &bash("echo no > no"))
+            .ends_early(),
+    ] {
+        let llm = FakeLlm::start([broken, Reply::says("Done.")]).await;
+        let events = run(&llm, ask("hi")).await;
+        assert_eq!(warnings(&events), ["LLM_RETRY"]);
+        assert_eq!(end(&events)["content"], "Done.");
+        assert!(of_kind(&events, "tool_use").is_empty());
+        assert!(of_kind(&events, "file").is_empty());
+    }
+}
+
+#[tokio::test]
 async fn the_providers_own_wish_for_a_pause_is_a_minimum() {
     let llm = FakeLlm::start([
         Reply::error(429, "rate_limit_error", "slow down").header("retry-after", "1"),
@@ -93,9 +116,6 @@ async fn an_answer_cut_after_its_first_delta_ends_the_run_and_runs_no_tool() {
             .text("Let me")
             .call_so_far("bash", "{\"comm")
             .cut(),
-        Reply::new()
-            .call("bash", &bash("echo no > no"))
-            .ends_early(),
     ] {
         let llm = FakeLlm::start([reply]).await;
         let events = run(&llm, ask("hi")).await;

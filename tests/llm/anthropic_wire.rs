@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use sandcaster::chat::Message;
 use sandcaster::llm::{
-    Build, LlmDelta, LlmProvider, LlmStop, ProviderConfig, anthropic, provider as row,
+    Build, LlmDelta, LlmProvider, LlmRequest, LlmStop, ModelFacts, ProviderConfig, anthropic,
+    provider as row,
 };
 use sandcaster::secrets::Secret;
 use sandcaster::spec::ThinkingLevel;
@@ -89,9 +90,27 @@ async fn the_table_builds_it_and_demo() {
             panic!("{name} is not built")
         };
         let config = def.config(http(), |_| Some(Secret::new(KEY)), None);
-        let provider = build(config);
-        assert!(provider.model(def.default_model).is_some());
-        assert!(provider.model("no-such-model").is_none());
+        let facts = build(config).model(def.default_model);
+        assert_eq!(facts.context_window.is_some(), name == "anthropic");
+    }
+}
+
+#[test]
+fn a_run_reckons_with_the_facts_that_its_requests_are_made_by_also_of_an_unlisted_model() {
+    let (ours, prompt) = (ours(), ours().prompt());
+    let provider = ours.provider("http://127.0.0.1:1");
+    for model in ["claude-haiku-4-5", "claude-opus-4-1"] {
+        let facts = provider.model(model);
+        let least = facts.least_with_thinking(ThinkingLevel::High).unwrap();
+        for affordable in [least, least - 1] {
+            let body = ours.body(&LlmRequest {
+                model,
+                thinking: ThinkingLevel::High,
+                affordable: Some(affordable),
+                ..prompt.request()
+            });
+            assert_eq!(body["thinking"].is_object(), affordable == least, "{model}");
+        }
     }
 }
 

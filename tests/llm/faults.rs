@@ -248,6 +248,15 @@ async fn what_failed_is_free_only_if_it_never_left_or_was_refused() {
         (Reply::error(400, "invalid_request_error", "bad"), true),
         (Reply::error(429, "rate_limit_error", "slow down"), true),
         (Reply::error(500, "api_error", "oops"), true),
+        (Reply::error(503, "api_error", "oops"), true),
+        (Reply::error(529, "overloaded_error", "busy"), true),
+        // A gateway that lost its provider.
+        (Reply::error(408, "timeout_error", "late"), false),
+        (Reply::body(502, "text/html", b"<html>"), false),
+        (Reply::body(504, "text/html", b"<html>"), false),
+        (Reply::body(520, "text/html", b"<html>"), false),
+        (Reply::body(522, "text/html", b"<html>"), false),
+        (Reply::body(524, "text/html", b"<html>"), false),
         (Reply::body(301, "text/plain", b""), true),
         (
             Reply::new()

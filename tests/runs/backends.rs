@@ -279,8 +279,8 @@ impl LlmProvider for Faulty {
         panic!("the provider has a fault");
     }
 
-    fn model(&self, _: &str) -> Option<ModelFacts> {
-        None
+    fn model(&self, _: &str) -> ModelFacts {
+        ModelFacts::default()
     }
 }
 

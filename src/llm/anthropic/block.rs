@@ -344,10 +344,7 @@ impl OpenBlock {
         match self.kind {
             Kind::Text => Some(Block::text(self.text)),
             Kind::Call { id, name } => {
-                let args = ToolArgs::Malformed {
-                    raw: self.json,
-                    error: "the call was cut off".to_owned(),
-                };
+                let args = args.cut(self.json);
                 Some(Block::Call(call(ids, &id, name, args)))
             }
             Kind::Thinking | Kind::Compaction | Kind::Other { .. } => None,

@@ -21,6 +21,9 @@ use crate::net::sse::SseEvent;
 
 /// The most blocks that an answer may have.
 const MOST_BLOCKS: usize = 10_000;
+/// The most MiB that its blocks which are sent back as they came may have in all: they stay in the conversation.
+const MOST_ECHOED_MIB: usize = 8;
+
 /// Decodes one answer.
 #[derive(Debug, Default)]
 pub struct AnthropicDecoder {
@@ -33,6 +36,8 @@ pub struct AnthropicDecoder {
     held: usize,
     blocks: usize,
     calls: usize,
+    /// Bytes of what is sent back as it came.
+    echoed: usize,
     args: ArgsReader,
     tally: Tally,
     stop: Option<LlmStop>,
@@ -82,7 +87,9 @@ impl AnthropicDecoder {
                 };
                 return self.block_delta(index, delta, out);
             }
-            EventKind::BlockStop if self.open.contains_key(&index) => self.block_stop(index, out),
+            EventKind::BlockStop if self.open.contains_key(&index) => {
+                self.block_stop(index, out)?;
+            }
             EventKind::MessageDelta => {
                 let told_before = self.stop.is_some();
                 if let Some(delta) = &event.delta {
@@ -94,7 +101,7 @@ impl AnthropicDecoder {
                 }
                 self.only_ends_missing = self.could_end();
             }
-            EventKind::MessageStop => self.finish(out),
+            EventKind::MessageStop => self.finish(out)?,
             EventKind::BlockStop | EventKind::Error | EventKind::Other => return Ok(Heard::Ping),
         }
         Ok(Heard::Content(take(&mut self.size)))
@@ -211,7 +218,7 @@ impl AnthropicDecoder {
             return Err(bad(NAME, &what));
         }
         // A gateway that leaves out the ends of blocks uses one index for all.
-        self.block_stop(index, out);
+        self.block_stop(index, out)?;
         self.blocks += 1;
         let mut block = OpenBlock::start(raw, out);
         self.size += block.arrived();
@@ -220,16 +227,33 @@ impl AnthropicDecoder {
         Ok(())
     }
 
-    fn block_stop(&mut self, index: i64, out: &mut Deltas) {
-        if let Some(block) = self.open.remove(&index) {
-            let block = block.complete(&self.ids, &mut self.args, out);
-            self.push(block, out);
-        }
+    fn block_stop(&mut self, index: i64, out: &mut Deltas) -> Result<(), LlmError> {
+        let Some(block) = self.open.remove(&index) else {
+            return Ok(());
+        };
+        let block = block.complete(&self.ids, &mut self.args, out);
+        self.push(block, out)
     }
 
-    fn push(&mut self, block: Option<Block>, out: &mut Deltas) {
-        self.calls += usize::from(matches!(block, Some(Block::Call(_))));
+    fn push(&mut self, block: Option<Block>, out: &mut Deltas) -> Result<(), LlmError> {
+        match &block {
+            Some(Block::Call(_)) => self.calls += 1,
+            Some(
+                Block::Opaque(echo)
+                | Block::Text {
+                    echo: Some(echo), ..
+                },
+            ) => self.echoed += echo.json().len(),
+            Some(Block::Text { echo: None, .. }) | None => {}
+        }
+        if self.echoed > MOST_ECHOED_MIB << 20 {
+            let what = format!(
+                "the answer has more than {MOST_ECHOED_MIB} MiB that would have to be sent back"
+            );
+            return Err(bad(NAME, &what));
+        }
         out.extend(block.map(LlmDelta::Block));
+        Ok(())
     }
 
     fn stopped(&mut self, reason: Option<&Piece<'_>>, details: Option<&RawValue>) {
@@ -270,12 +294,12 @@ impl AnthropicDecoder {
     }
 
     /// The end: what never stopped was cut off, unless the answer ended well.
-    fn finish(&mut self, out: &mut Deltas) {
+    fn finish(&mut self, out: &mut Deltas) -> Result<(), LlmError> {
         self.finished = true;
         let is_good = self.ended_well();
         for block in take(&mut self.open).into_values() {
             let block = block.cut_off(is_good, &self.ids, &mut self.args, out);
-            self.push(block, out);
+            self.push(block, out)?;
         }
         out.push_back(LlmDelta::Stop(match (self.stop.take(), self.calls) {
             // Some gateways say "end" although there are calls, or the other way round.
@@ -284,6 +308,7 @@ impl AnthropicDecoder {
             (Some(stop), _) => stop,
             (None, 0) => LlmStop::Unknown("no stop reason was given".to_owned()),
         }));
+        Ok(())
     }
 
     fn read_usage(&mut self, usage: Option<&RawValue>, out: &mut Deltas) {
@@ -330,8 +355,7 @@ impl Decoder for AnthropicDecoder {
         if !self.could_end() {
             return Err(cut(NAME));
         }
-        self.finish(out);
-        Ok(())
+        self.finish(out)
     }
 
     fn whole(&mut self, body: &str, out: &mut Deltas) -> Result<Size, LlmError> {
@@ -345,14 +369,14 @@ impl Decoder for AnthropicDecoder {
         self.begin(&message, out);
         for (index, block) in (0..).zip(blocks) {
             self.block_start(index, block, out)?;
-            self.block_stop(index, out);
+            self.block_stop(index, out)?;
         }
         self.stopped(
             message.get("stop_reason").as_ref(),
             message.raw("stop_details"),
         );
         self.read_usage(message.raw("usage"), out);
-        self.finish(out);
+        self.finish(out)?;
         Ok(take(&mut self.size))
     }
 

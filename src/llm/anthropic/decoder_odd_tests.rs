@@ -605,3 +605,26 @@ fn a_list_is_no_object() {
     let error = fails(&mut decoder, delta);
     assert_eq!(error.kind, LlmErrorKind::BadResponse);
 }
+
+#[test]
+fn what_has_to_be_sent_back_of_an_answer_is_bounded() {
+    let quarter = "x".repeat(MOST_ECHOED_MIB << 18);
+    let blocks = [
+        json!({"type": "redacted_thinking", "data": quarter}),
+        json!({"type": "text", "text": "a", "citations": [{"cited_text": quarter}]}),
+        json!({"type": "novel", "y": quarter}),
+    ];
+    let mut decoder = AnthropicDecoder::default();
+    for (index, block) in (0..).zip(&blocks) {
+        feed(&mut decoder, &block_start(index, block.clone()));
+        feed(&mut decoder, &block_end(index));
+    }
+    feed(&mut decoder, &block_start(3_u64, blocks[0].clone()));
+    let error = fails(&mut decoder, block_end(3).to_string());
+    assert!(
+        error.kind == LlmErrorKind::BadResponse && error.message.contains("8 MiB"),
+        "{error}"
+    );
+    let content = [blocks.as_slice(), &blocks[..1]].concat();
+    assert!(whole(&json!({ "content": content }).to_string()).is_err());
+}

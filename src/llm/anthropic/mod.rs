@@ -56,6 +56,7 @@ pub struct Anthropic {
 impl Protocol for Anthropic {
     const NAME: &'static str = DEF.name;
     const REQUEST_ID: &'static str = "request-id";
+    const MOST_BYTES: usize = 32_000_000;
     type Decoder = AnthropicDecoder;
 
     fn new(config: &ProviderConfig) -> Self {

@@ -13,8 +13,8 @@
 //! assert_eq!(llm.request(1).await.tool_results()[0].text, "…");
 //! ```
 //!
-//! Every request is checked against what the real service would refuse; a bad one gets a
-//! 400 and fails the test when the stand-in is dropped, and so does a reply that nobody asked for.
+//! Every request is checked against much of what the real service would refuse (`check.rs` of the dialect says what);
+//! a bad one gets a 400 and fails the test when the stand-in is dropped, and so does a reply that nobody asked for.
 
 mod anthropic;
 mod dialect;
