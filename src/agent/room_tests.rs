@@ -254,7 +254,7 @@ async fn the_budget_does_not_count_on_a_cache_that_a_long_wait_has_voided() {
     let mut throttled = LlmError::new(LlmErrorKind::RateLimited, "slow down");
     throttled.retry_after = Some(Duration::from_secs(280));
     let spec = RunSpec {
-        timeout: Duration::from_secs(3600),
+        timeout: Duration::from_hours(1),
         max_budget: Some(NanoUsd::from_usd(1.2)),
         ..spec()
     };

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use sandcaster::chat::Message;
 use sandcaster::llm::{
-    Build, LlmDelta, LlmProvider, LlmRequest, LlmStop, ModelFacts, ProviderConfig, anthropic,
-    provider as row,
+    Build, LlmDelta, LlmProvider, LlmRequest, LlmStop, ProviderConfig, anthropic, provider as row,
 };
 use sandcaster::secrets::Secret;
 use sandcaster::spec::ThinkingLevel;
