@@ -139,8 +139,8 @@ exit 0
 /// `$1` side file, `$2` command, or `$3` a file with it, `$4` a line end. On one line, for the shell counts the
 /// command's lines from here; `BusyBox` counts from zero. The command sees no positional parameters. The
 /// directory is written at the end by itself and once more by the trap: a command may have a trap of its own,
-/// or end by `exit`.
-const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; [ -z "$3" ] || { sandcaster_command=$(cat "$3"); rm -f "$3"; }; case $LINENO in 0) sandcaster_command=$4$sandcaster_command;; esac; shift 4; trap '{ command pwd -P >|"$sandcaster_side" || :; } 2>/dev/null' EXIT; eval "$sandcaster_command"; { sandcaster_code=$?; set +exv; command pwd -P >|"$sandcaster_side"; } 2>/dev/null; exit "$sandcaster_code""#;
+/// or end by `exit`. A program of another call may have removed the file: that is no command that does nothing.
+const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; trap '{ command pwd -P >|"$sandcaster_side" || :; } 2>/dev/null' EXIT; if [ -n "$3" ]; then sandcaster_command=$(cat "$3") && [ -n "$sandcaster_command" ] || { echo "sandcaster: the command is too long for an argument, and the file that it was put into can't be read any more: nothing of it was run"; exit 126; }; rm -f "$3"; fi; case $LINENO in 0) sandcaster_command=$4$sandcaster_command;; esac; shift 4; eval "$sandcaster_command"; { sandcaster_code=$?; set +exv; command pwd -P >|"$sandcaster_side"; } 2>/dev/null; exit "$sandcaster_code""#;
 
 /// `$1` marker, `$2` tenths of a second between TERM and KILL, `$3` the outer shell, `$4` its start in ticks.
 ///

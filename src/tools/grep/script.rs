@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use crate::show::short;
 use crate::tools::listing::{MEMORY_MIB, Trouble, complaints, no_program};
-use crate::tools::place::store;
 use crate::tools::regex::Pattern;
 use crate::tools::script::Script;
+use crate::tools::state::{Unkept, empty, keep};
 use crate::tools::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -153,11 +153,11 @@ impl Search<'_> {
     async fn list(&self) -> Result<String, Failure> {
         let session = &self.context.session;
         let facts = session.probe(self.context.sandbox.as_ref()).await;
-        let path = format!("{}/search-{}", facts.state_dir, session.output_name());
-        match store(&path, &path, self.files.list.clone(), self.context).await {
-            Ok(()) => Ok(path),
-            Err(Failure::Complaint(_)) => Ok(String::new()),
-            Err(failure) => Err(failure),
+        let name = format!("search-{}", session.output_name());
+        match keep(&name, &self.files.list, facts, self.context).await {
+            Ok(path) => Ok(path),
+            Err(Unkept::Short(_) | Unkept::Failure(Failure::Complaint(_))) => Ok(String::new()),
+            Err(Unkept::Failure(failure)) => Err(failure),
         }
     }
 
@@ -212,8 +212,7 @@ impl Search<'_> {
         .await;
         if !list.is_empty() && !matches!(&ran, Ok(found) if found.exit_code == 0) {
             // The script came to no end, and has not removed it.
-            let emptying = self.context.sandbox.write(&list, Bytes::new());
-            drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
+            empty(&list, self.context).await;
         }
         let found = ran?;
         let redactor = &self.context.redactor;
