@@ -37,6 +37,15 @@ const SLICE: usize = 64 * 1024;
 const LITTLE: usize = 4096;
 /// Between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
+/// Between looks at what is left of processes that were killed.
+const REAPING: [Duration; 6] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(300),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 /// For the end record, once all processes of the command are dead.
 const RECORD_WAIT: Duration = Duration::from_secs(1);
 const SHOWN: Limits = Limits {
@@ -480,7 +489,16 @@ impl Call<'_> {
             }
             // A sweep needs processes of its own, and the command may have them all: the backend needs none.
             control.kill().await;
-            sweep(sandbox.as_ref(), &marker, begun.as_ref(), Duration::ZERO).await
+            // What was killed has them until it is dead and the sandbox's first process took note of that: some look
+            // for the dead every two seconds only.
+            for pause in REAPING {
+                let swept = sweep(sandbox.as_ref(), &marker, begun.as_ref(), Duration::ZERO).await;
+                if swept.is_some() {
+                    return swept;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            None
         })
     }
 }

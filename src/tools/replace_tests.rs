@@ -443,9 +443,10 @@ mod oracle {
         let open = !old.contains('\r');
         let shown: String = seen(&view, open).iter().map(|(c, _)| *c).collect();
         let whole = number(&text, first);
-        let at = match shown.starts_with(&whole) {
-            true => Some(0),
-            false => shown.find(&format!("\n{whole}")).map(|at| at + 1),
+        let at = if shown.starts_with(&whole) {
+            Some(0)
+        } else {
+            shown.find(&format!("\n{whole}")).map(|at| at + 1)
         };
         let at_line = at.is_some_and(|at| {
             let after = &shown[at + whole.len()..];

@@ -152,20 +152,21 @@ const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; trap '{ command
 /// others.
 ///
 /// Prints what is left then, a process a line: also orphans that are younger than the call and could have
-/// been its, which nobody can tell. No here-document, for which a shell may want a file in `/tmp`.
+/// been its, which nobody can tell. A look that could not be begun, which sees not even itself, is no look at nothing. No here-document, for which a shell may want a file in `/tmp`.
 const SWEEP: &str = r#"
 [ -r /proc/self/stat ] || exit 1
 m=$1 t=$2 outer=${3:--} begun=${4:-9223372036854775807} known=
 look() {
 queue="$known $(grep -l "SANDCASTER_CALL=$m" /proc/[0-9]*/environ 2>/dev/null | tr -c '0-9\n' ' ')"
 grep -s ') ' /proc/[0-9]*/stat | {
-top= orphans= found= left=
+top= orphans= found= left= seen_any=
 set -f
 while IFS= read -r line; do
 pid=${line#/proc/}
 pid=${pid%%/*}
 set -- ${line##*) }
 [ $# -ge 20 ] || continue
+seen_any=.
 case $1 in Z|X) continue;; esac
 eval "alive_$pid=1 kin_$2=\"\${kin_$2-} $pid\""
 if [ "$2" = "$outer" ]; then top="$top $pid"; continue; fi
@@ -188,12 +189,15 @@ eval "seen=\${seen_$pid-}"
 done
 echo "$found"
 echo "$left"
+echo "$seen_any"
 }
 }
 again() {
 out=$(look)
+case $out in *.) ;; *) exit 1;; esac
 left=${out#*
 }
+left=${left%.}
 found=${out%%
 *}
 known="$known $found"
@@ -254,7 +258,7 @@ pub(super) struct Wrapped<'a> {
     pub(super) facts: &'a Facts,
     /// In the environment of every process of the call: 128 random bits.
     pub(super) marker: &'a str,
-    /// In the records: 128 random bits, known to the outer shell only.
+    /// In the records: 128 random bits, which no program has by accident.
     pub(super) nonce: &'a str,
     pub(super) background: bool,
 }

@@ -75,13 +75,15 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(mut files: Vec<Vec<u8>>) -> Self {
-        let list = files
-            .iter()
-            .flat_map(|name| [b"./", name.as_slice(), b"\0"]);
-        let list = list.collect::<Vec<&[u8]>>().concat().into();
+        let mut list = Vec::with_capacity(files.iter().map(|name| name.len() + 3).sum());
+        for name in &files {
+            for part in [b"./", name.as_slice(), b"\0"] {
+                list.extend_from_slice(part);
+            }
+        }
         files.sort_unstable();
         Self {
-            list,
+            list: list.into(),
             longest: files.iter().map(Vec::len).max().unwrap_or(0),
             names: files,
         }
@@ -89,6 +91,12 @@ impl Files {
 
     pub(super) fn count(&self) -> usize {
         self.names.len()
+    }
+
+    /// Whether `name` is one of them.
+    pub(super) fn has(&self, name: &[u8]) -> bool {
+        let at = |known: &Vec<u8>| known.as_slice().cmp(name);
+        self.names.binary_search_by(at).is_ok()
     }
 
     /// The lengths of the names that `line` begins with, shortest first. No byte of it is looked at more often than a
