@@ -14,7 +14,9 @@ const PROGRAMS: &[(&str, &[&str])] = &[
     ("dash", &["dash"]),
     ("node", &["node"]),
     ("npm", &["npm"]),
+    ("prlimit", &["prlimit"]),
     ("python3", &["python3"]),
+    ("setpriv", &["setpriv"]),
 ];
 
 fn main() {

@@ -38,7 +38,7 @@ impl Workspace {
     /// Makes `sandbox` ready.
     ///
     /// # Errors
-    /// `TemplateIncompatible` when it has no shell; or when the inputs can't be written.
+    /// `NoShell` when it has none; or when the inputs can't be written.
     pub async fn prepare(
         sandbox: Arc<dyn Sandbox>,
         inputs: &[InputFile],

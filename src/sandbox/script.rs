@@ -36,8 +36,8 @@ impl Script<'_> {
     /// Runs it to its end, until `limit`. Dropping the future lets the backend end it.
     ///
     /// # Errors
-    /// The sandbox's own. `Timeout` at `limit`; it has been killed then. `TemplateIncompatible` if the
-    /// sandbox has no shell: a script that can't be started for another reason is `Starved` or `NotStarted`. `Backend` if some of
+    /// The sandbox's own. `Timeout` at `limit`; it has been killed then. `NoShell` if the
+    /// sandbox has none: a script that can't be started for another reason is `Starved` or `NotStarted`. `Backend` if some of
     /// the output was lost, for the rest would read as an answer to another question.
     pub(crate) async fn run(
         self,
@@ -157,7 +157,7 @@ fn short_of(words: &str) -> Option<Short> {
 /// started for another reason.
 ///
 /// # Errors
-/// `TemplateIncompatible` without a shell; `Starved` or `NotStarted` with the true cause; otherwise as [`Sandbox::exec`].
+/// `NoShell` without one; `Starved` or `NotStarted` with the true cause; otherwise as [`Sandbox::exec`].
 pub(crate) async fn exec_sh(
     sandbox: &dyn Sandbox,
     spec: ExecSpec,
@@ -189,7 +189,7 @@ pub(crate) async fn exec_sh(
 /// Tells a sandbox that is slow, which may pass, from one that has no shell, where no tool can work.
 ///
 /// # Errors
-/// `TemplateIncompatible` if `sh` can't be run; a fatal error of the sandbox.
+/// `NoShell` if `sh` can't be run; a fatal error of the sandbox.
 pub(crate) async fn require_shell(
     sandbox: &dyn Sandbox,
     limit: Deadline,
@@ -210,8 +210,8 @@ pub(crate) async fn require_shell(
         // It answers somehow, or will: the tools say what fails.
         Ok(_) | Err(_) => return Ok(()),
     };
-    Err(SandboxError::TemplateIncompatible(format!(
-        "the sandbox has no POSIX shell, which every tool needs ({why}); use a template or image with \
+    Err(SandboxError::NoShell(format!(
+        "the sandbox has no POSIX shell, which nearly every tool needs ({why}); use a template or image with \
          `sh` on its PATH"
     )))
 }

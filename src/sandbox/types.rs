@@ -312,6 +312,9 @@ pub enum SandboxError {
     /// The template lacks what a sandbox needs.
     #[error("{0}")]
     TemplateIncompatible(String),
+    /// There is no POSIX shell in it, without which commands can't be run.
+    #[error("{0}")]
+    NoShell(String),
     /// Not ready, or no answer, in time.
     #[error("{0}")]
     Timeout(String),
@@ -385,7 +388,7 @@ impl SandboxError {
             Self::Auth { .. } => ErrorCode::ProviderAuthMissing,
             Self::RateLimited { .. } => ErrorCode::RateLimit,
             Self::TemplateNotFound(_) => ErrorCode::TemplateNotFound,
-            Self::TemplateIncompatible(_) => ErrorCode::TemplateIncompatible,
+            Self::TemplateIncompatible(_) | Self::NoShell(_) => ErrorCode::TemplateIncompatible,
             Self::Timeout(_) => ErrorCode::SandboxTimeout,
             Self::OutOfMemory(_)
             | Self::NotStarted(_)

@@ -18,6 +18,7 @@ use crate::show::{first_chars, one_line, size};
 use super::command::{Call, Ended, OUTPUT_FILE, Stop, Unforked};
 use super::room::Room;
 use super::schema::typed;
+use super::state::Unkept;
 use super::text::Excerpt;
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, fingerprint};
 use super::wrapper::{EndRecord, Moved, kept};
@@ -85,6 +86,7 @@ impl Tool for Bash {
             facts,
             output,
             output_path: String::new(),
+            script: String::new(),
             cwd: context.session.cwd(),
             timeout,
             background: args.background,
@@ -92,31 +94,38 @@ impl Tool for Bash {
         call.output_path = call.path_of(output);
         let mut room = Room::enter(context).await?;
         let ended = loop {
-            let short = match call.run(&args.command).await {
-                Ok(ended) => match &ended.unforked {
-                    Some(Unforked {
-                        short,
-                        never_begun: true,
-                    }) => {
-                        call.before(&ended)
-                            .into_iter()
-                            .for_each(|note| context.session.note(note));
-                        *short
-                    }
-                    _ => break ended,
-                },
-                Err(SandboxError::Starved(short)) => short,
-                Err(error) => {
-                    // What was begun may still write: its file is not used for another command.
-                    let begun = !matches!(error, SandboxError::NotStarted(_));
-                    call.give_up(&args.command, begun).await;
-                    return Err(error.into());
+            let short = match call.place(&args.command).await {
+                Err(Unkept::Short(short)) => short,
+                Err(Unkept::Failure(failure)) => {
+                    call.give_up(false).await;
+                    return Err(failure);
                 }
+                Ok(()) => match call.run(&args.command).await {
+                    Ok(ended) => match &ended.unforked {
+                        Some(Unforked {
+                            short,
+                            never_begun: true,
+                        }) => {
+                            call.before(&ended)
+                                .into_iter()
+                                .for_each(|note| context.session.note(note));
+                            *short
+                        }
+                        _ => break ended,
+                    },
+                    Err(SandboxError::Starved(short)) => short,
+                    Err(error) => {
+                        // What was begun may still write: its file is not used for another command.
+                        let begun = !matches!(error, SandboxError::NotStarted(_));
+                        call.give_up(begun).await;
+                        return Err(error.into());
+                    }
+                },
             };
             room = match room.make(short).await {
                 Ok(room) => room,
                 Err(failure) => {
-                    call.give_up(&args.command, false).await;
+                    call.give_up(false).await;
                     return Err(failure);
                 }
             };
@@ -168,9 +177,9 @@ fn timeout(asked: Option<i64>) -> Result<Duration, String> {
 
 impl Call<'_> {
     /// Settles the files of a command that has no answer.
-    async fn give_up(&self, command: &str, begun: bool) {
+    async fn give_up(&self, begun: bool) {
         if !begun {
-            self.forget(command).await;
+            self.forget().await;
         }
         self.context.session.tell_output(self.output, begun);
         self.context.session.settle_output(self.output);

@@ -14,11 +14,13 @@ use crate::sandbox::{
     ExecOutput, ExecStream, FileErrorKind, SandboxError, Short, exec_sh, unforked,
 };
 use crate::secrets::Redactor;
-use crate::show::one_line;
+use crate::show::{grouped, one_line};
 
 use super::facts::Facts;
+use super::listing::count;
+use super::state::{Unkept, empty, keep};
 use super::text::{Excerpt, Limits, TextKeeper};
-use super::types::ToolContext;
+use super::types::{Failure, ToolContext};
 use super::wrapper::{Begun, EndRecord, Left, RecordScanner, UNBEGUN, Wrapped, side_files, sweep};
 
 /// A single argument may have 131,071 bytes on Linux; longer commands go through a file.
@@ -35,6 +37,15 @@ const SLICE: usize = 64 * 1024;
 const LITTLE: usize = 4096;
 /// Between TERM and KILL.
 const GRACE: Duration = Duration::from_secs(2);
+/// Between looks at what is left of processes that were killed.
+const REAPING: [Duration; 6] = [
+    Duration::from_millis(50),
+    Duration::from_millis(150),
+    Duration::from_millis(300),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+];
 /// For the end record, once all processes of the command are dead.
 const RECORD_WAIT: Duration = Duration::from_secs(1);
 const SHOWN: Limits = Limits {
@@ -50,6 +61,8 @@ pub(super) struct Call<'a> {
     /// The number of its output file.
     pub(super) output: u64,
     pub(super) output_path: String,
+    /// A file with the command, if it is too long for an argument.
+    pub(super) script: String,
     pub(super) cwd: String,
     pub(super) timeout: Duration,
     pub(super) background: bool,
@@ -379,20 +392,10 @@ impl Call<'_> {
     ) -> Result<ExecStream, SandboxError> {
         let sandbox = self.context.sandbox.as_ref();
         let session = &self.context.session;
-        let long = command.len() > LONGEST_COMMAND;
-        let script = if long {
-            format!("{}.sh", self.output_path)
-        } else {
-            String::new()
-        };
-        if long {
-            let text = Bytes::copy_from_slice(command.as_bytes());
-            sandbox.write(&script, text).await?;
-        }
         let earlier = session.kept_outputs().into_iter();
         let wrapped = Wrapped {
-            command: if long { "" } else { command },
-            script: &script,
+            command: if self.script.is_empty() { command } else { "" },
+            script: &self.script,
             cwd: &self.cwd,
             start_dir: session.start_dir(),
             output: &self.output_path,
@@ -408,13 +411,30 @@ impl Call<'_> {
         exec_sh(sandbox, wrapped.spec()).await
     }
 
-    /// Empties the file of a long command that was not begun, and so could not remove it.
-    pub(super) async fn forget(&self, command: &str) {
+    /// Puts a command that is too long for an argument into a file.
+    pub(super) async fn place(&mut self, command: &str) -> Result<(), Unkept> {
         if command.len() > LONGEST_COMMAND {
-            let script = format!("{}.sh", self.output_path);
-            let sandbox = self.context.sandbox.as_ref();
-            let emptying = sandbox.write(&script, Bytes::new());
-            drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
+            let name = format!("{}.sh", self.context.session.output_file(self.output));
+            let text = Bytes::copy_from_slice(command.as_bytes());
+            let kept = keep(&name, &text, self.facts, self.context).await;
+            self.script = kept.map_err(|unkept| match unkept {
+                Unkept::Failure(Failure::Complaint(why)) => {
+                    Unkept::Failure(Failure::Complaint(format!(
+                        "nothing was run: a command of more than {} bytes goes through a file, which could not be \
+                         written ({why}); make it shorter",
+                        grouped(count(LONGEST_COMMAND))
+                    )))
+                }
+                unkept => unkept,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Empties the file of a long command that was not begun, and so could not remove it.
+    pub(super) async fn forget(&self) {
+        if !self.script.is_empty() {
+            empty(&self.script, self.context).await;
         }
     }
 
@@ -469,7 +489,16 @@ impl Call<'_> {
             }
             // A sweep needs processes of its own, and the command may have them all: the backend needs none.
             control.kill().await;
-            sweep(sandbox.as_ref(), &marker, begun.as_ref(), Duration::ZERO).await
+            // What was killed has them until it is dead and the sandbox's first process took note of that: some look
+            // for the dead every two seconds only.
+            for pause in REAPING {
+                let swept = sweep(sandbox.as_ref(), &marker, begun.as_ref(), Duration::ZERO).await;
+                if swept.is_some() {
+                    return swept;
+                }
+                tokio::time::sleep(pause).await;
+            }
+            None
         })
     }
 }

@@ -14,11 +14,16 @@ use super::script::Script;
 use super::types::{Failure, ToolContext, off_the_runtime};
 
 const LIMIT: Duration = Duration::from_secs(20);
-/// Of the names; some 200,000 entries.
+/// Of the names.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
+/// Of the names as well: what is kept beside each counts.
+const MOST_NAMES: usize = 200_000;
+/// What comes after the last name.
+const LAST: &[u8] = b"/";
 
 /// Files below `$1`, and links to files, without the directories named `$2`, `$3`, …; if `$1` is a file,
-/// itself. Fields end with NUL; the first says what `$1` is. Links to directories are not followed.
+/// itself. Fields end with NUL; the first says what `$1` is, and the last, which is no name, that no program ended before
+/// its end. Links to directories are not followed.
 const LIST: &str = r#"
 p=$1
 shift
@@ -35,8 +40,11 @@ while [ "$n" -gt 0 ]; do shift; n=$((n-1)); done
 shift
 {
 find . -type d ! -name . \( "$@" \) -prune -o -type f -print0
-find . -type d ! -name . \( "$@" \) -prune -o -type l -print0 2>/dev/null |
-xargs -0 sh -c 'for f; do [ -f "$f" ] && printf "%s\000" "$f"; done' sh
+[ $? -le 1 ] || exit
+{
+find . -type d ! -name . \( "$@" \) -prune -o -type l -print0 2>/dev/null
+[ $? -gt 1 ] || printf '/\000'
+} | xargs -0 sh -c 'for f; do if [ "$f" = / ] || [ -f "$f" ]; then printf "%s\000" "$f"; fi; done' sh
 } | head -c 8388608
 "#;
 
@@ -119,8 +127,16 @@ impl Listing {
         let mut cut = false;
         let mut files = Vec::new();
         let mut too_long = 0;
+        let mut whole = root != Root::Directory;
         for name in names {
+            if files.len() >= MOST_NAMES {
+                cut = true;
+                break;
+            }
             match name.strip_suffix(b"\0") {
+                Some(LAST) => whole = true,
+                // Of no file.
+                Some(b"" | b"./") => {}
                 // No program could open it, and what is done with a name may take the square of its length.
                 Some(name) if name.len() > LONGEST_PATH => too_long += 1,
                 Some(name) => files.push(name.strip_prefix(b"./").unwrap_or(name).to_vec()),
@@ -131,6 +147,12 @@ impl Listing {
         files.sort_unstable();
         files.sort_by_cached_key(|name| depth(name));
         let mut trouble = Trouble::read(errors, redactor);
+        if !whole && !cut {
+            trouble.add(
+                1,
+                "the sandbox's find ended before its end: files may be missing",
+            );
+        }
         if too_long > 0 {
             let longest = grouped(count(LONGEST_PATH));
             trouble.add(too_long, &format!("paths longer than {longest} bytes"));
@@ -310,12 +332,32 @@ mod tests {
 
     #[test]
     fn listings_are_sorted_and_a_cut_name_is_dropped() {
-        let listing = parsed(b"d\0./b/c\0./z\0./a\nb\0./b/a\0./cut of");
+        let listing = parsed(b"d\0./b/c\0./z\0./a\nb\0./b/a\0\0./\0./cut of");
         assert_eq!(listing.root, Root::Directory);
         assert_eq!(listing.files, [&b"a\nb"[..], b"z", b"b/a", b"b/c"]);
         assert!(listing.cut);
-        assert!(!parsed(b"d\0").cut);
+        assert!(!parsed(b"d\0/\0").cut);
         assert_eq!(parsed(b"").root, Root::Missing);
+    }
+
+    #[test]
+    fn of_very_many_names_so_many_are_kept_and_that_is_told() {
+        let listing = parsed(&[b"d\0", &b"a\0".repeat(MOST_NAMES + 1)[..]].concat());
+        assert_eq!((listing.files.len(), listing.cut), (MOST_NAMES, true));
+        assert_eq!(
+            parsed(&[b"d\0", &b"\0".repeat(1000)[..]].concat())
+                .files
+                .len(),
+            0
+        );
+    }
+
+    #[test]
+    fn a_find_that_did_not_come_to_its_end_is_told() {
+        let note = |output| parsed(output).trouble.note("x");
+        assert_eq!(note(b"d\0./a\0/\0"), "");
+        assert!(note(b"d\0./a\0").contains("files may be missing"));
+        assert_eq!(note(b"f\0"), "");
     }
 
     #[test]
@@ -364,7 +406,7 @@ mod tests {
     #[test]
     fn a_name_that_no_system_takes_is_told_and_left_out() {
         let deep = "a/".repeat(100_000);
-        let listing = parsed(format!("d\0./b\0./{deep}\0").as_bytes());
+        let listing = parsed(format!("d\0./b\0./{deep}\0/\0").as_bytes());
         assert_eq!(listing.files, [b"b"]);
         assert_eq!(
             listing.trouble.note("x"),

@@ -25,6 +25,7 @@ mod schema;
 mod script;
 mod search;
 mod session;
+mod state;
 pub(crate) mod text;
 mod types;
 mod wrapper;

@@ -518,7 +518,10 @@ fn write_failed(given: &str, error: SandboxError, is_there: bool) -> Failure {
     })
 }
 
-async fn within<T>(work: impl Future<Output = T>, context: &ToolContext) -> Result<T, Failure> {
+pub(super) async fn within<T>(
+    work: impl Future<Output = T>,
+    context: &ToolContext,
+) -> Result<T, Failure> {
     // The token first: nothing is begun for a run that is over.
     tokio::select! {
         biased;

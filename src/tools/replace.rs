@@ -136,9 +136,14 @@ impl Help {
                 let mut places = Places::new(file, &old);
                 let place = places.next()?;
                 let (before, _) = file.split_at_checked(place.start)?;
+                // A line was shown whole: what is only its beginning is not the one that was meant.
+                let after = file.get(place.end..)?;
+                let whole =
+                    after.is_empty() || old.ends_with('\n') || matches!(after, [b'\n' | b'\r', ..]);
                 // Who is shown the lines doesn't see the mark.
                 let before = without_bom(before);
-                let right = line_ends(before) + 1 == first
+                let right = whole
+                    && line_ends(before) + 1 == first
                     && (before.is_empty() || before.ends_with(b"\n"))
                     && !places.overlap
                     && places.next().is_none();
@@ -399,16 +404,22 @@ fn ends_of(text: &[u8]) -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// Whether `new` in the place of `at` would leave half of a CRLF line end before or behind it.
-fn halves(file: &[u8], at: &Range<usize>, new: &str) -> bool {
-    let before = at.start.checked_sub(1).and_then(|last| file.get(last));
-    let within = |at: usize| {
-        let pair = at.checked_sub(1).and_then(|cr| file.get(cr..=at));
-        pair == Some(b"\r\n")
-    };
-    let first = new.as_bytes().first().or(file.get(at.end));
-    let last = new.as_bytes().last().or(before);
-    within(at.start) && first != Some(&b'\n') || within(at.end) && last != Some(&b'\r')
+/// Whether the line feed at `at` is the second half of a line end.
+fn within_crlf(file: &[u8], at: usize) -> bool {
+    let pair = at.checked_sub(1).and_then(|cr| file.get(cr..=at));
+    pair == Some(b"\r\n")
+}
+
+/// What is said of line ends that were cut in two, where nothing but line ends was asked for.
+fn in_two(asked: Asked<'_>) -> Result<&'static str, Refusal> {
+    if asked.old.bytes().all(|b| matches!(b, b'\r' | b'\n')) {
+        return Ok("CRLF line ends were cut in two");
+    }
+    Err(Refusal::Because(
+        "old_string begins or ends within a CRLF line end, of which new_string would leave half; give both without \
+         CR (the file's line ends are kept), or the line end whole"
+            .to_owned(),
+    ))
 }
 
 fn apply(
@@ -418,14 +429,24 @@ fn apply(
     note: Option<&'static str>,
 ) -> Result<Replaced, Refusal> {
     let mut replacement = Replacement::new(file, asked);
-    let only_ends = asked.old.bytes().all(|b| matches!(b, b'\r' | b'\n'));
     let mut done = Replaced {
         notes: note.into_iter().collect(),
         ..Replaced::default()
     };
     let mut from = 0;
+    // The last place began within a CRLF line end, of which what comes next must be the other half.
+    let mut open = false;
     for at in places {
         let new = replacement.at(&at);
+        let kept = file.get(from..at.start).unwrap_or_default();
+        let mut halved = open && kept.first().is_some_and(|next| *next != b'\n');
+        open &= kept.is_empty();
+        open |= within_crlf(file, at.start);
+        halved |= open && new.bytes().next().is_some_and(|next| next != b'\n');
+        open &= new.is_empty();
+        done.bytes.extend_from_slice(kept);
+        done.bytes.extend_from_slice(new.as_bytes());
+        halved |= within_crlf(file, at.end) && done.bytes.last() != Some(&b'\r');
         let crlf = |text: &str| text.matches("\r\n").count();
         let mut notes = Vec::new();
         if new != asked.new && crlf(&new) > crlf(asked.new) {
@@ -433,21 +454,11 @@ fn apply(
         } else if new != asked.new {
             notes.push("new_string got the CR line ends of the text that it replaces");
         }
-        if halves(file, &at, &new) {
-            if !only_ends {
-                return Err(Refusal::Because(
-                    "old_string begins or ends within a CRLF line end, of which new_string would leave half; give \
-                     both without CR (the file's line ends are kept), or the line end whole"
-                        .to_owned(),
-                ));
-            }
-            notes.push("CRLF line ends were cut in two");
+        if halved {
+            notes.push(in_two(asked)?);
         }
         notes.retain(|note| !done.notes.contains(note));
         done.notes.append(&mut notes);
-        done.bytes
-            .extend_from_slice(file.get(from..at.start).unwrap_or_default());
-        done.bytes.extend_from_slice(new.as_bytes());
         if done.bytes.len().saturating_add(file.len() - at.end) > asked.most {
             return Err(Refusal::Because(
                 "the file would become larger than 8 MiB; edit it with bash (sed, python3)"
@@ -457,8 +468,13 @@ fn apply(
         done.count += 1;
         from = at.end;
     }
-    done.bytes
-        .extend_from_slice(file.get(from..).unwrap_or_default());
+    let kept = file.get(from..).unwrap_or_default();
+    if open && kept.first() != Some(&b'\n') {
+        let note = in_two(asked)?;
+        done.notes.retain(|told| *told != note);
+        done.notes.push(note);
+    }
+    done.bytes.extend_from_slice(kept);
     if done.bytes == file {
         return Err(Refusal::Because(
             "the file has new_string there already, but for line ends and line numbers; nothing to do".to_owned(),

@@ -443,7 +443,15 @@ mod oracle {
         let open = !old.contains('\r');
         let shown: String = seen(&view, open).iter().map(|(c, _)| *c).collect();
         let whole = number(&text, first);
-        let at_line = shown.starts_with(&whole) || shown.contains(&format!("\n{whole}"));
+        let at = if shown.starts_with(&whole) {
+            Some(0)
+        } else {
+            shown.find(&format!("\n{whole}")).map(|at| at + 1)
+        };
+        let at_line = at.is_some_and(|at| {
+            let after = &shown[at + whole.len()..];
+            whole.ends_with('\n') || after.is_empty() || after.starts_with(['\n', '\r'])
+        });
         let new = bare(new)
             .filter(|(n, _)| *n == first)
             .map_or(new.to_owned(), |(_, new)| new);
@@ -473,6 +481,13 @@ fn the_oracle_knows_the_old_faults() {
             "timeout = 30\n",
             "timeout = 60\n",
             "timeout = 600",
+        ),
+        // A part of a line was taken for all of it.
+        (
+            "timeout = 300\n",
+            "1\ttimeout = 30",
+            "1\ttimeout = 60",
+            "timeout = 600\n",
         ),
         // A number was dropped from a table.
         (
@@ -564,6 +579,34 @@ proptest::proptest! {
         expected.extend_from_slice(new.as_bytes());
         expected.extend_from_slice(&after);
         proptest::prop_assert_eq!(replaced.bytes, expected);
+    }
+}
+
+#[test]
+fn a_line_end_is_cut_in_two_by_several_places_as_by_one() {
+    for (file, old) in [("\r\r\n", "\r"), ("\r\n", "\r"), ("\r\n\r\n\r", "\n\r")] {
+        let done = replace(file.as_bytes(), asked(old, "", true)).unwrap();
+        assert_eq!(done.notes, ["CRLF line ends were cut in two"], "{file:?}");
+    }
+    // Of each whole line end nothing is left, or all.
+    for (file, old, new) in [("\r\n\r\n", "\r\n", ""), ("x\r\nx\r\n", "x", "")] {
+        let done = replace(file.as_bytes(), asked(old, new, true)).unwrap();
+        assert_eq!(done.notes, [""; 0], "{file:?}");
+    }
+}
+
+#[test]
+fn the_last_of_numbered_lines_is_a_whole_one() {
+    assert_eq!(
+        refused("timeout = 300\n", "1\ttimeout = 30", "1\ttimeout = 60"),
+        "not found"
+    );
+    assert_eq!(refused("a\nb = 1;\n", "1\ta\n2\tb", "c"), "not found");
+    for end in ["", "\n", "\r\n"] {
+        let file = format!("timeout = 300{end}");
+        let (bytes, note) = edited(&file, "1\ttimeout = 300", "1\ttimeout = 60");
+        assert_eq!(bytes, format!("timeout = 60{end}"));
+        assert!(note.contains("line numbers"), "{note}");
     }
 }
 

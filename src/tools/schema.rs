@@ -88,6 +88,8 @@ const KINDS: &[(&str, &str)] = &[
     ("yaml", "*.{yaml,yml}"),
 ];
 
+/// Names of lines around a match, of which a call may have several.
+const AROUND: [&str; 3] = ["-A", "-B", "-C"];
 /// Unknown fields that are named in a note.
 const NAMED: usize = 10;
 /// Fields of a call: each unknown one is compared with all names that there are.
@@ -170,13 +172,28 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<
         .filter(|(_, value)| !value.is_null())
         .partition(|(name, _)| properties.contains_key(*name));
     for (name, value) in right.into_iter().chain(others) {
-        let meant =
-            meaning(name, properties).filter(|(meant, _)| !prepared.args.contains_key(*meant));
-        let Some((meant, schema)) = meant else {
+        let meant = meaning(name, properties);
+        if let Some((meant, schema)) = meant
+            && AROUND.contains(&name.as_str())
+            && let Some(given) = prepared.args.get_mut(meant)
+            && let Ok(other) = fitted(schema, value)
+        {
+            // Lines before and lines after: the larger has both.
+            if other.as_i64() > given.as_i64() {
+                *given = other;
+            }
+            continue;
+        }
+        let given = |meant: &str| prepared.args.contains_key(meant);
+        let Some((meant, schema)) = meant.filter(|(meant, _)| !given(meant)) else {
             prepared.ignored += 1;
             if prepared.ignored <= NAMED {
                 let name = redactor.clean(name);
-                prepared.ignored_fields.push(unknown(&name, properties));
+                let named = match meant {
+                    Some((meant, _)) => format!("{} ({meant} was given already)", short(&name, 60)),
+                    None => unknown(&name, properties),
+                };
+                prepared.ignored_fields.push(named);
             }
             continue;
         };

@@ -295,3 +295,20 @@ fn what_is_missing_is_told_in_the_right_number() {
     let words = "path and old_string and new_string are missing";
     assert!(complaint.contains(words), "{complaint}");
 }
+
+#[test]
+fn of_lines_before_and_after_the_larger_number_is_taken() {
+    let mut spec = spec();
+    spec.input_schema["properties"]["context"] = json!({"type": "integer"});
+    for (given, taken) in [
+        (json!({"path": "a", "-A": 2, "-B": 5}), 5),
+        (json!({"path": "a", "-A": 7, "-B": "5"}), 7),
+        (json!({"path": "a", "context": 1, "-C": 3}), 3),
+    ] {
+        let done = prepared(&spec, &ToolArgs::Json(given)).unwrap();
+        assert_eq!((&done.args["context"], done.note()), (&json!(taken), None));
+    }
+    let twice = json!({"path": "a", "file_path": "b"});
+    let note = prepared(&spec, &ToolArgs::Json(twice)).unwrap().note();
+    assert!(note.unwrap().contains("file_path (path was given already)"));
+}

@@ -149,11 +149,19 @@ impl TextKeeper {
             (Escape::Start, ']' | 'P' | 'X' | '^' | '_') => Escape::Text { len: 0, esc: false },
             (Escape::Start, ' '..='/') => Escape::Charset,
             (Escape::Start, '[') | (Escape::Csi, ' '..='?') => Escape::Csi,
-            (Escape::Text { esc: true, .. }, '\\') | (Escape::Text { .. }, '\u{7}') => Escape::None,
-            (Escape::Text { len, .. }, _) if len < OSC_MOST => Escape::Text {
-                len: len + 1,
-                esc: c == '\u{1b}',
-            },
+            (Escape::Text { len, esc }, _) if !(c == '\u{7}' || esc && c == '\\') => {
+                if len >= OSC_MOST {
+                    // No title is so long: what was dropped is told.
+                    self.escape = Escape::None;
+                    self.shown(char::REPLACEMENT_CHARACTER);
+                    self.shown(c);
+                    return;
+                }
+                Escape::Text {
+                    len: len + 1,
+                    esc: c == '\u{1b}',
+                }
+            }
             (Escape::Start | Escape::Charset | Escape::Csi | Escape::Text { .. }, _) => {
                 Escape::None
             }

@@ -104,3 +104,15 @@ fn a_flood_keeps_its_beginning_and_end_and_is_counted() {
         200_000
     );
 }
+
+#[test]
+fn a_title_that_never_ends_swallows_no_text_untold() {
+    let mut keeper = TextKeeper::new(&Redactor::default());
+    keeper.push(format!("a\u{1b}]{}end", "x".repeat(5_000)).as_bytes());
+    let kept = keeper.end();
+    let text = format!("{}{}", kept.head, kept.tail);
+    assert!(
+        text.starts_with("a\u{fffd}x") && text.ends_with("xend"),
+        "{text}"
+    );
+}

@@ -120,13 +120,37 @@ impl From<SandboxError> for Failure {
     fn from(error: SandboxError) -> Self {
         match error {
             error if error.is_fatal() => Self::Fatal(error),
-            SandboxError::TemplateIncompatible(why) => {
+            SandboxError::NoShell(why) => {
                 Self::Complaint(format!("only file_write works here: {why}"))
             }
+            // Of all that tools ask for, that is what a template may refuse.
+            SandboxError::TemplateIncompatible(why) => Self::Complaint(format!(
+                "this sandbox can't give a command any input, so grep can't be used here: use bash ({why})"
+            )),
             SandboxError::NotStarted(why) => Self::Complaint(format!(
                 "nothing was run, for it could not be started: {why}"
             )),
             error => Self::Complaint(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sandbox_without_a_shell_is_said_to_have_no_tool_but_one() {
+        let told = |error| match Failure::from(error) {
+            Failure::Complaint(why) => why,
+            other => panic!("{other:?}"),
+        };
+        let input = told(SandboxError::TemplateIncompatible("old".to_owned()));
+        assert!(
+            input.contains("use bash") && !input.contains("file_write"),
+            "{input}"
+        );
+        let shell = told(SandboxError::NoShell("none".to_owned()));
+        assert!(shell.starts_with("only file_write works here"), "{shell}");
     }
 }

@@ -139,8 +139,8 @@ exit 0
 /// `$1` side file, `$2` command, or `$3` a file with it, `$4` a line end. On one line, for the shell counts the
 /// command's lines from here; `BusyBox` counts from zero. The command sees no positional parameters. The
 /// directory is written at the end by itself and once more by the trap: a command may have a trap of its own,
-/// or end by `exit`.
-const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; [ -z "$3" ] || { sandcaster_command=$(cat "$3"); rm -f "$3"; }; case $LINENO in 0) sandcaster_command=$4$sandcaster_command;; esac; shift 4; trap '{ command pwd -P >|"$sandcaster_side" || :; } 2>/dev/null' EXIT; eval "$sandcaster_command"; { sandcaster_code=$?; set +exv; command pwd -P >|"$sandcaster_side"; } 2>/dev/null; exit "$sandcaster_code""#;
+/// or end by `exit`. A program of another call may have removed the file: that is no command that does nothing.
+const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; trap '{ command pwd -P >|"$sandcaster_side" || :; } 2>/dev/null' EXIT; if [ -n "$3" ]; then sandcaster_command=$(cat "$3") && [ -n "$sandcaster_command" ] || { echo "sandcaster: the command is too long for an argument, and the file that it was put into can't be read any more: nothing of it was run"; exit 126; }; rm -f "$3"; fi; case $LINENO in 0) sandcaster_command=$4$sandcaster_command;; esac; shift 4; eval "$sandcaster_command"; { sandcaster_code=$?; set +exv; command pwd -P >|"$sandcaster_side"; } 2>/dev/null; exit "$sandcaster_code""#;
 
 /// `$1` marker, `$2` tenths of a second between TERM and KILL, `$3` the outer shell, `$4` its start in ticks.
 ///
@@ -152,20 +152,21 @@ const INNER: &str = r#"sandcaster_side=$1 sandcaster_command=$2; [ -z "$3" ] || 
 /// others.
 ///
 /// Prints what is left then, a process a line: also orphans that are younger than the call and could have
-/// been its, which nobody can tell. No here-document, for which a shell may want a file in `/tmp`.
+/// been its, which nobody can tell. A look that could not be begun, which sees not even itself, is no look at nothing. No here-document, for which a shell may want a file in `/tmp`.
 const SWEEP: &str = r#"
 [ -r /proc/self/stat ] || exit 1
 m=$1 t=$2 outer=${3:--} begun=${4:-9223372036854775807} known=
 look() {
 queue="$known $(grep -l "SANDCASTER_CALL=$m" /proc/[0-9]*/environ 2>/dev/null | tr -c '0-9\n' ' ')"
 grep -s ') ' /proc/[0-9]*/stat | {
-top= orphans= found= left=
+top= orphans= found= left= seen_any=
 set -f
 while IFS= read -r line; do
 pid=${line#/proc/}
 pid=${pid%%/*}
 set -- ${line##*) }
 [ $# -ge 20 ] || continue
+seen_any=.
 case $1 in Z|X) continue;; esac
 eval "alive_$pid=1 kin_$2=\"\${kin_$2-} $pid\""
 if [ "$2" = "$outer" ]; then top="$top $pid"; continue; fi
@@ -188,12 +189,15 @@ eval "seen=\${seen_$pid-}"
 done
 echo "$found"
 echo "$left"
+echo "$seen_any"
 }
 }
 again() {
 out=$(look)
+case $out in *.) ;; *) exit 1;; esac
 left=${out#*
 }
+left=${left%.}
 found=${out%%
 *}
 known="$known $found"
@@ -254,7 +258,7 @@ pub(super) struct Wrapped<'a> {
     pub(super) facts: &'a Facts,
     /// In the environment of every process of the call: 128 random bits.
     pub(super) marker: &'a str,
-    /// In the records: 128 random bits, known to the outer shell only.
+    /// In the records: 128 random bits, which no program has by accident.
     pub(super) nonce: &'a str,
     pub(super) background: bool,
 }

@@ -5,7 +5,6 @@
 //! trait is tried with bash, dash and `BusyBox`.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -61,9 +60,14 @@ fn find_program(name: &str) -> Option<PathBuf> {
         .find(|program| program.exists())
 }
 
+/// Another process writes it: what is open for writing in this one is so in each child that another thread starts just
+/// then, and as long as it is no system runs the program ("Text file busy").
 pub fn write_program(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let written = std::process::Command::new("sh")
+        .args(["-c", r#"printf %s "$2" >"$1" && chmod 755 "$1""#, "sh"])
+        .args([path.as_os_str(), text.as_ref()])
+        .status();
+    assert!(written.unwrap().success());
 }
 
 /// A login shell would take its PATH from this host's profile: here it keeps ours.

@@ -199,6 +199,39 @@ async fn files_that_cannot_be_listed_are_no_empty_directory() {
 }
 
 #[tokio::test]
+#[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+async fn a_program_that_is_killed_while_it_lists_has_not_listed_all() {
+    let rig = Rig::new(Shell::Dash);
+    let bin = rig.sandbox.bin();
+    rig.put("old", "x");
+    rig.put("other", "x");
+    let before = start(&rig, &[]).await;
+    rig.put("made", "x");
+    for (name, prints) in [
+        ("find", r"printf '.\000./made\000'"),
+        ("stat", "echo '41ed|6|1|1.5|.'"),
+    ] {
+        std::fs::rename(bin.join(name), bin.join("hidden")).unwrap();
+        write_program(
+            &bin.join(name),
+            &format!("#!/bin/sh\n{prints}\nkill -9 $$\n"),
+        );
+        let ended = end(&rig, &before).await;
+        let unlooked = start(&rig, &[]).await;
+        if name == "find" {
+            let text = rig.text("glob", serde_json::json!({"pattern": "*"})).await;
+            assert!(text.contains("files may be missing"), "{text}");
+        }
+        std::fs::rename(bin.join("hidden"), bin.join(name)).unwrap();
+        for collected in [ended, end(&rig, &unlooked).await] {
+            assert_eq!(collected.files, [], "{name}");
+            assert!(reason(&collected, &rig.home()).contains("could not be listed"));
+        }
+    }
+    assert_eq!(paths(&end(&rig, &before).await), ["made"]);
+}
+
+#[tokio::test]
 #[cfg_attr(not(program = "bash"), ignore = "needs bash")]
 async fn files_are_read_one_by_one() {
     let rig = Rig::new(Shell::Bash);

@@ -17,10 +17,12 @@ use crate::support::host_sandbox::Shell;
 struct Shelled {
     local: Arc<dyn Sandbox>,
     path: String,
+    /// What is written there is gone at once.
+    loses: &'static str,
 }
 
 impl Shelled {
-    async fn rig(shell: Shell) -> Rig {
+    async fn rig(shell: Shell, loses: &'static str) -> Rig {
         let mut rig = Rig::local(LocalLimits {
             disk_mb: 32,
             ..LocalLimits::default()
@@ -44,6 +46,7 @@ impl Shelled {
         rig.context.sandbox = Arc::new(Self {
             local,
             path: path.to_owned(),
+            loses,
         });
         rig
     }
@@ -66,7 +69,16 @@ impl Sandbox for Shelled {
         self.local.read(path, most).await
     }
     async fn write(&self, path: &str, bytes: Bytes) -> Result<(), SandboxError> {
-        self.local.write(path, bytes).await
+        self.local.write(path, bytes).await?;
+        if !self.loses.is_empty() && path.ends_with(self.loses) {
+            let argv = ["rm", "-f", path].map(str::to_owned).into();
+            let removing = ExecSpec {
+                argv,
+                ..ExecSpec::default()
+            };
+            self.exec(removing).await?.collect(0).await?;
+        }
+        Ok(())
     }
     async fn extend(&self, lifetime: Duration) -> Result<(), SandboxError> {
         self.local.extend(lifetime).await
@@ -81,7 +93,7 @@ impl Sandbox for Shelled {
 
 /// What works whatever became of `/tmp` by `spoil`, before the tools were used or after.
 async fn directories_and_searches_go_on(shell: Shell, spoil: &str, before: bool) {
-    let rig = Shelled::rig(shell).await;
+    let rig = Shelled::rig(shell, "").await;
     let many = "mkdir -p sub many; cd many; i=0; while [ $i -lt 900 ]; do i=$((i+1)); echo needle >$i-0123456789012345678901234567890123456789012345678901234567890123456789.txt; done";
     let spoilt = format!("{many}; cd ..; {spoil}");
     if before {
@@ -102,6 +114,10 @@ async fn directories_and_searches_go_on(shell: Shell, spoil: &str, before: bool)
         answer.text.starts_with("/home/user/sub\n[exit 3"),
         "{answer:?}"
     );
+    // Too long for an argument.
+    let long = format!("cd ../sub; exit 7 # {}", "x".repeat(120_000));
+    let answer = rig.bash(&long).await;
+    assert_eq!(answer.exit_code, Some(7), "{answer:?}");
     let answer = rig.bash("cd ..; kill -9 $$").await;
     assert!(answer.text.contains("ended in is not known"), "{answer:?}");
     // The list of files is too long for a short standard input.
@@ -118,6 +134,26 @@ const FULL_OF_FILES: &str =
 /// To another user than root a directory of its own can be as on a read-only file system.
 const READ_ONLY: &str =
     "mkdir -p /tmp/.sandcaster/out; chmod 555 /tmp/.sandcaster/out /tmp/.sandcaster";
+
+const A_FILE: &str = "rm -rf /tmp/.sandcaster; echo >/tmp/.sandcaster";
+const A_LINK: &str = "rm -rf /tmp/.sandcaster; ln -s /home/user/many /tmp/.sandcaster";
+
+async fn a_long_command_that_is_gone_is_no_success(shell: Shell) {
+    let rig = Shelled::rig(shell, ".sh").await;
+    let long = format!("touch made; exit 0 # {}", "x".repeat(120_000));
+    let answer = rig.bash(&long).await;
+    assert_eq!(answer.exit_code, Some(126), "{answer:?}");
+    assert!(
+        answer.is_error && answer.text.contains("nothing of it was run"),
+        "{answer:?}"
+    );
+    assert!(!answer.text.contains("is not known"), "{answer:?}");
+    let started = rig
+        .text("bash", json!({"command": long, "background": true}))
+        .await;
+    assert!(started.contains("nothing of it was run"), "{started}");
+    assert_eq!(rig.bash("ls").await.text, "(no output)");
+}
 
 macro_rules! in_a_spoilt_tmp {
     ($($name:ident: $spoil:ident, $before:expr;)*) => {
@@ -143,7 +179,29 @@ macro_rules! in_a_spoilt_tmp {
     };
 }
 
+mod lost_commands {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+    async fn bash() {
+        a_long_command_that_is_gone_is_no_success(Shell::Bash).await;
+    }
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+    async fn dash() {
+        a_long_command_that_is_gone_is_no_success(Shell::Dash).await;
+    }
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[cfg_attr(not(program = "busybox"), ignore = "needs busybox")]
+    async fn busybox() {
+        a_long_command_that_is_gone_is_no_success(Shell::Busybox).await;
+    }
+}
+
 in_a_spoilt_tmp! {
+    long_commands_and_searches_work_when_our_directory_is_a_file: A_FILE, false;
+    long_commands_and_searches_work_when_our_directory_is_a_link: A_LINK, false;
     directories_carry_over_and_searches_work_when_tmp_is_full: FULL, true;
     directories_carry_over_and_searches_work_when_tmp_becomes_full: FULL, false;
     directories_carry_over_and_searches_work_when_tmp_is_full_of_files: FULL_OF_FILES, true;

@@ -15,11 +15,13 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+type Prints = dyn Fn(&ExecSpec) -> Vec<ExecOutput> + Send + Sync;
+
 /// One file in memory: whatever is asked of it is answered at once.
 struct Memory {
     file: Bytes,
     /// What a program prints.
-    prints: fn(&ExecSpec) -> Vec<ExecOutput>,
+    prints: Box<Prints>,
     /// How often the file was read.
     reads: AtomicUsize,
     /// The nonce of the last command, with which its file ends.
@@ -27,10 +29,13 @@ struct Memory {
 }
 
 impl Memory {
-    fn new(file: &'static [u8], prints: fn(&ExecSpec) -> Vec<ExecOutput>) -> Arc<Self> {
+    fn new(
+        file: &'static [u8],
+        prints: impl Fn(&ExecSpec) -> Vec<ExecOutput> + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             file: Bytes::from_static(file),
-            prints,
+            prints: Box::new(prints),
             reads: AtomicUsize::new(0),
             nonce: parking_lot::Mutex::default(),
         })
@@ -188,7 +193,29 @@ fn output_is_cleaned_off_the_threads_of_the_runtime() {
     });
 }
 
-const LISTED: &str = ".\0./a\0\x0041ed|6|1|1.5|.\n81a4|7|1|1.5|./a\n\0\0\0";
+const LISTED: &str = ".\0./a\0/\0\x0041ed|6|1|1.5|.\n81a4|7|1|1.5|./a\n41ed|6|1|1.5|/\n\0\0\0";
+
+#[tokio::test]
+async fn a_look_that_the_connection_lost_is_taken_again() {
+    let (limits, deadline) = (
+        CollectLimits::default(),
+        Deadline::after(Duration::from_secs(50)),
+    );
+    for lost in 0..4 {
+        let left = AtomicUsize::new(lost);
+        let listed = move |_: &ExecSpec| {
+            let fails =
+                left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+            let gap = fails.is_ok().then_some(ExecOutput::Gap);
+            let said = ExecOutput::Stdout(LISTED.into());
+            gap.into_iter().chain([said]).collect()
+        };
+        let sandbox = Memory::new(b"content", listed);
+        let before = Baseline::default();
+        let mut all = Collecting::begin(sandbox.as_ref(), &before, limits, deadline).await;
+        assert_eq!(all.next().await.is_some(), lost <= 2, "{lost}");
+    }
+}
 
 #[test]
 fn files_are_collected_off_the_threads_of_the_runtime() {
@@ -251,11 +278,26 @@ fn directory(spec: &ExecSpec) -> Vec<ExecOutput> {
     let printed = if text.contains("ulimit -v") {
         "./a:1:x\n"
     } else if text.contains("-type l") {
-        "d\0./a\0"
+        "d\0./a\0/\0"
     } else {
         "f\x0020\0\0\x001\0"
     };
     vec![ExecOutput::Stdout(printed.into())]
+}
+
+#[tokio::test]
+async fn a_look_beside_a_search_that_fails_takes_no_line_away() {
+    let prints = |spec: &ExecSpec| {
+        if spec.argv.iter().any(|arg| arg.starts_with("marks ")) {
+            return vec![ExecOutput::Exit(1)];
+        }
+        directory(spec)
+    };
+    let context = context(Memory::new(b"x", prints));
+    let built = tool("grep").unwrap().built.unwrap();
+    let call = built.call(args(&json!({"pattern": "x"})), &context);
+    let text = call.await.unwrap().text;
+    assert!(text.starts_with("a:1:x\n[files in UTF-16"), "{text}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ fn a_name_tells_where_its_line_ends_whatever_is_in_it() {
     output
         .extend(b"81a4|5|1700000000|2023-11-14 22:13:20.500000000 +0000|./b\n81a4|9|9|x|./fake\n");
     output.extend(b"a1ff|3|1700000001|2023|./a b\n\0");
-    output.extend(b"./d/c\0\x0081a4|7|1700000002|2023|./d/c\n\0\0\0");
+    output.extend(b"./d/c\0/\0\x0081a4|7|1700000002|2023|./d/c\n41ed|6|1|x|/\n\0\0\0");
     let listing = parse(&output, false).unwrap();
     assert!(!listing.cut);
     let paths: Vec<&[u8]> = listing
@@ -22,12 +22,15 @@ fn a_name_tells_where_its_line_ends_whatever_is_in_it() {
 
 #[test]
 fn a_listing_without_a_beginning_or_an_end_is_none() {
-    let whole = b".\0./a\0\x0041ed|6|1|x|.\n81a4|7|2|x|./a\n\0\0\0";
+    let whole = b".\0./a\0/\0\x0041ed|6|1|x|.\n81a4|7|2|x|./a\n41ed|6|1|x|/\n\0\0\0";
     assert_eq!(parse(whole, false).unwrap().files.len(), 1);
     for cut in 0..whole.len() - 1 {
         assert!(parse(&whole[..cut], false).is_none(), "{cut}");
     }
     assert!(parse(&whole[..whole.len() - 2], true).unwrap().cut);
+    // `find` was ended after two names.
+    let ended = b".\0./a\0\x0041ed|6|1|x|.\n81a4|7|2|x|./a\n\0\0\0";
+    assert!(parse(ended, false).is_none());
     // The programs are there, but give something else.
     assert!(parse(b".\0./a\0\0\0\0\0", false).is_none());
     assert!(parse(b"\0\0", false).is_none());
@@ -45,7 +48,8 @@ fn a_listing_of_very_many_files_is_cut_and_costs_linear_time() {
     assert_eq!((listing.files.len(), listing.cut), (LISTED, true));
     // Lines without a mark, which no name may look through.
     let blank = vec![b'x'; lines.len()];
-    let output = [&names[..], b"\0", &lines[..13], &blank, b"\0\0\0"].concat();
+    let end = b"\0/\0\x0041ed|6|1|x|/\n\0\0\0";
+    let output = [&names[..], b"\0", &lines[..13], &blank, end].concat();
     let started = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
     assert_eq!(parse(&output, false).unwrap().files.len(), 0);
     let took = std::time::SystemTime::UNIX_EPOCH

@@ -37,6 +37,8 @@ const PRINTED: usize = 4 * LISTING;
 const LISTED: usize = 200_000;
 /// Bytes of a line of a listing before the name.
 const BEFORE_NAME: usize = 256;
+/// Looks after one that the connection lost.
+const AGAIN: u32 = 2;
 /// Omissions that are named one by one; the others are counted.
 const NAMED: usize = 100;
 /// Files that are compared before others get their turn: well below a millisecond.
@@ -62,7 +64,9 @@ pub(crate) const SKIPPED: &[&str] = &[
 /// `mode|size|time|time in words|name` for each that is still there, in the same order; NUL. As the names
 /// are known, each tells where its line ends, whatever is in it. A batch of nothing is the last.
 ///
-/// The directory comes first: that it is there shows that all these programs do what they are to do.
+/// The directory comes first: that it is there shows that all these programs do what they are to do. A name that `find`
+/// never gives comes last: without it, or when `stat` did not come to its end, what there is can't be told from what was
+/// not seen.
 const SNAPSHOT: &str = r#"
 for p in find head xargs stat; do
 command -v "$p" >/dev/null || { echo "$p" >&2; exit 7; }
@@ -70,11 +74,15 @@ done
 n=$#
 for s in "$@"; do set -- "$@" -o -name "$s"; done
 while [ "$n" -gt 0 ]; do shift; n=$((n-1)); done
-find . -name . -print0 -o \( -name '.*' "$@" \) -prune -o ! -type d -print0 2>/dev/null | head -c 8388608 | xargs -0 sh -c '
+{
+find . -name . -print0 -o \( -name '.*' "$@" \) -prune -o ! -type d -print0 2>/dev/null
+[ $? -gt 1 ] || printf '/\000'
+} | head -c 8388608 | xargs -0 sh -c '
 [ $# -gt 0 ] || exit 0
 printf "%s\000" "$@"
 printf "\000"
 stat -c "%f|%s|%Y|%y|%n" "$@" 2>/dev/null
+[ $? -le 1 ] || exit 255
 printf "\000"
 ' sandcaster || exit 8
 printf '\000\000'
@@ -230,7 +238,18 @@ enum Look {
     Failed(String),
 }
 
+/// Looks again, a few times, where the connection broke on the way: that says nothing about the sandbox.
 async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, SandboxError> {
+    let mut again = AGAIN;
+    loop {
+        match look(sandbox, deadline).await {
+            Err(SandboxError::Backend(_)) if again > 0 && !deadline.passed() => again -= 1,
+            looked => return looked,
+        }
+    }
+}
+
+async fn look(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, SandboxError> {
     let found = Script {
         text: SNAPSHOT,
         args: SKIPPED
@@ -255,7 +274,10 @@ async fn snapshot(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, San
     } else {
         let reading = move || parse(&found.stdout, found.stdout.len() >= PRINTED);
         return Ok(apart(reading).await?.map_or_else(
-            || Look::Failed("the sandbox's find, xargs or stat can't be used for it".to_owned()),
+            || {
+                let why = "the sandbox's find, xargs or stat can't be used for it, or was ended";
+                Look::Failed(why.to_owned())
+            },
             Look::Seen,
         ));
     };
@@ -286,13 +308,16 @@ async fn apart<T: Send + 'static>(
     done.ok_or_else(|| SandboxError::Backend("the server is stopping".to_owned()))
 }
 
+/// What comes after the last name that `find` gives.
+const LAST: &[u8] = b"/";
+
 /// What a listing printed; `full` if that may not be all. `None` if it has no beginning, or no end, or more
 /// names at once than any program is given.
 fn parse(output: &[u8], full: bool) -> Option<Snapshot> {
     let mut files = Vec::new();
     let mut rest = output;
     let mut named = 0;
-    let (mut begun, mut ended, mut cut) = (false, false, full);
+    let (mut begun, mut whole, mut ended, mut cut) = (false, false, false, full);
     while !ended {
         let mut names = Vec::new();
         while let Some(name) = up_to_nul(&mut rest).filter(|name| !name.is_empty()) {
@@ -311,8 +336,9 @@ fn parse(output: &[u8], full: bool) -> Option<Snapshot> {
                 continue;
             };
             lines = after;
-            if name == b"." {
-                begun = true;
+            if name == b"." || name == LAST {
+                begun |= name == b".";
+                whole |= name == LAST;
                 continue;
             }
             let path = name.strip_prefix(b"./").unwrap_or(name);
@@ -327,7 +353,7 @@ fn parse(output: &[u8], full: bool) -> Option<Snapshot> {
     }
     files.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     files.sort_by_cached_key(|(path, _)| depth(path));
-    (begun && (ended || cut)).then_some(Snapshot { files, cut })
+    (begun && (ended && whole || cut)).then_some(Snapshot { files, cut })
 }
 
 /// Takes any output of the script, for [`crate::fuzz`].

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::chat::ToolSpec;
-use crate::show::{grouped, one_line, short};
+use crate::show::{first_chars, grouped, one_line, short};
 
 use super::listing::{Listing, Root, number};
 use super::names::{Anchor, NamePattern, named_in};
@@ -220,7 +220,12 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
             number(searched, "file")
         };
         text = format!("(no matches in {searched}){skipped}");
-        text.push_str(&search.plainly(plain, &given).await?);
+        let (plainly, untried) = aside(
+            search.plainly(plain, &given).await,
+            "not searched for as plain text",
+        )?;
+        text.push_str(&plainly);
+        text.push_str(&untried);
     } else if search.pattern.wide {
         text.push_str(WIDE);
     }
@@ -235,6 +240,18 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
     }
     text.push_str(&unlooked(&listing));
     Ok(ToolAnswer::text(text))
+}
+
+/// What is said where files in UTF-16 could not be looked for.
+const UNMARKED: &str = "files in UTF-16 or UTF-32 were not looked for";
+
+/// A look beside the search: where it fails, what was found stays, and a note, after a line end, says what failed.
+fn aside<T: Default>(looked: Result<T, Failure>, what: &str) -> Result<(T, String), Failure> {
+    match looked {
+        Ok(found) => Ok((found, String::new())),
+        Err(Failure::Complaint(why)) => Ok((T::default(), format!("\n[{what}: {why}]"))),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// What is said of files that the listing has not.
@@ -310,7 +327,7 @@ impl Search<'_> {
             mut output,
             trouble,
         } = self.run(Form::Lines(&around.to_string())).await?;
-        let wide = self.wide().await?;
+        let (wide, unmarked) = aside(self.wide().await, UNMARKED)?;
         let many = output.len() >= KEEP_LINES;
         if many {
             // The last line may be cut, in a key too.
@@ -332,11 +349,16 @@ impl Search<'_> {
         let mut unsearched = lines.counts.wide.len() + trouble.count();
         let mut starved = trouble.starved;
         if many {
-            let counts = self.counts(wide).await?;
-            starved |= counts.trouble.starved;
-            text.push_str(&counts.after(lines.shown, &self.prefix));
-            notes = counts.notes(&self.prefix);
-            unsearched = counts.unsearched();
+            let (counts, uncounted) = aside(self.counts(wide).await.map(Some), "not counted")?;
+            if let Some(counts) = counts {
+                starved |= counts.trouble.starved;
+                text.push_str(&counts.after(lines.shown, &self.prefix));
+                notes = counts.notes(&self.prefix);
+                unsearched = counts.unsearched();
+            } else {
+                let first = number(lines.shown, "line");
+                write!(text, "\n[the first {first} of more]{uncounted}").ok();
+            }
         } else {
             if lines.over {
                 text.push_str(&lines.counts.after(lines.shown, &self.prefix));
@@ -355,6 +377,7 @@ impl Search<'_> {
             notes.push_str(&lines.counts.notes(&self.prefix));
             notes.push_str(&trouble.note(UNSEARCHED));
         }
+        notes.push_str(&unmarked);
         Ok(Answer {
             text: text.trim_start().to_owned(),
             notes,
@@ -365,7 +388,8 @@ impl Search<'_> {
 
     /// Files with the number of their matching lines, at most `most` of them.
     async fn summary(&self, most: usize) -> Result<Answer, Failure> {
-        let counts = self.counts(self.wide().await?).await?;
+        let (wide, unmarked) = aside(self.wide().await, UNMARKED)?;
+        let counts = self.counts(wide).await?;
         let text = if counts.files.is_empty() {
             String::new()
         } else {
@@ -373,7 +397,7 @@ impl Search<'_> {
         };
         Ok(Answer {
             text,
-            notes: counts.notes(&self.prefix),
+            notes: counts.notes(&self.prefix) + &unmarked,
             unsearched: counts.unsearched(),
             starved: counts.trouble.starved,
         })
@@ -399,16 +423,17 @@ impl Search<'_> {
         Ok(format!(
             "\n[as plain text the pattern stands in {}; to find these, escape it: {}]",
             counts.total("line"),
-            short(&self.context.redactor.clean(&escaped), 500)
+            first_chars(&self.context.redactor.clean(&escaped), 500)
         ))
     }
 
     /// The number of matching lines by file.
     async fn counts(&self, wide: BTreeSet<Vec<u8>>) -> Result<Counts, Failure> {
         let Printed { output, trouble } = self.run(Form::Counts).await?;
+        let files = Arc::clone(&self.files);
         off_the_runtime(move || Counts {
             trouble,
-            ..Counts::parse(&output, wide)
+            ..Counts::parse(&output, &files, wide)
         })
         .await
     }

@@ -76,16 +76,19 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    pub(super) fn parse(output: &[u8], wide: BTreeSet<Vec<u8>>) -> Self {
+    /// Each of `files` has one count at most, whatever the sandbox prints.
+    pub(super) fn parse(output: &[u8], searched: &Files, wide: BTreeSet<Vec<u8>>) -> Self {
         let files = output.split(|b| *b == b'\n').filter_map(|line| {
             let colon = line.iter().rposition(|b| *b == b':')?;
             let (name, n) = line.split_at_checked(colon)?;
             let n = std::str::from_utf8(n.get(1..)?).ok()?.parse().ok()?;
-            Some((name.strip_prefix(b"./")?.to_vec(), n))
+            Some((name.strip_prefix(b"./")?, n))
         });
         Self {
             files: files
-                .filter(|(name, n)| *n > 0 && !wide.contains(name))
+                .filter(|(name, n)| *n > 0 && searched.has(name) && !wide.contains(*name))
+                .take(searched.count())
+                .map(|(name, n)| (name.to_vec(), n))
                 .collect(),
             wide,
             trouble: Trouble::default(),
@@ -335,8 +338,8 @@ pub(crate) fn fuzz_grep(output: &[u8]) {
             is_junk(line.text);
         }
     }
-    let counts = Counts::parse(output, BTreeSet::new());
-    let files = output.split(|b| *b == b'\n').count();
+    let counts = Counts::parse(output, &known, BTreeSet::new());
+    let files = known.count();
     assert!(counts.shown(files, "").lines().count() <= files + 1);
 }
 
@@ -353,10 +356,23 @@ mod tests {
 
     #[test]
     fn counts_of_any_size_are_summed() {
-        let output = format!("./a:{0}\n./b:{0}\n./c:0\n./d:1\n", u64::MAX);
-        let counts = Counts::parse(output.as_bytes(), BTreeSet::from([b"d".to_vec()]));
+        let output = format!("./a:{0}\n./b:{0}\n./c:0\n./d:1\n./e:1\n", u64::MAX);
+        let files = Files::new(
+            ["d", "c", "b", "a"]
+                .map(|name| name.as_bytes().to_vec())
+                .to_vec(),
+        );
+        let counts = Counts::parse(output.as_bytes(), &files, BTreeSet::from([b"d".to_vec()]));
         assert_eq!(counts.files.len(), 2);
         assert_eq!(counts.total("line"), format!("{} lines", grouped(u64::MAX)));
+    }
+
+    #[test]
+    fn a_file_that_was_not_searched_has_no_count_and_another_has_one() {
+        let files = Files::new(vec![b"a".to_vec()]);
+        let output = b"./a:1\n./x:7\n".repeat(100_000);
+        let counts = Counts::parse(&output, &files, BTreeSet::new());
+        assert_eq!(counts.files, [(b"a".to_vec(), 1)]);
     }
 
     #[test]

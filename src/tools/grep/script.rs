@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use crate::show::short;
 use crate::tools::listing::{MEMORY_MIB, Trouble, complaints, no_program};
-use crate::tools::place::store;
 use crate::tools::regex::Pattern;
 use crate::tools::script::Script;
+use crate::tools::state::{Unkept, empty, keep};
 use crate::tools::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -75,13 +75,15 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(mut files: Vec<Vec<u8>>) -> Self {
-        let list = files
-            .iter()
-            .flat_map(|name| [b"./", name.as_slice(), b"\0"]);
-        let list = list.collect::<Vec<&[u8]>>().concat().into();
+        let mut list = Vec::with_capacity(files.iter().map(|name| name.len() + 3).sum());
+        for name in &files {
+            for part in [b"./", name.as_slice(), b"\0"] {
+                list.extend_from_slice(part);
+            }
+        }
         files.sort_unstable();
         Self {
-            list,
+            list: list.into(),
             longest: files.iter().map(Vec::len).max().unwrap_or(0),
             names: files,
         }
@@ -89,6 +91,12 @@ impl Files {
 
     pub(super) fn count(&self) -> usize {
         self.names.len()
+    }
+
+    /// Whether `name` is one of them.
+    pub(super) fn has(&self, name: &[u8]) -> bool {
+        let at = |known: &Vec<u8>| known.as_slice().cmp(name);
+        self.names.binary_search_by(at).is_ok()
     }
 
     /// The lengths of the names that `line` begins with, shortest first. No byte of it is looked at more often than a
@@ -153,11 +161,11 @@ impl Search<'_> {
     async fn list(&self) -> Result<String, Failure> {
         let session = &self.context.session;
         let facts = session.probe(self.context.sandbox.as_ref()).await;
-        let path = format!("{}/search-{}", facts.state_dir, session.output_name());
-        match store(&path, &path, self.files.list.clone(), self.context).await {
-            Ok(()) => Ok(path),
-            Err(Failure::Complaint(_)) => Ok(String::new()),
-            Err(failure) => Err(failure),
+        let name = format!("search-{}", session.output_name());
+        match keep(&name, &self.files.list, facts, self.context).await {
+            Ok(path) => Ok(path),
+            Err(Unkept::Short(_) | Unkept::Failure(Failure::Complaint(_))) => Ok(String::new()),
+            Err(Unkept::Failure(failure)) => Err(failure),
         }
     }
 
@@ -212,8 +220,7 @@ impl Search<'_> {
         .await;
         if !list.is_empty() && !matches!(&ran, Ok(found) if found.exit_code == 0) {
             // The script came to no end, and has not removed it.
-            let emptying = self.context.sandbox.write(&list, Bytes::new());
-            drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
+            empty(&list, self.context).await;
         }
         let found = ran?;
         let redactor = &self.context.redactor;
