@@ -19,6 +19,7 @@ mod limits;
 pub mod listen;
 mod params;
 mod query;
+mod refusal;
 mod routes;
 mod runs;
 mod socket;

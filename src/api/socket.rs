@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::limits::Limits;
+use super::refusal::Refusal;
 
 /// What HTTP and the socket must know of each other: how many requests have begun and ended on the connection, how
 /// far the last one is, whether one was answered before it was read, and whether a write waits for the peer.
@@ -102,6 +103,10 @@ pub(super) struct Socket<S> {
     /// Runs while the peer's last bytes are thrown away.
     linger: Option<(usize, Timer)>,
     ended: bool,
+    /// The next byte written begins a response.
+    at_head: bool,
+    /// An answer in place of one of hyper's own, and how much of it is written.
+    instead: Option<(Vec<u8>, usize)>,
 }
 
 /// Valid until the request with this number has begun.
@@ -132,6 +137,8 @@ impl<S> Socket<S> {
             stall: None,
             linger: None,
             ended: false,
+            at_head: true,
+            instead: None,
         }
     }
 
@@ -189,6 +196,32 @@ fn too_slow(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, why)
 }
 
+impl<S: AsyncWrite + Unpin> Socket<S> {
+    /// Writes our answer where `head` begins one of hyper's own: as if that were written.
+    fn write_instead(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &[u8],
+    ) -> Option<Poll<io::Result<usize>>> {
+        if std::mem::take(&mut self.at_head) {
+            let refusal = Refusal::in_place_of(head, &self.limits);
+            self.instead = refusal.map(|refusal| (refusal.into_bytes(), 0));
+        }
+        let (answer, done) = self.instead.as_mut()?;
+        while let Some(rest) = answer.get(*done..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut self.inner).poll_write(cx, rest) {
+                Poll::Ready(Ok(0)) => {
+                    return Some(Poll::Ready(Err(io::ErrorKind::WriteZero.into())));
+                }
+                Poll::Ready(Ok(written)) => *done += written,
+                other => return Some(other),
+            }
+        }
+        self.instead = None;
+        Some(Poll::Ready(Ok(head.len())))
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Socket<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -219,8 +252,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
-        self.wrote(cx, result)
+        let this = &mut *self;
+        let result = this.write_instead(cx, buf);
+        let result = result.unwrap_or_else(|| Pin::new(&mut this.inner).poll_write(cx, buf));
+        this.wrote(cx, result)
     }
 
     fn poll_write_vectored(
@@ -228,8 +263,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
-        self.wrote(cx, result)
+        let this = &mut *self;
+        let result = this.write_instead(cx, bufs.first().map_or(&[], |first| &**first));
+        let result =
+            result.unwrap_or_else(|| Pin::new(&mut this.inner).poll_write_vectored(cx, bufs));
+        this.wrote(cx, result)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -238,6 +276,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Socket<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stall = None;
+        // All was written before, and no body goes on.
+        self.at_head |= self.activity.idle();
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
