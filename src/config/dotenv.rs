@@ -88,7 +88,7 @@ fn hidden(written: &str, ours: impl Fn(&str) -> bool) -> Option<(&'static str, &
     let swallowed = written.split('\n').skip(1).find_map(setting);
     let chained = || {
         let value = written.split_whitespace().next()?;
-        let mut chain = value.split([';', '&', '|']).skip(1).filter_map(setting);
+        let mut chain = value.split([';', '&', '|']).filter_map(setting);
         // Many addresses have a PORT= in them.
         chain.find(|name| name.contains('_') && !value.starts_with(['"', '\'']))
     };
@@ -119,7 +119,7 @@ fn in_name(c: char) -> bool {
 }
 
 /// What ends a line for some editors and programs, alone, and not here.
-const BREAKS: [char; 6] = ['\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
+const BREAKS: [char; 7] = ['\0', '\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
 
 /// The name that a line gives a value to, and where the value begins.
 fn name(line: &str) -> Result<(&str, usize), &'static str> {
@@ -323,6 +323,7 @@ mod tests {
             ("A=\"a # OURS=k\nB=\"1\"", LATE),
             ("# a\rOURS=k\r", BREAK),
             ("# a\u{2028}export B=1 OURS=k", BREAK),
+            ("A=1\0OURS=k", BREAK),
             ("A=1 # a\rOURS=k", BREAK),
             ("A='a\rOURS=k'", BREAK),
             ("A=\"a\n export B=1 OURS=k\"", SWALLOWS),
@@ -349,6 +350,7 @@ mod tests {
         for (text, about) in [
             ("A=1;A_KEY=k", Some("A_KEY")),
             ("A=1&&A_KEY=k", Some("A_KEY")),
+            ("A=A_KEY=k", Some("A_KEY")),
             ("A=x:y;PORT=1", None),
         ] {
             read(text, ours, |_, entry| {
