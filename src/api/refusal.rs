@@ -1,6 +1,6 @@
 //! Answers to what never became a request: no router has seen it, so they are written whole.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::limits::Limits;
 use crate::error::ErrorCode;
@@ -15,21 +15,16 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
-    fn new(status: &'static str, more: &'static str, mut body: Value, why: &str) -> Self {
-        body["error"] = why.into();
-        body["message"] = why.into();
-        Self {
-            status,
-            more,
-            body: body.to_string(),
-        }
-    }
-
     /// To a connection over the limit.
     pub(super) fn too_many() -> Self {
-        let body = json!({ "code": ErrorCode::ServerBusy, "retryAfterSecs": 5 });
-        let (status, more) = ("503 Service Unavailable", "Retry-After: 5\r\n");
-        Self::new(status, more, body, "too many connections")
+        let why = "too many connections";
+        let code = ErrorCode::ServerBusy;
+        let body = json!({ "error": why, "message": why, "code": code, "retryAfterSecs": 5 });
+        Self {
+            status: "503 Service Unavailable",
+            more: "Retry-After: 5\r\n",
+            body: body.to_string(),
+        }
     }
 
     /// What is to be said in place of `head`, the head of a response, if it is hyper's own to what it can't read: it
@@ -57,8 +52,12 @@ impl Refusal {
         // All that has passed our router has an id.
         let end = memchr::memmem::find(head, b"\r\n\r\n")?;
         let ours = memchr::memmem::find(head.get(..end)?, b"\r\nx-request-id:").is_some();
-        let body = json!({ "code": ErrorCode::ValidationFailed });
-        (!ours).then(|| Self::new(status, "", body, &why))
+        let body = json!({ "error": why, "message": why, "code": ErrorCode::ValidationFailed });
+        (!ours).then(|| Self {
+            status,
+            more: "",
+            body: body.to_string(),
+        })
     }
 
     pub(super) fn into_bytes(self) -> Vec<u8> {

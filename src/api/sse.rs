@@ -171,7 +171,7 @@ mod tests {
         let _logged = tracing::subscriber::set_default(subscriber);
         let events = stream::once(async { Err(StoreError::Closed) });
         let response = tracing::error_span!("request", id = "r1")
-            .in_scope(|| response(&RunId::new(), events, Duration::from_secs(60)));
+            .in_scope(|| response(&RunId::new(), events, Duration::from_mins(1)));
         let mut body = response.into_body().into_data_stream();
         while let Some(Ok(_)) = body.next().await {}
         let told = String::from_utf8(lines.0.lock().clone()).unwrap();

@@ -119,7 +119,9 @@ fn in_name(c: char) -> bool {
 }
 
 /// What ends a line for some editors and programs, alone, and not here.
-const BREAKS: [char; 7] = ['\0', '\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}'];
+const BREAKS: [char; 7] = [
+    '\0', '\r', '\u{b}', '\u{c}', '\u{85}', '\u{2028}', '\u{2029}',
+];
 
 /// The name that a line gives a value to, and where the value begins.
 fn name(line: &str) -> Result<(&str, usize), &'static str> {
