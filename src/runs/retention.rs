@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
-use crate::store::{Check, Retention, RunStore};
+use crate::store::{Believed, Check, Retention, RunStore, StoreError};
 
 /// Between looks.
 const EVERY: Duration = Duration::from_mins(1);
@@ -22,46 +22,85 @@ const WEBHOOKS: SignedDuration = SignedDuration::from_hours(7 * 24);
 const DELETED: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// How far ahead of what was expected the clock is believed at once, and how long it must stay so else.
-const BELIEVED: Duration = Duration::from_hours(24);
+const BELIEVED: SignedDuration = SignedDuration::from_hours(24);
+/// How old what is kept of the looks may be.
+const KEPT: SignedDuration = SignedDuration::from_hours(1);
 
 /// The time by which runs are deleted, for good: a clock that jumps ahead must not delete all of them.
-struct Believed {
-    at: Timestamp,
-    since: Instant,
-    /// The clock has been far ahead since then.
-    ahead: Option<Instant>,
+#[derive(Default)]
+struct Looks {
+    last: Option<(Believed, Instant)>,
+    kept: Option<Believed>,
 }
 
-impl Believed {
-    fn new(at: Timestamp) -> Self {
-        Self {
-            at,
-            since: Instant::now(),
-            ahead: None,
-        }
-    }
-
-    /// What is believed when the clock says `said`: that, or what it said at last and the time since.
-    fn now(&mut self, said: Timestamp) -> Timestamp {
-        let passed = SignedDuration::try_from(self.since.elapsed()).unwrap_or(SignedDuration::MAX);
-        let expected = self.at.checked_add(passed).unwrap_or(Timestamp::MAX);
-        let jump = said.duration_since(expected);
-        let far = Duration::try_from(jump).is_ok_and(|jump| jump > BELIEVED);
-        if far {
-            let ahead = *self.ahead.get_or_insert_with(|| {
-                tracing::warn!(
-                    hours = jump.as_hours(),
-                    "the clock is far ahead of the last run and the time since: until it has been for a day, old \
-                     runs are deleted by the earlier time"
-                );
-                Instant::now()
-            });
-            if ahead.elapsed() < BELIEVED {
-                return expected;
+impl Looks {
+    /// What is believed when the clock says `said`. It goes on from what was at the last look, also in another process.
+    async fn look(
+        &mut self,
+        store: &dyn RunStore,
+        said: Timestamp,
+    ) -> Result<Timestamp, StoreError> {
+        let (last, since) = match self.last {
+            Some(last) => last,
+            None => {
+                self.kept = store.believed().await?;
+                let first = match self.kept {
+                    Some(kept) => kept,
+                    None => {
+                        let at = newest(store).await?.unwrap_or(said);
+                        Believed {
+                            at,
+                            said: at,
+                            ahead_since: None,
+                        }
+                    }
+                };
+                (first, Instant::now())
             }
+        };
+        let now = next(last, since.elapsed(), said);
+        self.last = Some((now, Instant::now()));
+        let old = |kept: Believed| {
+            kept.ahead_since != now.ahead_since || said.duration_since(kept.said).abs() >= KEPT
+        };
+        if self.kept.is_none_or(old) {
+            store.believe(now).await?;
+            self.kept = Some(now);
         }
-        *self = Self::new(said);
+        Ok(now.at)
+    }
+}
+
+/// What is believed when the clock says `said`, `passed` after `last`: that, or what was believed and the time since.
+fn next(last: Believed, passed: Duration, said: Timestamp) -> Believed {
+    let passed = SignedDuration::try_from(passed).unwrap_or(SignedDuration::MAX);
+    let after = |time: Timestamp| time.checked_add(passed).unwrap_or(Timestamp::MAX);
+    let far = |time: Timestamp| said.duration_since(after(time)) > BELIEVED;
+    let believed = Believed {
+        at: said,
+        said,
+        ahead_since: None,
+    };
+    if !far(last.at) {
+        return believed;
+    }
+    // Who jumps again begins again.
+    let same = |since: &Timestamp| *since <= said && !far(last.said);
+    let since = last.ahead_since.filter(same).unwrap_or_else(|| {
+        tracing::warn!(
+            hours = said.duration_since(after(last.at)).as_hours(),
+            "the clock is far ahead of the last look, or the last run, and the time since: until it has been for a \
+             day, old runs are deleted by the earlier time"
+        );
         said
+    });
+    if said.duration_since(since) >= BELIEVED {
+        return believed;
+    }
+    Believed {
+        at: after(last.at),
+        said,
+        ahead_since: Some(since),
     }
 }
 
@@ -75,7 +114,9 @@ pub struct Keep {
 }
 
 impl Keep {
-    fn at(self, now: Timestamp) -> Retention {
+    /// Where the time is not known nothing is old.
+    fn at(self, now: Option<Timestamp>) -> Retention {
+        let now = now.unwrap_or(Timestamp::MIN);
         let before = |age: SignedDuration| now.checked_sub(age).unwrap_or(Timestamp::MIN);
         Retention {
             ended_before: self
@@ -99,10 +140,16 @@ pub(super) async fn retain(
 ) {
     let look = look_for_damage(store.as_ref());
     let delete = async {
-        let mut believed =
-            Believed::new(newest(store.as_ref()).await.unwrap_or_else(|| clock.now()));
+        let mut looks = Looks::default();
         loop {
-            let retention = keep.at(believed.now(clock.now()));
+            let now = looks.look(store.as_ref(), clock.now()).await;
+            if let Err(error) = &now {
+                tracing::warn!(
+                    %error,
+                    "by what time old runs are deleted can't be told: none is for its age; the next look tries again"
+                );
+            }
+            let retention = keep.at(now.ok());
             loop {
                 match store.maintain(&retention).await {
                     Ok(true) => tokio::time::sleep(PAUSE).await,
@@ -126,14 +173,12 @@ pub(super) async fn retain(
 }
 
 /// When the newest run began or ended; `None` without one.
-async fn newest(store: &dyn RunStore) -> Option<Timestamp> {
-    let run = store.list(1).await.ok()?.pop()?;
-    let ended = run.end.map(|end| end.completed_at);
-    Some(
-        ended
-            .unwrap_or(run.facts.started_at)
-            .max(run.facts.started_at),
-    )
+async fn newest(store: &dyn RunStore) -> Result<Option<Timestamp>, StoreError> {
+    let run = store.list(1).await?.pop();
+    Ok(run.map(|run| {
+        let started = run.facts.started_at;
+        run.end.map_or(started, |end| end.completed_at.max(started))
+    }))
 }
 
 /// Dropped when the process stops, which ends the look; the next start looks again.
@@ -151,30 +196,105 @@ async fn look_for_damage(store: &dyn RunStore) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Role, SqliteStore, StoreOptions};
 
-    #[tokio::test(start_paused = true)]
-    async fn a_clock_that_jumps_ahead_is_believed_once_it_has_been_so_for_a_day() {
-        let start = Timestamp::from_second(1_800_000_000).unwrap();
-        let hours = SignedDuration::from_hours;
-        let after = |hours| tokio::time::advance(Duration::from_hours(hours));
-        let mut believed = Believed::new(start);
-        assert_eq!(believed.now(start + hours(20)), start + hours(20));
-        after(30).await;
-        assert_eq!(believed.now(start + hours(50)), start + hours(50));
+    const START: Timestamp = Timestamp::constant(1_800_000_000, 0);
+
+    const fn hours(hours: i64) -> SignedDuration {
+        SignedDuration::from_hours(hours)
+    }
+
+    #[test]
+    fn a_clock_that_jumps_ahead_is_believed_once_it_has_been_so_for_a_day() {
+        let mut last = Believed {
+            at: START,
+            said: START,
+            ahead_since: None,
+        };
+        let mut believed = |passed, said| {
+            last = next(last, Duration::from_hours(passed), said);
+            last.at
+        };
+        assert_eq!(believed(0, START + hours(20)), START + hours(20));
+        assert_eq!(believed(30, START + hours(50)), START + hours(50));
         // Forty days ahead: time goes on as before.
-        let jumped = start + hours(50 + 40 * 24);
-        assert_eq!(believed.now(jumped), start + hours(50));
-        after(2).await;
-        assert_eq!(believed.now(jumped + hours(2)), start + hours(52));
+        let jumped = START + hours(50 + 40 * 24);
+        assert_eq!(believed(0, jumped), START + hours(50));
+        assert_eq!(believed(2, jumped + hours(2)), START + hours(52));
         // And back.
-        assert_eq!(believed.now(start + hours(52)), start + hours(52));
-        assert_eq!(believed.now(jumped), start + hours(52));
-        after(23).await;
-        assert_eq!(believed.now(jumped + hours(23)), start + hours(75));
-        after(1).await;
-        assert_eq!(believed.now(jumped + hours(24)), jumped + hours(24));
+        assert_eq!(believed(0, START + hours(52)), START + hours(52));
+        assert_eq!(believed(0, jumped), START + hours(52));
+        assert_eq!(believed(23, jumped + hours(23)), START + hours(75));
+        // A second jump is not as good as a day.
+        let further = jumped + hours(23 + 40 * 24);
+        assert_eq!(believed(0, further), START + hours(75));
+        assert_eq!(believed(23, further + hours(23)), START + hours(98));
+        assert_eq!(believed(1, further + hours(24)), further + hours(24));
         // Back without a limit: it only makes runs younger.
-        assert_eq!(believed.now(start), start);
+        assert_eq!(believed(0, START), START);
+    }
+
+    fn store(dir: &tempfile::TempDir) -> Arc<SqliteStore> {
+        SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap()
+    }
+
+    /// What is believed at the first look of a process, in hours.
+    async fn restarted(dir: &tempfile::TempDir, said: Timestamp) -> i64 {
+        let store = store(dir);
+        let believed = Looks::default().look(store.as_ref(), said).await.unwrap();
+        store.close().await;
+        believed.duration_since(START).as_hours()
+    }
+
+    #[tokio::test]
+    async fn a_restart_believes_no_clock_that_jumped_and_is_no_beginning_of_the_day() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(restarted(&dir, START).await, 0);
+        let jumped = START + hours(40 * 24);
+        // What began under that clock says nothing for it.
+        let other = store(&dir);
+        let facts = crate::store::RunFacts {
+            id: crate::ids::RunId::new(),
+            prompt: "x".to_owned(),
+            model: "m".to_owned(),
+            provider: "p".to_owned(),
+            sandbox_provider: "s".to_owned(),
+            background: false,
+            started_at: jumped,
+        };
+        let first = crate::events::StoredEvent::new(
+            crate::ids::Seq(1),
+            &crate::events::RunEvent::Assistant(crate::events::Delta::new("x".to_owned(), 1)),
+        );
+        other.create(facts, first.unwrap()).await.unwrap();
+        other.close().await;
+        for hour in [0, 1, 12, 23] {
+            assert_eq!(restarted(&dir, jumped + hours(hour)).await, 0);
+        }
+        let day = restarted(&dir, jumped + hours(24)).await;
+        assert_eq!(day, 41 * 24);
+        // Daily restarts of a store without a new run.
+        for day in 42..50 {
+            let said = START + hours(day * 24);
+            assert_eq!(restarted(&dir, said).await, day * 24);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_read_makes_no_run_old() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir);
+        store.close().await;
+        let looked = Looks::default().look(store.as_ref(), START).await;
+        assert!(looked.is_err(), "{looked:?}");
+        let keep = Keep {
+            age: Some(Duration::from_hours(48)),
+            runs: 7,
+        };
+        let retention = keep.at(looked.ok());
+        assert_eq!(retention.ended_before, Some(Timestamp::MIN));
+        assert_eq!(retention.webhooks_before, Timestamp::MIN);
+        assert_eq!(retention.forget_before, Timestamp::MIN);
     }
 
     #[test]
@@ -186,7 +306,7 @@ mod tests {
         };
         let at = |hours: i64| now - SignedDuration::from_hours(hours);
         assert_eq!(
-            keep.at(now),
+            keep.at(Some(now)),
             Retention {
                 ended_before: Some(at(48)),
                 most_runs: 7,
@@ -195,11 +315,14 @@ mod tests {
             }
         );
         let for_ever = Keep { age: None, ..keep };
-        assert_eq!(for_ever.at(now).ended_before, None);
+        assert_eq!(for_ever.at(Some(now)).ended_before, None);
         let longer_than_time = Keep {
             age: Some(Duration::MAX),
             ..keep
         };
-        assert_eq!(longer_than_time.at(now).ended_before, Some(Timestamp::MIN));
+        assert_eq!(
+            longer_than_time.at(Some(now)).ended_before,
+            Some(Timestamp::MIN)
+        );
     }
 }

@@ -11,7 +11,8 @@ mod types;
 pub use open::open;
 pub use sqlite::{Role, SqliteStore, StoreOptions};
 pub use types::{
-    Append, Check, CommitListener, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox,
-    OpenRun, Retention, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunState, RunStore,
-    RunUsage, SandboxRecord, StoreError, StoredFile, TOLD_WEBHOOKS, TurnRecord, WebhookDelivery,
+    Append, Believed, Check, CommitListener, Deletion, FileRecord, Flush, LISTED_PROMPT,
+    LeftSandbox, OpenRun, Retention, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunState,
+    RunStore, RunUsage, SandboxRecord, StoreError, StoredFile, TOLD_WEBHOOKS, TurnRecord,
+    WebhookDelivery,
 };

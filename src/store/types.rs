@@ -294,6 +294,17 @@ pub struct Retention {
     pub forget_before: Timestamp,
 }
 
+/// By what time old runs are deleted, as of the last look: kept, so that no restart believes a clock that jumped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Believed {
+    /// The time that was believed.
+    pub at: Timestamp,
+    /// What the clock said then.
+    pub said: Timestamp,
+    /// The clock is far ahead of what is believed, since it said this.
+    pub ahead_since: Option<Timestamp>,
+}
+
 /// What became of a wish to delete a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletion {
@@ -471,6 +482,12 @@ pub trait RunStore: Send + Sync {
     /// Takes one small step towards `retention`, and gives room back to the file system. True while there is
     /// more to do.
     async fn maintain(&self, retention: &Retention) -> Result<bool, StoreError>;
+
+    /// What was believed at the last look that was kept; `None` before the first.
+    async fn believed(&self) -> Result<Option<Believed>, StoreError>;
+
+    /// Keeps what is believed. Committed when it returns.
+    async fn believe(&self, believed: Believed) -> Result<(), StoreError>;
 
     /// Looks for damage, once after an unclean end (rule DB-3). Dropping the future ends the look.
     async fn check(&self) -> Result<Check, StoreError>;

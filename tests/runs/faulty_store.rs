@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use sandcaster::events::StoredEvent;
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
-    Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, Role, RunEnd,
-    RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, SqliteStore, StoreError,
-    StoreOptions, StoredFile, TurnRecord, WebhookDelivery,
+    Append, Believed, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, Role,
+    RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, SqliteStore,
+    StoreError, StoreOptions, StoredFile, TurnRecord, WebhookDelivery,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -171,6 +171,12 @@ impl RunStore for FaultyStore {
     }
     async fn maintain(&self, retention: &Retention) -> Result<bool, StoreError> {
         self.inner.maintain(retention).await
+    }
+    async fn believed(&self) -> Result<Option<Believed>, StoreError> {
+        self.inner.believed().await
+    }
+    async fn believe(&self, believed: Believed) -> Result<(), StoreError> {
+        self.inner.believe(believed).await
     }
     async fn check(&self) -> Result<Check, StoreError> {
         self.inner.check().await

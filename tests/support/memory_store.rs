@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use sandcaster::events::{EventType, StoredEvent};
 use sandcaster::ids::{RunId, Seq};
 use sandcaster::store::{
-    Append, Check, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox, OpenRun, Retention,
-    RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError,
+    Append, Believed, Check, Deletion, FileRecord, Flush, LISTED_PROMPT, LeftSandbox, OpenRun,
+    Retention, RunEnd, RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError,
     StoredFile, TOLD_WEBHOOKS, TurnRecord, WebhookDelivery,
 };
 use serde_json::Value;
@@ -29,6 +29,7 @@ pub struct MemoryStore {
     runs: Mutex<BTreeMap<RunId, Run>>,
     webhooks: Mutex<Vec<WebhookDelivery>>,
     changed: watch::Sender<u64>,
+    believed: Mutex<Option<Believed>>,
     broken: AtomicBool,
     closed: AtomicBool,
 }
@@ -457,6 +458,17 @@ impl RunStore for MemoryStore {
             }
             None => Deletion::Unknown,
         })
+    }
+
+    async fn believed(&self) -> Result<Option<Believed>, StoreError> {
+        self.works()?;
+        Ok(*self.believed.lock())
+    }
+
+    async fn believe(&self, believed: Believed) -> Result<(), StoreError> {
+        self.works()?;
+        *self.believed.lock() = Some(believed);
+        Ok(())
     }
 
     async fn maintain(&self, rules: &Retention) -> Result<bool, StoreError> {

@@ -146,6 +146,7 @@ pub(super) fn apply(
             known.forget();
             retention::expire(db, runs, now)
         }
+        Work::Believe(believed) => retention::believe(db, *believed),
         Work::Purge(rules) => whole(db, |db| retention::purge(db, rules)),
     }
 }

@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::super::types::{
-    Append, Retention, RunEnd, RunFacts, RunLease, SandboxRecord, StoreError, StoredFile,
+    Append, Believed, Retention, RunEnd, RunFacts, RunLease, SandboxRecord, StoreError, StoredFile,
     TurnRecord, WebhookDelivery,
 };
 use crate::events::StoredEvent;
@@ -39,6 +39,7 @@ pub(super) enum Work {
     /// Deletes runs by their row numbers.
     Expire(Vec<i64>),
     Purge(Retention),
+    Believe(Believed),
 }
 
 impl Work {
@@ -56,7 +57,8 @@ impl Work {
             | Self::TakeOver { .. }
             | Self::Delete(_)
             | Self::Expire(_)
-            | Self::Purge(_) => 0,
+            | Self::Purge(_)
+            | Self::Believe(_) => 0,
         }
     }
 }

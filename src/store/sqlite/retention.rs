@@ -6,7 +6,7 @@
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::super::types::{Retention, StoreError};
+use super::super::types::{Believed, Retention, StoreError};
 use super::fault::{Fault, int};
 use crate::ids::RunId;
 
@@ -100,6 +100,56 @@ pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, St
         Ok(found)
     };
     read().map_err(|error| Fault::from(error).into())
+}
+
+/// What was believed at the last look, in microseconds: the time, what the clock said, and since when that is far ahead.
+pub(super) fn believed(db: &Connection) -> Result<Option<Believed>, StoreError> {
+    let text = db
+        .query_row(
+            "SELECT value FROM meta WHERE name = 'believed'",
+            [],
+            |row| row.get::<_, String>(0),
+        )
+        .optional()
+        .map_err(|error| StoreError::from(Fault::from(error)))?;
+    let Some(text) = text else {
+        return Ok(None);
+    };
+    let times: Option<Vec<Timestamp>> = text
+        .split(' ')
+        .map(|time| Timestamp::from_microsecond(time.parse().ok()?).ok())
+        .collect();
+    match times.as_deref() {
+        Some(&[at, said]) => Ok(Some(Believed {
+            at,
+            said,
+            ahead_since: None,
+        })),
+        Some(&[at, said, since]) => Ok(Some(Believed {
+            at,
+            said,
+            ahead_since: Some(since),
+        })),
+        _ => Err(StoreError::Failed(
+            "the times by which old runs are deleted can't be read".to_owned(),
+        )),
+    }
+}
+
+/// Keeps what is believed.
+pub(super) fn believe(db: &Connection, believed: Believed) -> Result<bool, Fault> {
+    let times = [Some(believed.at), Some(believed.said), believed.ahead_since];
+    let times: Vec<String> = times
+        .iter()
+        .flatten()
+        .map(|time| time.as_microsecond().to_string())
+        .collect();
+    db.execute(
+        "INSERT INTO meta (name, value) VALUES ('believed', ?1)
+         ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+        [times.join(" ")],
+    )?;
+    Ok(true)
 }
 
 /// Deletes some of what belongs to deleted runs, or is too old; gives some pages back when there is nothing

@@ -10,9 +10,9 @@ use rusqlite::InterruptHandle;
 use tokio::sync::{oneshot, watch};
 
 use super::super::types::{
-    Append, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, RunEnd, RunFacts,
-    RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError, StoredFile, TurnRecord,
-    WebhookDelivery,
+    Append, Believed, Check, Deletion, FileRecord, Flush, LeftSandbox, OpenRun, Retention, RunEnd,
+    RunFacts, RunHead, RunLease, RunRecord, RunStore, SandboxRecord, StoreError, StoredFile,
+    TurnRecord, WebhookDelivery,
 };
 use super::checkpoint::Checkpointer;
 use super::data_dir::DataDir;
@@ -364,6 +364,15 @@ impl RunStore for SqliteStore {
             .await?;
         tracing::info!(runs, "deleted runs that are kept no longer");
         Ok(more)
+    }
+
+    async fn believed(&self) -> Result<Option<Believed>, StoreError> {
+        self.readers.run(retention::believed).await
+    }
+
+    async fn believe(&self, believed: Believed) -> Result<(), StoreError> {
+        let work = Work::Believe(believed);
+        self.write(work, SyncWish::Whenever).await.map(drop)
     }
 
     async fn check(&self) -> Result<Check, StoreError> {
