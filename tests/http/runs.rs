@@ -12,6 +12,7 @@ use sandcaster::store::{
     RunUsage, SandboxRecord, StoreError, StoredFile, WebhookDelivery,
 };
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::http::{TestServer, keyed, keyless};
 use crate::support::memory_store::MemoryStore;
@@ -338,6 +339,38 @@ async fn what_a_client_may_leave_unread_is_bounded() {
     end(&server.store, &lease, 202).await;
     let cancelled = server.post(&format!("/runs/{run}/cancel")).send().await;
     assert_eq!(cancelled.json()["prompt"], "é".repeat(100));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_large_answers_unread_keeps_nobody_else_from_reading() {
+    let limits = ApiLimits {
+        answers_at_once: 10 << 20,
+        ..ApiLimits::default()
+    };
+    let server = TestServer::start_with(keyless(), limits).await;
+    let prompt = "\u{1f600}".repeat(1_000_000);
+    let run = begin_leased(&server.store, 1, &prompt, 0).await.run;
+    let whole = server.get(&format!("/runs/{run}"));
+    let mut lazy = Vec::new();
+    for _ in 0..4 {
+        let mut stream = server.connect().await;
+        stream.write_all(&whole.bytes()).await.unwrap();
+        let mut beginning = [0; 12];
+        stream.read_exact(&mut beginning).await.unwrap();
+        assert_eq!(&beginning, b"HTTP/1.1 200");
+        lazy.push(stream);
+    }
+    let reply = whole.clone().send().await;
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.json()["prompt"], prompt);
+    // The first made room; the last may take its time.
+    let mut lengths = Vec::new();
+    for mut stream in lazy {
+        let mut rest = Vec::new();
+        drop(stream.read_to_end(&mut rest).await);
+        lengths.push(rest.len() > prompt.len());
+    }
+    assert_eq!(lengths, [false, false, false, true]);
 }
 
 #[tokio::test]
