@@ -140,6 +140,9 @@ fn unsearched(config: &mut Config, name: &str, key: &Secret) {
     }
 }
 
+/// Longer parts of a host's name are not shown.
+const LONGEST_LABEL: usize = 24;
+
 fn is_host_name(value: &str) -> bool {
     !value.is_empty()
         && value.len() <= 253
@@ -151,21 +154,32 @@ fn is_host_name(value: &str) -> bool {
         })
 }
 
+/// Whether the text is surely a place, and no key: those are longer than people name their machines, or have no dots.
+fn is_place(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let name = || {
+        let end = host.rsplit_once('.').map(|(_, end)| end);
+        is_host_name(host)
+            && host.split('.').all(|label| label.len() <= LONGEST_LABEL)
+            && end.is_some_and(|end| end.bytes().all(|byte| byte.is_ascii_alphabetic()))
+    };
+    host == "localhost" || address.parse::<IpAddr>().is_ok() || name()
+}
+
 /// A variable with its refused address. Of that the place it leads to is shown, never a user, a path or a query; and
 /// nothing of what is no address, since it may be a key in the wrong place.
 pub(super) fn named(variable: &str, address: &str) -> String {
     let place = match reqwest::Url::parse(address) {
-        Ok(url) if url.has_host() => {
-            let host = url.host_str().unwrap_or_default();
+        Ok(url) if url.has_host() => url.host_str().filter(|host| is_place(host)).map(|host| {
             let port = url
                 .port()
                 .map_or_else(String::new, |port| format!(":{port}"));
-            Some(format!("{}://{host}{port}", url.scheme()))
-        }
+            format!("{}://{host}{port}", url.scheme())
+        }),
         _ => {
             let host = address.split(['/', ':', '?', '#']).next();
             let host = host
-                .filter(|host| host.contains('.') && is_host_name(host))
+                .filter(|host| is_place(host))
                 .filter(|_| !address.contains('@'));
             host.map(str::to_owned)
         }
@@ -255,6 +269,13 @@ mod tests {
     #[test]
     fn a_refused_address_is_shown_without_what_may_be_secret() {
         let key = format!("sk-{}", "k3y".repeat(20));
+        let two_parts = format!("{}.{}", "0123456789abcdef".repeat(2), "AbCdEfGhIjKlMnOp");
+        let token = format!(
+            "eyJ{}.eyJ{}.{}",
+            "hbGc".repeat(8),
+            "zdWI".repeat(8),
+            "Sig".repeat(14)
+        );
         for (address, shown) in [
             (
                 "http://gateway.example:8080/v1",
@@ -269,8 +290,18 @@ mod tests {
             ("u:hunter2@gateway.example", "X"),
             ("u.v:hunter2@gateway.example", "X"),
             ("hunter2.gateway.example@x", "X"),
+            ("10.0.0.1:8080/v1", "X (\"10.0.0.1\")"),
+            ("http://[fe80::1]:8080/v1", "X (\"http://[fe80::1]:8080\")"),
+            ("http://localhost:1/?key=1", "X (\"http://localhost:1\")"),
             ("", "X"),
             (&key, "X"),
+            (&format!("http://{key}"), "X"),
+            (&format!("https://{key}:443/v1"), "X"),
+            (&two_parts, "X"),
+            (&format!("https://{two_parts}"), "X"),
+            (&token, "X"),
+            (&format!("https://{token}/"), "X"),
+            ("short.t0ken", "X"),
         ] {
             assert_eq!(named("X", address), shown, "{address}");
         }
