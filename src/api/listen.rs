@@ -213,6 +213,8 @@ impl Connection {
                 () = cut.cancelled() => return,
                 () = begin.cancelled(), if !ending => {
                     ending = true;
+                    // What was written before is no progress.
+                    waiting.worth_waiting(limits.buffer);
                     served.as_mut().graceful_shutdown();
                 }
                 result = served.as_mut() => {
@@ -222,7 +224,7 @@ impl Connection {
                     return;
                 }
                 () = sleep(BRIEF), if ending => {
-                    in_vain = if waiting.worth_waiting() { 0 } else { in_vain + 1 };
+                    in_vain = if waiting.worth_waiting(limits.buffer) { 0 } else { in_vain + 1 };
                     if in_vain == 2 {
                         return;
                     }

@@ -20,7 +20,8 @@ use super::limits::Limits;
 use super::refusal::Refusal;
 
 /// What HTTP and the socket must know of each other: how many requests have begun and ended on the connection, how
-/// far the last one is, whether one was answered before it was read, and whether a write waits for the peer.
+/// far the last one is, whether one was answered before it was read, whether a write waits for the peer, and how much
+/// was written.
 #[derive(Debug, Default)]
 pub(super) struct Activity {
     begun: AtomicU64,
@@ -28,6 +29,8 @@ pub(super) struct Activity {
     unread: AtomicBool,
     stage: Mutex<Stage>,
     writing: AtomicBool,
+    /// Bytes since the last look.
+    written: AtomicU64,
 }
 
 /// How far the connection's last request is.
@@ -57,12 +60,15 @@ impl Activity {
     }
 
     /// Whether a server that stops should wait for the connection: for its own work and for what a reader of a log
-    /// has still to get, not for a peer that neither sends nor takes what it should.
-    pub(super) fn worth_waiting(&self) -> bool {
+    /// has still to get, and while a peer has taken at least `least` bytes of an answer since the last look; not for
+    /// one that neither sends nor takes what it should.
+    pub(super) fn worth_waiting(&self, least: usize) -> bool {
+        let written = self.written.swap(0, Ordering::Relaxed);
         let stage = *self.stage.lock();
         match stage {
-            Stage::Arriving | Stage::Answered => false,
+            Stage::Arriving => false,
             Stage::Handled => true,
+            Stage::Answered => written >= least as u64,
             Stage::Log => !self.idle() || self.writing.load(Ordering::Relaxed),
         }
     }
@@ -173,6 +179,9 @@ impl<S> Socket<S> {
             .store(result.is_pending(), Ordering::Relaxed);
         if let Poll::Ready(written) = result {
             let written = written?;
+            self.activity
+                .written
+                .fetch_add(written as u64, Ordering::Relaxed);
             // A few bytes now and then are no progress: a response could be held for hours.
             self.stall.take_if(|(left, _)| {
                 *left = left.saturating_sub(written);

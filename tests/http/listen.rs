@@ -165,6 +165,29 @@ async fn at_the_end_responses_finish_and_idle_connections_close() {
 }
 
 #[tokio::test]
+async fn at_the_end_a_download_that_goes_on_is_waited_for() {
+    let routes = health().route("/runs", get(|| async { vec![b'x'; 64 << 20] }));
+    let mut server = TestServer::routes(keyless(), routes, Limits::default()).await;
+    let mut slow = server.connect().await;
+    slow.write_all(&server.get("/runs").bytes()).await.unwrap();
+    let mut part = vec![0; 512 << 10];
+    let mut total = slow.read(&mut part).await.unwrap();
+    server.shutdown.begin.cancel();
+    let read = async {
+        loop {
+            match slow.read(&mut part).await.unwrap() {
+                0 => break,
+                n => total += n,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, read).await.expect("it is all read");
+    assert!(total > 64 << 20, "{total}");
+    server.ended().await;
+}
+
+#[tokio::test]
 async fn what_does_not_end_in_time_is_cut() {
     let routes = health().route("/runs", get(std::future::pending::<()>));
     let mut server = TestServer::routes(keyless(), routes, Limits::default()).await;
