@@ -163,6 +163,10 @@ async fn a_copy_of_the_directory_is_another_store() {
     let moved = tempfile::tempdir().unwrap();
     std::fs::rename(dir.path().join("data"), moved.path().join("data")).unwrap();
     assert_eq!(id_of(&moved).await, id);
+    // A copy may get the same number on another disk.
+    let elsewhere = "UPDATE meta SET value = 'elsewhere' WHERE name IN ('path', 'machine')";
+    assert_eq!(raw(&moved).execute(elsewhere, []).unwrap(), 2);
+    assert_ne!(id_of(&moved).await, id);
 }
 
 #[cfg(unix)]

@@ -398,9 +398,8 @@ pub(super) fn outdated(db: &Connection) -> Result<bool, rusqlite::Error> {
     Ok(usize::try_from(version).is_ok_and(|version| (1..MIGRATIONS.len()).contains(&version)))
 }
 
-/// The store's id. It is bound to the file, by its number on the disk, its path and the machine: a copy, where the
-/// number and one of the others differ, gets an id of its own, so that two servers never destroy each other's
-/// sandboxes.
+/// The store's id. It is bound to the file, by its number on the disk, its path and the machine: a copy, where two
+/// of them differ, gets an id of its own, so that two servers never destroy each other's sandboxes.
 fn store_id(db: &mut Connection, path: &Path) -> Result<String, rusqlite::Error> {
     let tx = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let meta = |name: &str| {
@@ -431,7 +430,8 @@ fn store_id(db: &mut Connection, path: &Path) -> Result<String, rusqlite::Error>
     let bound = bound_inode.is_some() || bound_path.is_some();
     let same_inode = !inode.is_empty() && bound_inode == Some(inode.as_str());
     let same_path = bound_path.as_deref() == Some(here.as_str());
-    let same_place = same_inode || same_path && same_machine;
+    let same = [same_inode, same_path, same_machine];
+    let same_place = same.iter().filter(|same| **same).count() >= 2;
     let id = match meta("id")? {
         Some(id) if same_place || !bound => id,
         moved => {
