@@ -13,7 +13,12 @@ use crate::support::processes::until;
 #[tokio::test]
 async fn only_what_promises_to_survive_a_power_cut_needs_the_sync_and_its_failure_is_not_forgotten()
 {
-    let (dir, store) = sqlite();
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions {
+        away: PATIENCE * 100,
+        ..StoreOptions::new(dir.path().join("data"), Role::Serve)
+    };
+    let store = SqliteStore::open(options).unwrap();
     let (run, other) = (created(&*store).await, created(&*store).await);
     store.flush(Flush::Synced).await.unwrap();
     // One that reads has the log open as well.

@@ -56,8 +56,8 @@ impl Healthy {
             self.sync.store(false, Ordering::Release);
             if were {
                 tracing::error!(
-                    "a file of the run store was removed or replaced while it is in use: no runs are taken until it \
-                     is back or the server is restarted"
+                    "a file of the run store was removed or replaced while it is in use: no runs are taken, and \
+                     unless it is back within seconds none will be until the server is restarted"
                 );
             }
         }

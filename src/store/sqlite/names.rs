@@ -10,13 +10,12 @@ use tokio::time::Instant;
 
 use super::inode::identity;
 
-/// How long files may be away and come back.
-const AWAY: Duration = Duration::from_secs(3);
-
 /// The database's files by their names.
 pub(super) struct Names {
     files: Vec<(PathBuf, (u64, u64))>,
     away: Option<Instant>,
+    /// How long files may be away and come back.
+    most: Duration,
 }
 
 /// Where the files are.
@@ -33,7 +32,7 @@ pub(super) enum Seen {
 impl Names {
     /// Those of `database`, which is open: its log and the log's index are there. None of them is opened: closing the
     /// database would drop `SQLite`'s locks.
-    pub(super) fn of(database: &Path) -> Self {
+    pub(super) fn of(database: &Path, most: Duration) -> Self {
         let files = ["", "-wal", "-shm"].map(|ending| {
             let mut path = database.as_os_str().to_owned();
             path.push(ending);
@@ -44,6 +43,7 @@ impl Names {
         Self {
             files: files.into_iter().flatten().collect(),
             away: None,
+            most,
         }
     }
 
@@ -53,7 +53,7 @@ impl Names {
             identity(path).map_or(true, |found| found == Some(*held))
         };
         match self.away {
-            Some(since) if since.elapsed() >= AWAY => Seen::Lost,
+            Some(since) if since.elapsed() >= self.most => Seen::Lost,
             _ if self.files.iter().all(leads) => {
                 self.away = None;
                 Seen::There
@@ -73,6 +73,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn files_that_come_back_soon_are_there_and_others_are_lost_for_good() {
+        const AWAY: Duration = Duration::from_secs(3);
         let dir = tempfile::tempdir().unwrap();
         let database = dir.path().join("x.db");
         let [wal, shm, aside] = ["x.db-wal", "x.db-shm", "aside"].map(|name| dir.path().join(name));
@@ -80,7 +81,7 @@ mod tests {
             std::fs::write(file, "x").unwrap();
         }
         for file in [&database, &wal, &shm] {
-            let mut names = Names::of(&database);
+            let mut names = Names::of(&database, AWAY);
             assert_eq!(names.look(), Seen::There);
             std::fs::rename(file, &aside).unwrap();
             assert_eq!(names.look(), Seen::Away);

@@ -30,6 +30,8 @@ pub struct StoreOptions {
     pub max_pages: Option<u32>,
     /// How long another process's transaction is waited for at a time.
     pub busy_timeout: Duration,
+    /// How long the database's files may be away from their names and come back.
+    pub away: Duration,
 }
 
 impl StoreOptions {
@@ -42,6 +44,7 @@ impl StoreOptions {
             clock: Clock::system(),
             max_pages: None,
             busy_timeout: Duration::from_secs(5),
+            away: Duration::from_secs(3),
         }
     }
 }

@@ -82,6 +82,7 @@ impl SqliteStore {
             clock,
             max_pages,
             busy_timeout,
+            away,
         } = options;
         let (data_dir, locks, turn) = DataDir::open(&data_dir, role)?;
         let path = data_dir.database()?;
@@ -98,7 +99,7 @@ impl SqliteStore {
         }
         db.busy_timeout(busy_timeout).map_err(fault)?;
         let checkpoints = schema::connect(&path, Purpose::Checkpoint, durability).map_err(fault)?;
-        let names = Names::of(&path);
+        let names = Names::of(&path, away);
         drop(turn);
 
         let no_thread = |error: std::io::Error| {
