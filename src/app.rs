@@ -79,17 +79,15 @@ impl App {
         let clock = Clock::system();
         let opening = opening(&config, role, clock.clone());
         // Built first: what is done is not thrown away.
-        tokio::select! {
+        let built = tokio::select! {
             biased;
-            built = Self::assemble(config, role, clock, opening.clone()) => return built,
-            () = stop => {}
+            built = Self::assemble(config, role, clock, opening.clone()) => built,
+            () = stop => Err(StartError::Stopped),
+        };
+        if built.is_err() {
+            give_up(opening).await;
         }
-        if let Ok(Ok(store)) = timeout(GIVE_UP_LIMIT, opening).await
-            && timeout(GIVE_UP_LIMIT, store.close()).await.is_err()
-        {
-            tracing::warn!("the run store did not close in time");
-        }
-        Err(StartError::Stopped)
+        built
     }
 
     /// As [`Self::build`], with another clock.
@@ -98,7 +96,11 @@ impl App {
     /// As [`Self::build`].
     pub async fn build_at(config: Config, role: Role, clock: Clock) -> Result<Self, StartError> {
         let opening = opening(&config, role, clock.clone());
-        Self::assemble(config, role, clock, opening).await
+        let built = Self::assemble(config, role, clock, opening.clone()).await;
+        if built.is_err() {
+            give_up(opening).await;
+        }
+        built
     }
 
     async fn assemble(
@@ -160,6 +162,15 @@ impl App {
     pub async fn shutdown(&self) {
         self.runs.shutdown(STOP_LIMIT).await;
         self.runs.store().close().await;
+    }
+}
+
+/// Closes the store, which leaves the directory as by an end in order.
+async fn give_up(opening: Opening) {
+    if let Ok(Ok(store)) = timeout(GIVE_UP_LIMIT, opening).await
+        && timeout(GIVE_UP_LIMIT, store.close()).await.is_err()
+    {
+        tracing::warn!("the run store did not close in time");
     }
 }
 
