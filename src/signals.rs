@@ -49,21 +49,22 @@ impl Signals {
     }
 }
 
-/// Whether the process was started with the signal ignored. Where that can't be told it was not.
+/// Whether the process was started with the signal ignored. Where that can't be told it may have been: the signal is
+/// left as it is, which ends a process that doesn't ignore it.
 fn ignores(kind: SignalKind) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ignored_in(&status, kind.as_raw_value())
+    ignored_in(&status, kind.as_raw_value()).unwrap_or(true)
 }
 
-/// Reads the mask of ignored signals, in hexadecimal; the lowest bit is of signal 1.
-fn ignored_in(status: &str, signal: i32) -> bool {
+/// Reads the mask of ignored signals, in hexadecimal; the lowest bit is of signal 1. `None` without one.
+fn ignored_in(status: &str, signal: i32) -> Option<bool> {
     let mask = status
         .lines()
         .find_map(|line| line.strip_prefix("SigIgn:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     let bit = u32::try_from(signal - 1).ok();
     mask.zip(bit)
-        .is_some_and(|(mask, bit)| mask.checked_shr(bit).is_some_and(|rest| rest & 1 == 1))
+        .map(|(mask, bit)| mask.checked_shr(bit).is_some_and(|rest| rest & 1 == 1))
 }
 
 #[cfg(test)]
@@ -74,15 +75,15 @@ mod tests {
     fn what_was_ignored_at_the_start_is_read_from_the_mask() {
         let status = |mask: &str| format!("Name:\tx\nSigBlk:\tffffffffffffffff\nSigIgn:\t{mask}\n");
         for (mask, hang_up, interrupt) in [
-            ("0000000000000000", false, false),
-            ("0000000000000001", true, false),
-            ("0000000000001002", false, true),
-            ("garbage", false, false),
+            ("0000000000000000", Some(false), Some(false)),
+            ("0000000000000001", Some(true), Some(false)),
+            ("0000000000001002", Some(false), Some(true)),
+            ("garbage", None, None),
         ] {
             let status = status(mask);
             assert_eq!(ignored_in(&status, 1), hang_up, "{mask}");
             assert_eq!(ignored_in(&status, 2), interrupt, "{mask}");
         }
-        assert!(!ignored_in("", 1));
+        assert_eq!(ignored_in("", 1), None);
     }
 }
