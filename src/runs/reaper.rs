@@ -42,11 +42,13 @@ pub(super) struct Reaper {
 /// Sweeps at once and then every minute, until `stop`. Neither the runs nor any backend wait for one that hangs.
 pub(super) async fn reap(reaper: Reaper, stop: CancellationToken) {
     let store = reaper.store.as_ref();
-    let ended = Notify::new();
+    // One each: who sweeps meanwhile hears of it after.
+    let ended: Vec<Notify> = reaper.backends.iter().map(|_| Notify::new()).collect();
     let sweeps = reaper
         .backends
         .iter()
-        .map(|entry| keep_swept(store, entry, &reaper.clock, &ended));
+        .zip(&ended)
+        .map(|(entry, ended)| keep_swept(store, entry, &reaper.clock, ended));
     let work = async {
         // First, so that the sandboxes of these runs go with the first sweep.
         end_dead(store).await;
@@ -60,11 +62,11 @@ pub(super) async fn reap(reaper: Reaper, stop: CancellationToken) {
 }
 
 /// Ends dead runs every minute, and says so.
-async fn keep_ended(store: &dyn RunStore, ended: &Notify) {
+async fn keep_ended(store: &dyn RunStore, ended: &[Notify]) {
     loop {
         tokio::time::sleep(pause()).await;
         if end_dead(store).await {
-            ended.notify_waiters();
+            ended.iter().for_each(Notify::notify_one);
         }
     }
 }
