@@ -40,23 +40,21 @@ impl Looks {
         store: &dyn RunStore,
         said: Timestamp,
     ) -> Result<Timestamp, StoreError> {
-        let (last, since) = match self.last {
-            Some(last) => last,
-            None => {
-                self.kept = store.believed().await?;
-                let first = match self.kept {
-                    Some(kept) => kept,
-                    None => {
-                        let at = newest(store).await?.unwrap_or(said);
-                        Believed {
-                            at,
-                            said: at,
-                            ahead_since: None,
-                        }
-                    }
-                };
-                (first, Instant::now())
-            }
+        let (last, since) = if let Some(last) = self.last {
+            last
+        } else {
+            self.kept = store.believed().await?;
+            let first = if let Some(kept) = self.kept {
+                kept
+            } else {
+                let at = newest(store).await?.unwrap_or(said);
+                Believed {
+                    at,
+                    said: at,
+                    ahead_since: None,
+                }
+            };
+            (first, Instant::now())
         };
         let now = next(last, since.elapsed(), said);
         self.last = Some((now, Instant::now()));
