@@ -147,12 +147,7 @@ async fn a_sandbox_that_is_too_small_is_told_as_such() {
 
 #[tokio::test]
 #[cfg_attr(
-    not(all(
-        root_user,
-        program = "dash",
-        program = "setpriv",
-        program = "prlimit"
-    )),
+    not(all(root_user, program = "dash", program = "setpriv", program = "prlimit")),
     ignore = "needs root, dash, setpriv and prlimit"
 )]
 async fn a_search_of_many_files_is_tried_again_when_its_grep_could_not_be_started() {
