@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::secrets::Redactor;
 use crate::show::short;
 use crate::tools::listing::{MEMORY_MIB, Trouble, complaints, no_program};
 use crate::tools::regex::Pattern;
@@ -20,7 +21,7 @@ const STDIN: usize = 64 * 1024;
 pub(super) const KEEP_LINES: usize = 1024 * 1024;
 /// Bytes of counts: more than a listing has names for.
 const KEEP_COUNTS: usize = 16 * 1024 * 1024;
-/// Bytes of a line that are fetched, beside its file's name.
+/// Bytes of a line that are fetched, beside its file's name and what may be the beginning of a secret.
 const LINE: usize = 1_300;
 
 /// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
@@ -122,9 +123,9 @@ impl Files {
         })
     }
 
-    /// A bound on a line of grep's output.
-    pub(super) fn line_bound(&self) -> usize {
-        LINE + self.longest
+    /// A bound on a line of grep's output, of whose end `redactor` leaves something out.
+    pub(super) fn line_bound(&self, redactor: &Redactor) -> usize {
+        LINE + self.longest + redactor.held_back()
     }
 }
 
@@ -172,7 +173,7 @@ impl Search<'_> {
     pub(super) async fn run(&self, form: Form<'_>) -> Result<Printed, Failure> {
         let Pattern { text, fixed, .. } = &self.pattern;
         let kind = if *fixed { "F" } else { "E" };
-        let bound = self.files.line_bound().to_string();
+        let bound = self.files.line_bound(&self.context.redactor).to_string();
         let (options, more, keep, line) = match form {
             Form::Lines("0") => (format!("-aHn{kind}"), vec![], KEEP_LINES, bound),
             Form::Lines(around) => (format!("-aHn{kind}"), vec!["-C", around], KEEP_LINES, bound),
