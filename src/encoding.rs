@@ -63,6 +63,55 @@ pub fn decomposed(text: &str) -> Cow<'_, str> {
     NFD.normalize(text)
 }
 
+/// `json` with every escape of U+0000 replaced.
+pub(crate) fn without_nul(json: &str) -> Cow<'_, str> {
+    escapes_replaced(json, |unit, _| match unit {
+        0 => Unit::Replaced,
+        _ => Unit::Kept,
+    })
+}
+
+/// What becomes of an escape of a UTF-16 unit.
+pub(crate) enum Unit {
+    Kept,
+    /// It is kept, and so is the one after it.
+    FirstOfTwo,
+    Replaced,
+}
+
+/// `json` with those escapes replaced of which `what` says so, by the unit and the one that follows at once.
+pub(crate) fn escapes_replaced(
+    json: &str,
+    what: impl Fn(u16, Option<u16>) -> Unit,
+) -> Cow<'_, str> {
+    let mut out = String::new();
+    let mut kept = 0;
+    let mut at = 0;
+    let unit = |at: usize| -> Option<u16> {
+        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(digits, 16).ok()
+    };
+    while let Some(found) = json.get(at..).and_then(|rest| rest.find('\\')) {
+        let escape = at + found;
+        at = escape + 2;
+        match unit(escape).map(|first| what(first, unit(escape + 6))) {
+            None | Some(Unit::Kept) => {}
+            Some(Unit::FirstOfTwo) => at = escape + 12,
+            Some(Unit::Replaced) => {
+                out.push_str(json.get(kept..escape).unwrap_or_default());
+                out.push_str("\\ufffd");
+                at = escape + 6;
+                kept = at;
+            }
+        }
+    }
+    if kept == 0 {
+        return Cow::Borrowed(json);
+    }
+    out.push_str(json.get(kept..).unwrap_or_default());
+    Cow::Owned(out)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

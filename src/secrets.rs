@@ -201,6 +201,11 @@ impl Redactor {
         out
     }
 
+    /// So many bytes at the end of a text of one line [`Redactor::clean_cut`] may leave out.
+    pub fn held_back(&self) -> usize {
+        self.0.as_ref().map_or(0, |needles| needles.longest - 1)
+    }
+
     /// Takes every secret out of `text`. Whether there was one.
     pub fn clean_text(&self, text: &mut String) -> bool {
         let cleaned = match self.clean(text) {

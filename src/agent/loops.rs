@@ -219,7 +219,7 @@ impl LoopGuard {
         }
         let before = self.complaints;
         self.complaints += complaints;
-        if self.told && self.in_vain >= COMPLAINTS_STOP {
+        if complaints > 0 && self.told && self.in_vain >= COMPLAINTS_STOP {
             self.stuck.get_or_insert(Stuck::Refused);
             return None;
         }

@@ -138,6 +138,14 @@ fn ten_complaints_are_told_and_twenty_end_it_but_never_before_the_model_was_told
     assert_eq!(guard.stuck(), Some(Stuck::Refused));
 
     let mut guard = LoopGuard::default();
+    guard.record(&[outcome("ls", 1, false)]);
+    assert_eq!(guard.record(&many).len(), 1);
+    guard.record(&[outcome("ls", 1, false)]);
+    assert_eq!(guard.stuck(), None, "nothing was refused in the last one");
+    guard.record(&[more]);
+    assert_eq!(guard.stuck(), Some(Stuck::Refused));
+
+    let mut guard = LoopGuard::default();
     for nth in 0..60 {
         guard.record(&[outcome(&nth.to_string(), 0, nth % 9 != 8)]);
     }

@@ -5,6 +5,7 @@ use std::fmt::{self, Write as _};
 use serde::Serialize;
 
 use super::RunEvent;
+use crate::encoding::without_nul;
 use crate::ids::Seq;
 
 /// The wire's `type`: a closed list, so that no text of a model or sandbox can name an event.
@@ -111,10 +112,10 @@ impl StoredEvent {
     /// Only when the event can't be written as JSON, which is a fault of ours.
     pub fn new(seq: Seq, event: &RunEvent) -> Result<Self, serde_json::Error> {
         let mut json = serde_json::to_string(event)?;
-        json.reserve(SEQ_ROOM);
         if json.contains("\\u0000") {
-            json = without_nul(&json);
+            json = without_nul(&json).into_owned();
         }
+        json.reserve(SEQ_ROOM);
         json.truncate(json.len().saturating_sub(1));
         // Writing to a string can't fail.
         let _infallible = write!(json, ",\"seq\":{seq}}}");
@@ -124,26 +125,6 @@ impl StoredEvent {
             json,
         })
     }
-}
-
-/// Replaces the escape of U+0000, but not an escaped backslash followed by `u0000`.
-fn without_nul(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    let mut rest = json;
-    while let Some(at) = rest.find('\\') {
-        let (before, escape) = rest.split_at(at);
-        out.push_str(before);
-        let len = if escape.starts_with("\\u") { 6 } else { 2 };
-        let (escape, after) = escape.split_at(len.min(escape.len()));
-        out.push_str(if escape == "\\u0000" {
-            "\\ufffd"
-        } else {
-            escape
-        });
-        rest = after;
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]

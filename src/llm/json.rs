@@ -10,8 +10,8 @@ use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::{CharEscape, CompactFormatter, Formatter};
 
-use super::text::without_nul;
 use crate::chat::Base64;
+use crate::encoding::without_nul;
 
 /// Room for the texts of a usual request.
 const ROOM: usize = 64 << 10;

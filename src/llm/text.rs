@@ -9,9 +9,10 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-/// The replacement character, as text and as JSON.
+use crate::encoding::{Unit, escapes_replaced};
+
+/// The replacement character.
 const REPLACEMENT: char = '\u{fffd}';
-const ESCAPED_REPLACEMENT: &str = "\\ufffd";
 
 /// How many values `json` has at most, told without reading them: by what separates and opens them, outside strings.
 /// Each costs some 50 bytes and more once it is read, whatever it takes on the wire (`[],`).
@@ -156,59 +157,13 @@ impl Joiner {
 
 /// `json` with every escape of a lone half replaced: what is JSON otherwise is JSON afterwards.
 pub(super) fn mended(json: &str) -> Cow<'_, str> {
-    replaced(json, |unit, after| match unit {
+    escapes_replaced(json, |unit, after| match unit {
         0xd800..0xdc00 if after.is_some_and(|second| (0xdc00..0xe000).contains(&second)) => {
             Unit::FirstOfTwo
         }
         0xd800..0xe000 => Unit::Replaced,
         _ => Unit::Kept,
     })
-}
-
-/// `json` with every escape of U+0000 replaced.
-pub(super) fn without_nul(json: &str) -> Cow<'_, str> {
-    replaced(json, |unit, _| match unit {
-        0 => Unit::Replaced,
-        _ => Unit::Kept,
-    })
-}
-
-/// What becomes of an escape of a UTF-16 unit.
-enum Unit {
-    Kept,
-    /// It is kept, and so is the one after it.
-    FirstOfTwo,
-    Replaced,
-}
-
-/// `json` with those escapes replaced of which `what` says so, by the unit and the one that follows at once.
-fn replaced(json: &str, what: impl Fn(u16, Option<u16>) -> Unit) -> Cow<'_, str> {
-    let mut out = String::new();
-    let mut kept = 0;
-    let mut at = 0;
-    let unit = |at: usize| -> Option<u16> {
-        let digits = json.get(at..at + 6)?.strip_prefix("\\u")?;
-        u16::from_str_radix(digits, 16).ok()
-    };
-    while let Some(found) = json.get(at..).and_then(|rest| rest.find('\\')) {
-        let escape = at + found;
-        at = escape + 2;
-        match unit(escape).map(|first| what(first, unit(escape + 6))) {
-            None | Some(Unit::Kept) => {}
-            Some(Unit::FirstOfTwo) => at = escape + 12,
-            Some(Unit::Replaced) => {
-                out.push_str(json.get(kept..escape).unwrap_or_default());
-                out.push_str(ESCAPED_REPLACEMENT);
-                at = escape + 6;
-                kept = at;
-            }
-        }
-    }
-    if kept == 0 {
-        return Cow::Borrowed(json);
-    }
-    out.push_str(json.get(kept..).unwrap_or_default());
-    Cow::Owned(out)
 }
 
 #[cfg(test)]

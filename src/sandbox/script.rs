@@ -116,7 +116,7 @@ impl Script<'_> {
 }
 
 /// That no process could be started, by the words of a script's shell or of what starts programs for it. Their
-/// place in the line is what counts: names of files stand elsewhere.
+/// place in the line is what counts: names of files stand elsewhere, and a reason that follows one is about that file.
 pub(crate) fn unforked(said: &[u8]) -> Option<Short> {
     String::from_utf8_lossy(said).lines().find_map(|line| {
         if let Some(words) = line
@@ -129,17 +129,29 @@ pub(crate) fn unforked(said: &[u8]) -> Option<Short> {
             if words.starts_with("xmalloc: ") || words == "Out of space" {
                 return Some(Short::Memory);
             }
-            let forked = ["Cannot fork", "can't fork", "fork: "];
-            let forked = forked.iter().any(|start| words.starts_with(start));
+            // bash tries again: that it gave up has a line of its own.
+            if words.starts_with("fork: retry: ") {
+                return None;
+            }
             // dash gives no reason.
-            short_of(words).or_else(|| forked.then_some(Short::Either))
+            short_of(words).or_else(|| (words == "Cannot fork").then_some(Short::Either))
+        } else if let Some(words) = line.strip_prefix("find: ") {
+            starts_program(words).then(|| short_of(words)).flatten()
         } else {
-            let words = line
-                .strip_prefix("find: ")
-                .or_else(|| line.strip_prefix("xargs: "));
-            words.and_then(short_of)
+            let words = line.strip_prefix("xargs: ")?;
+            // BusyBox gives the program alone, GNU only where it was started but is too large.
+            let program = words.split(": ").next()?;
+            let named = !program.contains(['/', ' ']);
+            (named || starts_program(words))
+                .then(|| short_of(words))
+                .flatten()
         }
     })
+}
+
+/// Whether `words` are about a program that was to be started.
+fn starts_program(words: &str) -> bool {
+    words.starts_with("cannot fork: ") || words.starts_with("can't execute '")
 }
 
 /// What there is too little of, if that is how `words` end.
@@ -260,9 +272,11 @@ mod tests {
         for (said, why) in [
             ("sandcaster: 16: Cannot fork", Short::Either),
             (
-                "x\nsandcaster: fork: retry: Resource temporarily unavailable\n",
+                "x\nsandcaster: fork: retry: Resource temporarily unavailable\n\
+                 sandcaster: fork: Resource temporarily unavailable\n",
                 Short::Processes,
             ),
+            ("xargs: sh: Try again", Short::Processes),
             (
                 "sandcaster: line 3: fork: Cannot allocate memory",
                 Short::Memory,
@@ -294,6 +308,16 @@ mod tests {
             "sandcaster: 3: cd: can't cd to /w/Cannot fork",
             "sandcaster: 3: wc: not found",
             "tail: x: Resource temporarily unavailable",
+            // Tried again, and done then.
+            "sandcaster: fork: retry: Resource temporarily unavailable\n",
+            "sandcaster: line 3: fork: retry: Cannot allocate memory\n",
+            // About a file.
+            "find: ./x: Resource temporarily unavailable",
+            "find: './x': Cannot allocate memory",
+            // Closed directories with a line end in their names.
+            "find: ./q\nsandcaster: 1: Cannot fork: Permission denied",
+            "find: ./q\nsandcaster: 1: can't fork: Permission denied",
+            "find: ./q\nxargs: cannot fork: Permission denied",
         ] {
             assert_eq!(unforked(said.as_bytes()), None, "{said}");
         }

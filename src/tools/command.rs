@@ -18,7 +18,7 @@ use crate::show::{grouped, one_line};
 
 use super::facts::Facts;
 use super::listing::count;
-use super::state::{Unkept, empty, keep};
+use super::state::{Unkept, discard, keep};
 use super::text::{Excerpt, Limits, TextKeeper};
 use super::types::{Failure, ToolContext};
 use super::wrapper::{Begun, EndRecord, Left, RecordScanner, UNBEGUN, Wrapped, side_files, sweep};
@@ -431,10 +431,10 @@ impl Call<'_> {
         Ok(())
     }
 
-    /// Empties the file of a long command that was not begun, and so could not remove it.
+    /// Removes the file of a long command that was not begun, and so could not remove it.
     pub(super) async fn forget(&self) {
         if !self.script.is_empty() {
-            empty(&self.script, self.context).await;
+            discard(&self.script, self.context).await;
         }
     }
 

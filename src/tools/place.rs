@@ -46,7 +46,7 @@ fi
 [ -r "$p" ] && r=1
 if [ "$k" = f ]; then
 s=$( ( stat -L -c %s "$p" 2>/dev/null ) || wc -c <"$p" 2>/dev/null)
-[ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l="$(grep -c '' "$p" 2>/dev/null) $(LC_ALL=C grep -c "$(printf '\r')\$" "$p" 2>/dev/null) $(head -c 4 "$p" 2>/dev/null | od -An -tx1)"
+[ "$2" = 1 ] && [ "${s:-0}" -le 8388608 ] && l="$(grep -c '' "$p" 2>/dev/null) $(LC_ALL=C grep -c "$(printf '\r')\$" "$p" 2>/dev/null) $(head -c 16 "$p" 2>/dev/null | od -An -tx1)"
 fi
 if [ -L "$p" ]; then t=$(readlink -f "$p" 2>/dev/null); [ -n "$t" ] || t=$(readlink "$p" 2>/dev/null); fi
 if [ -n "$d" ]; then if ! [ -d "$d" ]; then o=f; elif cd "$d" 2>/dev/null; then o=1; fi; fi
@@ -118,8 +118,8 @@ pub(super) struct Text {
     pub(super) lines: u64,
     /// Lines that end in CRLF.
     pub(super) crlf: u64,
-    /// The first four bytes, in hexadecimal.
-    pub(super) begins: String,
+    /// The first 16 bytes, or all if there are fewer.
+    pub(super) begins: Vec<u8>,
 }
 
 impl Text {
@@ -128,7 +128,9 @@ impl Text {
         Some(Self {
             lines: words.next()?.parse().ok()?,
             crlf: words.next()?.parse().ok()?,
-            begins: words.collect(),
+            begins: words
+                .map(|byte| u8::from_str_radix(byte, 16).ok())
+                .collect::<Option<_>>()?,
         })
     }
 }

@@ -9,6 +9,8 @@ use crate::sandbox::{SandboxError, Short};
 
 use super::types::{Failure, ToolContext};
 
+const OCCUPIED: &str = "not run: the time was over while another call had the sandbox for itself";
+
 /// A place for one script or command.
 pub(super) struct Room<'a> {
     context: &'a ToolContext,
@@ -33,7 +35,7 @@ impl<'a> Room<'a> {
         let rooms = &context.session.rooms;
         let guard = match rooms.try_read() {
             Ok(guard) => guard,
-            Err(_) => waited(context, rooms.read()).await?,
+            Err(_) => waited(context, rooms.read(), OCCUPIED).await?,
         };
         let tried = Tried::Beside(guard);
         Ok(Self { context, tried })
@@ -49,11 +51,15 @@ impl<'a> Room<'a> {
         let tried = match tried {
             Tried::Beside(guard) => {
                 drop(guard);
-                Tried::Alone(waited(context, context.session.rooms.write()).await?)
+                Tried::Alone(waited(context, context.session.rooms.write(), OCCUPIED).await?)
             }
             Tried::Alone(guard) => {
                 let ending = context.sandbox.end_all();
-                let ended = match waited(context, ending).await? {
+                let over = format!(
+                    "{starved}. The time was over while what earlier commands had left running was being ended, so that \
+                     this call was not run: some or all of it may be gone"
+                );
+                let ended = match waited(context, ending, &over).await? {
                     Ok(Some(ended)) => ended,
                     Ok(None) => {
                         return Err(Failure::Complaint(format!(
@@ -85,12 +91,17 @@ impl<'a> Room<'a> {
     }
 }
 
-async fn waited<T>(context: &ToolContext, work: impl Future<Output = T>) -> Result<T, Failure> {
+/// Waits for `work` until the call's time is `over`, which is said then.
+async fn waited<T>(
+    context: &ToolContext,
+    work: impl Future<Output = T>,
+    over: &str,
+) -> Result<T, Failure> {
     tokio::select! {
         biased;
         () = context.cancel.cancelled() => Err(Failure::Cancelled),
         done = tokio::time::timeout_at(context.deadline.instant(), work) => done.map_err(|_| {
-            Failure::Complaint("not run: the time was over while another call had the sandbox for itself".to_owned())
+            Failure::Complaint(over.to_owned())
         }),
     }
 }

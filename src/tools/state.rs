@@ -12,6 +12,7 @@ use super::place::within;
 use super::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(10);
+const REMOVAL: Duration = Duration::from_secs(2);
 
 /// Prints the first of the directories `$2`, `$3`, … in which the file `$1` can be made, and makes it. What is in the way
 /// there and is no directory or file of its own is removed: a link would lead elsewhere, and a pipe would wait for ever.
@@ -79,14 +80,23 @@ pub(super) async fn keep(
             Err(error) if error.is_fatal() => return Err(Unkept::Failure(error.into())),
             Err(error) => why = error.to_string(),
         }
-        empty(&path, context).await;
+        discard(&path, context).await;
         dirs = dirs.get(at + 1..).unwrap_or_default();
     }
     Err(Unkept::Failure(Failure::Complaint(why)))
 }
 
-/// Empties a file that a script came to no end with, and so has not removed.
-pub(super) async fn empty(path: &str, context: &ToolContext) {
-    let emptying = context.sandbox.write(path, Bytes::new());
-    drop(tokio::time::timeout(Duration::from_secs(2), emptying).await);
+/// Removes a file that nobody needs any more; empties it where no process can be started for that.
+pub(super) async fn discard(path: &str, context: &ToolContext) {
+    let sandbox = context.sandbox.as_ref();
+    let removing = Script {
+        text: r#"exec rm -f "$1""#,
+        args: vec![path],
+        ..Script::default()
+    };
+    let removed = removing.run(sandbox, Deadline::after(REMOVAL)).await;
+    if !removed.is_ok_and(|removed| removed.exit_code == 0) {
+        let emptying = sandbox.write(path, Bytes::new());
+        drop(tokio::time::timeout(REMOVAL, emptying).await);
+    }
 }

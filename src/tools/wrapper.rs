@@ -77,11 +77,11 @@ printf '\036%s %s %s %s %s\036' "$1" "$$" "$sc_kept" "$sc_emptied" "${sc_self##*
 /// error: for that the redirection stands within the parentheses, since dash redirects itself otherwise.
 /// The side file has a dot in it until the command is begun; it is read without another program, which a sweep could
 /// end, and removed after the record, which must not depend on it. It is where there is room for it: a full `/tmp` must
-/// not lose the directory.
+/// not lose the directory, nor put a file of ours among the model's, if there is another place.
 const FOREGROUND: &str = concat!(
     prologue!(),
     r#"
-for sc_side in "$5" "${HOME-}/.${5##*/}" "/dev/shm/.${5##*/}"; do
+for sc_side in "$5" "/dev/shm/.${5##*/}" "${HOME-}/.${5##*/}"; do
 if [ -L "$sc_side" ] || [ -e "$sc_side" ]; then ( rm -rf "$sc_side" 2>/dev/null ); fi
 { echo . >"$sc_side"; } 2>/dev/null && break
 ( rm -f "$sc_side" 2>/dev/null )
@@ -419,7 +419,7 @@ impl Begun {
 pub(super) fn side_files(output: &str, home: &str) -> [String; 3] {
     let side = side_file(output);
     let name = side.rsplit('/').next().unwrap_or_default().to_owned();
-    [format!("{home}/.{name}"), format!("/dev/shm/.{name}"), side]
+    [side, format!("/dev/shm/.{name}"), format!("{home}/.{name}")]
 }
 
 /// What is in it until the command is begun.

@@ -149,18 +149,17 @@ async fn blind(given: &str, content: &str, context: &ToolContext) -> Result<Tool
 /// What the old file had and the new one hasn't, and no model sees.
 fn lost(was: &Text, content: &str) -> String {
     let mut lost = Vec::new();
-    if was.begins.starts_with("efbbbf") && !content.starts_with('\u{feff}') {
+    if was.begins.starts_with(b"\xef\xbb\xbf") && !content.starts_with('\u{feff}') {
         lost.push("the byte order mark (BOM)".to_owned());
     }
-    let begins = was.begins.as_str();
-    if matches!(begins, "fffe0000" | "0000feff") {
-        lost.push("UTF-32 with its byte order mark (BOM)".to_owned());
-    } else if begins.starts_with("fffe") || begins.starts_with("feff") {
-        lost.push("UTF-16 with its byte order mark (BOM)".to_owned());
-    } else if let Ok(first) = u32::from_str_radix(begins, 16)
-        && matches!(Content::of(&first.to_be_bytes()), Content::Utf16(_))
-    {
-        lost.push("UTF-16".to_owned());
+    let marked = matches!(was.begins.as_slice(), [0xff, 0xfe, ..] | [0xfe, 0xff, ..]);
+    match Content::of(&was.begins) {
+        Content::Utf32 => lost.push("UTF-32 with its byte order mark (BOM)".to_owned()),
+        Content::Utf16(_) if marked => {
+            lost.push("UTF-16 with its byte order mark (BOM)".to_owned());
+        }
+        Content::Utf16(_) => lost.push("UTF-16".to_owned()),
+        Content::Image(_) | Content::Text | Content::Binary(_) => {}
     }
     let now = content.matches("\r\n").count();
     if was.crlf > 0 && now < content.matches('\n').count() {

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::fake_llm::{FakeLlm, KEY};
+use super::host_sandbox::write_program;
 
 /// Longer than anything takes; a test that waits for it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,15 +26,13 @@ pub fn binary() -> PathBuf {
 
 /// A launcher of sandboxes in `dir` that waits while the file `closed` is there, and fails if `broken` is.
 pub fn slow_launcher(dir: &Path) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt as _;
     let script = dir.join("launcher");
     let text = format!(
         "#!/bin/sh\nwhile [ -e {0}/closed ]; do sleep 0.01; done\n[ -e {0}/broken ] && exit 7\nexec {1} \"$@\"\n",
         dir.display(),
         binary().display()
     );
-    std::fs::write(&script, text).unwrap();
-    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(&script, &text);
     script
 }
 

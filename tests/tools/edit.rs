@@ -101,6 +101,11 @@ in_every_shell! {
             (b"a\r\nb\r\n", "a\r\nb\n", "; not kept: CRLF line ends (only some lines have them now)"),
             (b"\xff\xfea\0\n\0", "a\n", "; not kept: UTF-16 with its byte order mark (BOM)"),
             (b"\xff\xfe\0\0a\0\0\0", "a\n", "; not kept: UTF-32 with its byte order mark (BOM)"),
+            (b"a\0b\0", "a\n", "; not kept: UTF-16"),
+            (b"\0a\0b", "a\n", "; not kept: UTF-16"),
+            // WebAssembly; an odd number of bytes.
+            (b"\0asm\x01\0\0\0", "a\n", ""),
+            (b"a\0b", "a\n", ""),
             (b"a\rb\n", "b\n", ""),
             (b"a\n", "b\r\n", ""),
             (b"", "b\n", ""),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use sandcaster::clock::Deadline;
 use sandcaster::sandbox::{
     ExecSpec, ExecStream, FileErrorKind, LocalLimits, Sandbox, SandboxError,
 };
@@ -144,6 +145,48 @@ async fn a_sandbox_that_is_too_small_is_told_as_such() {
     );
 }
 
+#[tokio::test]
+#[cfg_attr(
+    not(all(root_user, program = "dash", program = "setpriv", program = "prlimit")),
+    ignore = "needs root, dash, setpriv and prlimit"
+)]
+async fn a_search_of_many_files_is_tried_again_when_its_grep_could_not_be_started() {
+    let mut rig = Rig::new(Shell::Dash);
+    for nth in 0..900 {
+        rig.put(&format!("{}{nth}.txt", "long".repeat(20)), "needle\n");
+    }
+    let sandbox = Limited::of(&mut rig).await;
+    sandbox.ends_all.store(true, Ordering::Relaxed);
+    let count = json!({"pattern": "needle", "mode": "count"});
+    // The shell, its part with the pipe, xargs and those that read from it: no grep.
+    sandbox.processes.store(6, Ordering::Relaxed);
+    let why = rig.complaint("grep", count.clone()).await;
+    assert!(
+        why.ends_with("though nothing else runs in the sandbox"),
+        "{why}"
+    );
+    sandbox.processes.store(1_000, Ordering::Relaxed);
+    let text = rig.text("grep", count).await;
+    assert_eq!(text, "[900 matching lines in 900 files]");
+}
+
+#[tokio::test]
+#[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+async fn time_that_ends_while_programs_are_ended_is_told_as_such() {
+    let mut rig = Rig::new(Shell::Dash);
+    let sandbox = Limited::of(&mut rig).await;
+    sandbox.processes.store(1, Ordering::Relaxed);
+    sandbox.ends_slowly.store(true, Ordering::Relaxed);
+    rig.context.deadline = Deadline::after(Duration::from_secs(2));
+    let why = rig.complaint("file_read", json!({"path": "."})).await;
+    assert!(why.starts_with("no process could be started"), "{why}");
+    assert!(
+        why.contains("while what earlier commands had left running was being ended"),
+        "{why}"
+    );
+    assert!(!why.contains("another call"), "{why}");
+}
+
 /// How many processes another user has can't be counted without root's rights.
 #[tokio::test]
 #[cfg_attr(
@@ -203,6 +246,8 @@ pub(super) struct Limited {
     processes: AtomicU32,
     /// It can end what runs in it: nothing.
     ends_all: AtomicBool,
+    /// It never comes to an end of that.
+    ends_slowly: AtomicBool,
 }
 
 impl Limited {
@@ -219,6 +264,7 @@ impl Limited {
             uid: 1_000_000 + std::process::id() * 64 + COUNT.fetch_add(1, Ordering::Relaxed) % 64,
             processes: AtomicU32::new(1_000),
             ends_all: AtomicBool::new(false),
+            ends_slowly: AtomicBool::new(false),
         });
         rig.context.sandbox = limited.clone();
         assert_eq!(rig.bash("true").await.exit_code, Some(0));
@@ -273,7 +319,10 @@ impl Sandbox for Limited {
     async fn read(&self, path: &str, most: u64) -> Result<bytes::Bytes, SandboxError> {
         self.host.read(path, most).await
     }
-    async fn write(&self, path: &str, _: bytes::Bytes) -> Result<(), SandboxError> {
+    async fn write(&self, path: &str, bytes: bytes::Bytes) -> Result<(), SandboxError> {
+        if path.contains("/search-") {
+            return self.host.write(path, bytes).await;
+        }
         // As of a file that this user may not write to.
         Err(SandboxError::File {
             path: path.to_owned(),
@@ -284,6 +333,9 @@ impl Sandbox for Limited {
         Ok(())
     }
     async fn end_all(&self) -> Result<Option<u32>, SandboxError> {
+        if self.ends_slowly.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         Ok(self.ends_all.load(Ordering::Relaxed).then_some(0))
     }
     async fn kill(&self) -> Result<(), SandboxError> {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use sandcaster::clock::Deadline;
+use sandcaster::sandbox::files::{Baseline, CollectLimits, Collecting};
 use sandcaster::sandbox::{ExecSpec, ExecStream, LocalLimits, Sandbox, SandboxError};
 use sandcaster::tools::ShellSession;
 use serde_json::json;
@@ -83,6 +85,9 @@ impl Sandbox for Shelled {
     async fn extend(&self, lifetime: Duration) -> Result<(), SandboxError> {
         self.local.extend(lifetime).await
     }
+    async fn end_all(&self) -> Result<Option<u32>, SandboxError> {
+        self.local.end_all().await
+    }
     async fn kill(&self) -> Result<(), SandboxError> {
         self.local.kill().await
     }
@@ -91,22 +96,37 @@ impl Sandbox for Shelled {
     }
 }
 
+/// What a command prints that no tool has run.
+async fn look(rig: &Rig, command: &str) -> String {
+    let exec = ExecSpec {
+        argv: ["sh", "-c", command].map(str::to_owned).into(),
+        ..ExecSpec::default()
+    };
+    let stream = rig.context.sandbox.exec(exec).await.unwrap();
+    let printed = stream.collect(64 * 1024).await.unwrap().stdout;
+    String::from_utf8_lossy(&printed).into_owned()
+}
+
 /// What works whatever became of `/tmp` by `spoil`, before the tools were used or after.
-async fn directories_and_searches_go_on(shell: Shell, spoil: &str, before: bool) {
+///
+/// `side` is how the path begins of what a command leaves us, if that is not the tools' choice.
+async fn directories_and_searches_go_on(shell: Shell, spoil: &str, before: bool, side: &str) {
     let rig = Shelled::rig(shell, "").await;
     let many = "mkdir -p sub many; cd many; i=0; while [ $i -lt 900 ]; do i=$((i+1)); echo needle >$i-0123456789012345678901234567890123456789012345678901234567890123456789.txt; done";
     let spoilt = format!("{many}; cd ..; {spoil}");
     if before {
         // As by a command of the image, before any tool is used.
-        let exec = ExecSpec {
-            argv: ["sh", "-c", &spoilt].map(str::to_owned).into(),
-            ..ExecSpec::default()
-        };
-        let stream = rig.context.sandbox.exec(exec).await.unwrap();
-        stream.collect(1024).await.unwrap();
+        look(&rig, &spoilt).await;
     } else {
         rig.bash(&spoilt).await;
     }
+    // It has the file of the command before: the others begin with one that is not there yet.
+    let sleeps = json!({"command": "sleep 600", "background": true});
+    rig.text("bash", sleeps).await;
+    let seen = "ls -d /home/user/.*.cwd /dev/shm/.*.cwd /tmp/.sandcaster/out/*.cwd 2>/dev/null";
+    let seen = rig.bash(seen).await;
+    assert!(seen.text.starts_with(side), "{}", seen.text);
+    assert!(!seen.text.contains("/home/user"), "{}", seen.text);
     let answer = rig.bash("cd sub; pwd").await;
     assert_eq!(answer.cwd.as_deref(), Some("/home/user/sub"), "{answer:?}");
     let answer = rig.bash("pwd; exit 3").await;
@@ -124,9 +144,15 @@ async fn directories_and_searches_go_on(shell: Shell, spoil: &str, before: bool)
     let found = json!({"pattern": "needle", "path": "/home/user/many", "mode": "count"});
     let text = rig.text("grep", found).await;
     assert_eq!(text, "[900 matching lines in 900 files]");
-    let left = rig.bash("ls -A /home/user; ls -A /dev/shm").await;
-    assert!(!left.text.contains(".cwd"), "{}", left.text);
+    let left = "ls -A /home/user; ls -A /dev/shm /dev/shm/.sandcaster /tmp/.sandcaster";
+    let left = look(&rig, left).await;
+    assert!(left.contains("many") && !left.contains(".cwd"), "{left}");
+    assert!(!left.contains("search-"), "{left}");
 }
+
+const TMP: &str = "/tmp/";
+const SHM: &str = "/dev/shm/";
+const ANY: &str = "";
 
 const FULL: &str = "head -c 100000000000 /dev/zero >/tmp/full 2>/dev/null";
 const FULL_OF_FILES: &str =
@@ -156,24 +182,24 @@ async fn a_long_command_that_is_gone_is_no_success(shell: Shell) {
 }
 
 macro_rules! in_a_spoilt_tmp {
-    ($($name:ident: $spoil:ident, $before:expr;)*) => {
+    ($($name:ident: $spoil:ident, $before:expr, $side:ident;)*) => {
         $(mod $name {
             use super::*;
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[cfg_attr(not(program = "bash"), ignore = "needs bash")]
             async fn bash() {
-                directories_and_searches_go_on(Shell::Bash, $spoil, $before).await;
+                directories_and_searches_go_on(Shell::Bash, $spoil, $before, $side).await;
             }
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[cfg_attr(not(program = "dash"), ignore = "needs dash")]
             async fn dash() {
-                directories_and_searches_go_on(Shell::Dash, $spoil, $before).await;
+                directories_and_searches_go_on(Shell::Dash, $spoil, $before, $side).await;
             }
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             #[cfg_attr(not(program = "busybox"), ignore = "needs busybox")]
             async fn busybox() {
-                directories_and_searches_go_on(Shell::Busybox, $spoil, $before).await;
+                directories_and_searches_go_on(Shell::Busybox, $spoil, $before, $side).await;
             }
         })*
     };
@@ -200,11 +226,29 @@ mod lost_commands {
 }
 
 in_a_spoilt_tmp! {
-    long_commands_and_searches_work_when_our_directory_is_a_file: A_FILE, false;
-    long_commands_and_searches_work_when_our_directory_is_a_link: A_LINK, false;
-    directories_carry_over_and_searches_work_when_tmp_is_full: FULL, true;
-    directories_carry_over_and_searches_work_when_tmp_becomes_full: FULL, false;
-    directories_carry_over_and_searches_work_when_tmp_is_full_of_files: FULL_OF_FILES, true;
-    directories_carry_over_and_searches_work_when_tmp_is_read_only: READ_ONLY, true;
-    directories_carry_over_and_searches_work_when_tmp_becomes_read_only: READ_ONLY, false;
+    long_commands_and_searches_work_when_our_directory_is_a_file: A_FILE, false, TMP;
+    long_commands_and_searches_work_when_our_directory_is_a_link: A_LINK, false, TMP;
+    directories_carry_over_and_searches_work_when_tmp_is_full: FULL, true, ANY;
+    directories_carry_over_and_searches_work_when_tmp_becomes_full: FULL, false, ANY;
+    directories_carry_over_and_searches_work_when_tmp_is_full_of_files: FULL_OF_FILES, true, ANY;
+    directories_carry_over_and_searches_work_when_tmp_is_read_only: READ_ONLY, true, ANY;
+    directories_carry_over_and_searches_work_when_tmp_becomes_read_only: READ_ONLY, false, SHM;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(not(program = "dash"), ignore = "needs dash")]
+async fn nothing_is_ended_where_files_can_not_be_listed_for_another_reason() {
+    let rig = Shelled::rig(Shell::Dash, "").await;
+    let sandbox = rig.context.sandbox.as_ref();
+    let soon = || Deadline::after(Duration::from_secs(30));
+    let before = Baseline::take(sandbox, &[], soon()).await.unwrap();
+    rig.bash("rm .bin/stat; sleep 600 >/dev/null 2>&1 & echo $! >pid")
+        .await;
+    let limits = CollectLimits::default();
+    let mut collecting = Collecting::begin(sandbox, &before, limits, soon()).await;
+    assert_eq!(collecting.ended(), 0);
+    assert!(collecting.next().await.is_none());
+    let reason = &collecting.omitted()[0].reason;
+    assert!(reason.ends_with("has no `stat`"), "{reason}");
+    assert_eq!(rig.bash("kill $(cat pid)").await.exit_code, Some(0));
 }

@@ -506,6 +506,20 @@ async fn that_not_all_names_were_looked_at_is_told_whatever_was_found() {
     }
 }
 
+#[tokio::test]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn a_program_that_fails_at_the_end_of_a_search_is_not_taken_for_no_matches() {
+    let rig = super::Rig::new(Shell::Bash);
+    rig.put("a.txt", "needle\n");
+    let fails = "case \"$*\" in '-c 1048576') cat >/dev/null; exit 3;; esac";
+    write_program(
+        &rig.sandbox.bin().join("head"),
+        &format!("#!/bin/sh\n{fails}\nexec /usr/bin/head \"$@\"\n"),
+    );
+    let why = rig.complaint("grep", json!({"pattern": "needle"})).await;
+    assert!(why.contains("failed with exit code 3"), "{why}");
+}
+
 /// Only another user than root can be refused anything.
 #[tokio::test]
 #[cfg_attr(not(program = "bash"), ignore = "needs bash")]

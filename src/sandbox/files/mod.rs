@@ -196,7 +196,7 @@ impl Baseline {
     ) -> Result<Self, SandboxError> {
         let unlooked = match snapshot(sandbox, deadline).await {
             Ok(Look::Seen(listing)) => Ok(listing),
-            Ok(Look::Failed(why)) => Err(why),
+            Ok(Look::Failed(why) | Look::Killed(why)) => Err(why),
             Err(error @ SandboxError::Starved(_)) => Err(error.to_string()),
             Err(error) => return Err(error),
         };
@@ -236,6 +236,8 @@ enum Look {
     Seen(Snapshot),
     /// The script could not do it: why.
     Failed(String),
+    /// Its shell was killed, as where memory is short: the same.
+    Killed(String),
 }
 
 /// Looks again, a few times, where the connection broke on the way: that says nothing about the sandbox.
@@ -266,30 +268,35 @@ async fn look(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, Sandbox
     if let Some(short) = unforked(&found.stderr) {
         return Err(SandboxError::Starved(short));
     }
-    let failed = if found.exit_code == 7 {
-        let program = String::from_utf8_lossy(&found.stderr);
-        format!("the sandbox has no `{}`", short(program.trim(), 100))
-    } else if found.exit_code != 0 {
-        format!("the script for it ended with exit {}", found.exit_code)
-    } else {
-        let reading = move || parse(&found.stdout, found.stdout.len() >= PRINTED);
-        return Ok(apart(reading).await?.map_or_else(
-            || {
-                let why = "the sandbox's find, xargs or stat can't be used for it, or was ended";
-                Look::Failed(why.to_owned())
-            },
-            Look::Seen,
-        ));
-    };
-    Ok(Look::Failed(failed))
+    let ended = || format!("the script for it ended with exit {}", found.exit_code);
+    Ok(match found.exit_code {
+        0 => {
+            let reading = move || parse(&found.stdout, found.stdout.len() >= PRINTED);
+            apart(reading).await?.map_or_else(
+                || {
+                    let why =
+                        "the sandbox's find, xargs or stat can't be used for it, or was ended";
+                    Look::Failed(why.to_owned())
+                },
+                Look::Seen,
+            )
+        }
+        7 => {
+            let program = String::from_utf8_lossy(&found.stderr);
+            let program = short(program.trim(), 100);
+            Look::Failed(format!("the sandbox has no `{program}`"))
+        }
+        128.. => Look::Killed(ended()),
+        _ => Look::Failed(ended()),
+    })
 }
 
-/// A look when the agent is done. Where it fails, what commands have left running may be all that the sandbox holds: that
-/// is ended then. Gives how many processes were.
+/// A look when the agent is done. Where no process can be started for it, or it is killed, what commands have left running
+/// may be all that the sandbox holds: that is ended then. Gives how many processes were.
 async fn last_look(sandbox: &dyn Sandbox, deadline: Deadline) -> (Look, u32) {
     let mut look = snapshot(sandbox, deadline).await;
     let mut ended = 0;
-    if matches!(look, Ok(Look::Failed(_)) | Err(SandboxError::Starved(_))) {
+    if matches!(look, Ok(Look::Killed(_)) | Err(SandboxError::Starved(_))) {
         // Where they can't be ended, the look's own failure is what is to be told.
         ended = sandbox.end_all().await.ok().flatten().unwrap_or(0);
         if ended > 0 {
@@ -442,7 +449,7 @@ impl<'a> Collecting<'a> {
         };
         let (files, cut, failed) = match look {
             Look::Seen(now) => (now.files, now.cut, None),
-            Look::Failed(why) => (Vec::new(), false, Some(why)),
+            Look::Failed(why) | Look::Killed(why) => (Vec::new(), false, Some(why)),
         };
         let mut collecting = Self {
             sandbox,

@@ -196,7 +196,7 @@ impl Lines {
     ) -> Self {
         let mut lines = Self::default();
         lines.counts.wide = wide;
-        let bound = files.line_bound();
+        let bound = files.line_bound(show.redactor);
         let mut chars = 0;
         let mut gap = false;
         let mut rest = output
@@ -348,6 +348,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::secrets::Secret;
 
     #[expect(clippy::disallowed_methods, reason = "a test measures real time")]
     fn now() -> Instant {
@@ -404,6 +405,21 @@ mod tests {
             text: b"needle",
         };
         assert_eq!(shown.line(&line, false), format!("{name}:7:needle"));
+    }
+
+    #[test]
+    fn of_a_cut_line_without_blanks_the_beginning_is_shown_however_long_a_key_is() {
+        let key = Secret::new(&"eyJhbGciOiJSUzI1NiJ9.".repeat(40));
+        let shown = Shown {
+            prefix: "",
+            redactor: &Redactor::new([&key]),
+        };
+        let files = Files::new(vec![b"a.js".to_vec()]);
+        let mut line = format!("./a.js:1:{}", "var(a=1);".repeat(10_000));
+        line.truncate(files.line_bound(shown.redactor));
+        let lines = Lines::new(line.as_bytes(), &files, BTreeSet::new(), &shown);
+        let beginning: String = "var(a=1);".chars().cycle().take(SHOWN_IN_LINE).collect();
+        assert_eq!(lines.text, format!("a.js:1:{beginning} […]"));
     }
 
     #[test]

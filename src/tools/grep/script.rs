@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::secrets::Redactor;
 use crate::show::short;
 use crate::tools::listing::{MEMORY_MIB, Trouble, complaints, no_program};
 use crate::tools::regex::Pattern;
 use crate::tools::script::Script;
-use crate::tools::state::{Unkept, empty, keep};
+use crate::tools::state::{Unkept, discard, keep};
 use crate::tools::types::{Failure, ToolContext};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -20,11 +21,11 @@ const STDIN: usize = 64 * 1024;
 pub(super) const KEEP_LINES: usize = 1024 * 1024;
 /// Bytes of counts: more than a listing has names for.
 const KEEP_COUNTS: usize = 16 * 1024 * 1024;
-/// Bytes of a line that are fetched, beside its file's name.
+/// Bytes of a line that are fetched, beside its file's name and what may be the beginning of a secret.
 const LINE: usize = 1_300;
 
 /// Searches files for the pattern in the first line of standard input. Their names follow, each ending with
-/// NUL, or are in the file `$1`, which is removed at the end. `$2` is the directory, `$3` how many bytes of output are
+/// NUL, or are in the file `$1`, which another try may read again. `$2` is the directory, `$3` how many bytes of output are
 /// wanted, `$4` how many of a line; the others are grep's options. For `$4` of `counts` files without a match are
 /// left out; for `marks 99` all lines but those that are a file's first and begin as UTF-16 or UTF-32 does, and so some that
 /// only seem to. NUL is 1 there for a while, since no pattern can have it.
@@ -60,7 +61,6 @@ tr '\000\001' '\001\000'
 ;;
 *) xargs -0 -s 400000 grep "$@" | cut -b "1-$line" ;;
 esac | head -c "$keep"
-[ -z "$list" ] || rm -f "$list" || :
 "#;
 
 /// The files that are searched.
@@ -123,9 +123,9 @@ impl Files {
         })
     }
 
-    /// A bound on a line of grep's output.
-    pub(super) fn line_bound(&self) -> usize {
-        LINE + self.longest
+    /// A bound on a line of grep's output, of whose end `redactor` leaves something out.
+    pub(super) fn line_bound(&self, redactor: &Redactor) -> usize {
+        LINE + self.longest + redactor.held_back()
     }
 }
 
@@ -173,7 +173,7 @@ impl Search<'_> {
     pub(super) async fn run(&self, form: Form<'_>) -> Result<Printed, Failure> {
         let Pattern { text, fixed, .. } = &self.pattern;
         let kind = if *fixed { "F" } else { "E" };
-        let bound = self.files.line_bound().to_string();
+        let bound = self.files.line_bound(&self.context.redactor).to_string();
         let (options, more, keep, line) = match form {
             Form::Lines("0") => (format!("-aHn{kind}"), vec![], KEEP_LINES, bound),
             Form::Lines(around) => (format!("-aHn{kind}"), vec!["-C", around], KEEP_LINES, bound),
@@ -218,9 +218,8 @@ impl Search<'_> {
         }
         .run_for(self.context, LIMIT)
         .await;
-        if !list.is_empty() && !matches!(&ran, Ok(found) if found.exit_code == 0) {
-            // The script came to no end, and has not removed it.
-            empty(&list, self.context).await;
+        if !list.is_empty() {
+            discard(&list, self.context).await;
         }
         let found = ran?;
         let redactor = &self.context.redactor;
