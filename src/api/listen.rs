@@ -15,7 +15,7 @@ use axum::Router;
 use axum::body::{Body, HttpBody};
 use axum::extract::{FromRequestParts, Request};
 use axum::http::HeaderValue;
-use axum::http::header::{CONNECTION, CONTENT_TYPE, DATE};
+use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::response::Response;
 use bytes::Bytes;
@@ -34,7 +34,6 @@ use tower::ServiceExt as _;
 use super::limits::Limits;
 use super::refusal::Refusal;
 use super::socket::{Activity, InFlight, Socket, Stage};
-use crate::clock::{Clock, http_date};
 
 /// How serving ends.
 #[derive(Clone, Debug, Default)]
@@ -177,9 +176,6 @@ impl Connection {
                     .get(CONTENT_TYPE)
                     .is_some_and(|kind| kind == "text/event-stream");
                 activity.at(if log { Stage::Log } else { Stage::Answered });
-                if let Ok(date) = HeaderValue::try_from(http_date(Clock::system().now())) {
-                    response.headers_mut().insert(DATE, date);
-                }
                 // Said, for a peer that sends its next request on a connection that is about to be closed gets
                 // no answer to it.
                 if !read_whole.load(Ordering::Relaxed) {
@@ -196,8 +192,6 @@ impl Connection {
         let mut served = pin!(
             http1::Builder::new()
                 .timer(TokioTimer::new())
-                // It panics on years that it can't write.
-                .auto_date_header(false)
                 .header_read_timeout(limits.idle_timeout)
                 .max_headers(limits.max_headers)
                 .max_header_size(limits.max_head_bytes)

@@ -9,6 +9,7 @@ use super::exit::{FAILED, INTERRUPTED, REFUSED};
 use super::printer::Printer;
 use crate::api::Limits;
 use crate::app::{App, Role, StartError};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::lifecycle::{self, End};
 use crate::signals::Signals;
@@ -17,6 +18,10 @@ use crate::signals::Signals;
 pub(super) async fn run(config: Config, printer: Printer) -> u8 {
     for warning in config.warnings.iter().chain(config.exposure().as_ref()) {
         tracing::warn!("{warning}");
+    }
+    if !Clock::system().is_set() {
+        printer.note("error: this machine's clock is before 1970 or after 9000: set it");
+        return REFUSED;
     }
     let descriptors = match descriptors::for_a_server() {
         Ok(descriptors) => descriptors,
