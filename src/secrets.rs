@@ -252,7 +252,7 @@ impl Redactor {
     }
 
     /// A cleaner for text that is read piece by piece: no piece waits for the next because of the usual words at its
-    /// end. So the first [`MOST_SHOWN`] bytes of a secret at the end of a piece are shown.
+    /// end. So the first `MOST_SHOWN` bytes of a secret at the end of a piece are shown.
     pub fn live_stream(&self) -> RedactingStream {
         RedactingStream {
             live: true,
