@@ -236,7 +236,7 @@ enum Look {
     Seen(Snapshot),
     /// The script could not do it: why.
     Failed(String),
-    /// Its shell was killed, as where memory is short: the same.
+    /// It did not come to its end, as where memory or processes are short: the same.
     Killed(String),
 }
 
@@ -276,7 +276,7 @@ async fn look(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, Sandbox
                 || {
                     let why =
                         "the sandbox's find, xargs or stat can't be used for it, or was ended";
-                    Look::Failed(why.to_owned())
+                    Look::Killed(why.to_owned())
                 },
                 Look::Seen,
             )
@@ -286,12 +286,11 @@ async fn look(sandbox: &dyn Sandbox, deadline: Deadline) -> Result<Look, Sandbox
             let program = short(program.trim(), 100);
             Look::Failed(format!("the sandbox has no `{program}`"))
         }
-        128.. => Look::Killed(ended()),
-        _ => Look::Failed(ended()),
+        _ => Look::Killed(ended()),
     })
 }
 
-/// A look when the agent is done. Where no process can be started for it, or it is killed, what commands have left running
+/// A look when the agent is done. Where no process can be started for it, or it breaks off, what commands have left running
 /// may be all that the sandbox holds: that is ended then. Gives how many processes were.
 async fn last_look(sandbox: &dyn Sandbox, deadline: Deadline) -> (Look, u32) {
     let mut look = snapshot(sandbox, deadline).await;
