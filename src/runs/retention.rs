@@ -23,7 +23,7 @@ const DELETED: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// How far ahead of what was expected the clock is believed at once, and how long it must stay so else.
 const BELIEVED: SignedDuration = SignedDuration::from_hours(24);
-/// How old what is kept of the looks may be.
+/// How old what is kept of the looks may be, and how far a clock may be from where it should be and go on.
 const KEPT: SignedDuration = SignedDuration::from_hours(1);
 
 /// The time by which runs are deleted, for good: a clock that jumps ahead must not delete all of them.
@@ -40,8 +40,8 @@ impl Looks {
         store: &dyn RunStore,
         said: Timestamp,
     ) -> Result<Timestamp, StoreError> {
-        let (last, since) = if let Some(last) = self.last {
-            last
+        let (last, passed) = if let Some((last, at)) = self.last {
+            (last, Some(at.elapsed()))
         } else {
             self.kept = store.believed().await?;
             let first = if let Some(kept) = self.kept {
@@ -51,15 +51,17 @@ impl Looks {
                 Believed {
                     at,
                     said: at,
-                    ahead_since: None,
+                    ahead_for: None,
                 }
             };
-            (first, Instant::now())
+            (first, None)
         };
-        let now = next(last, since.elapsed(), said);
+        let now = next(last, passed, said);
         self.last = Some((now, Instant::now()));
         let old = |kept: Believed| {
-            kept.ahead_since != now.ahead_since || said.duration_since(kept.said).abs() >= KEPT
+            now.ahead_for < kept.ahead_for
+                || now.ahead_for.is_some() != kept.ahead_for.is_some()
+                || said.duration_since(kept.said).abs() >= KEPT
         };
         if self.kept.is_none_or(old) {
             store.believe(now).await?;
@@ -70,36 +72,42 @@ impl Looks {
 }
 
 /// What is believed when the clock says `said`, `passed` after `last`: that, or what was believed and the time since.
-fn next(last: Believed, passed: Duration, said: Timestamp) -> Believed {
-    let passed = SignedDuration::try_from(passed).unwrap_or(SignedDuration::MAX);
-    let after = |time: Timestamp| time.checked_add(passed).unwrap_or(Timestamp::MAX);
-    let far = |time: Timestamp| said.duration_since(after(time)) > BELIEVED;
+/// Of the first look of a process it is not known how much has passed.
+fn next(last: Believed, passed: Option<Duration>, said: Timestamp) -> Believed {
+    let after = |time: Timestamp| {
+        let passed = passed.unwrap_or_default();
+        time.checked_add(passed).unwrap_or(Timestamp::MAX)
+    };
     let believed = Believed {
         at: said,
         said,
-        ahead_since: None,
+        ahead_for: None,
     };
-    if !far(last.at) {
+    if said.duration_since(after(last.at)) <= BELIEVED {
         return believed;
     }
-    // Who jumps again begins again.
-    let same = |since: &Timestamp| *since <= said && !far(last.said);
-    let since = last.ahead_since.filter(same).unwrap_or_else(|| {
-        tracing::warn!(
-            hours = said.duration_since(after(last.at)).as_hours(),
-            "the clock is far ahead of the last look, or the last run, and the time since: until it has been for a \
-             day, old runs are deleted by the earlier time"
-        );
-        said
-    });
-    if said.duration_since(since) >= BELIEVED {
-        return believed;
+    // By the time that passes, not by the clock that is doubted; and one that jumps again begins again.
+    let went_on = said.duration_since(after(last.said)).abs() <= KEPT;
+    let ahead_for = match (last.ahead_for, passed) {
+        (Some(so_far), None) => so_far,
+        (Some(so_far), Some(passed)) if went_on => so_far.saturating_add(passed),
+        (Some(_), Some(_)) | (None, _) => {
+            tracing::warn!(
+                hours = said.duration_since(after(last.at)).as_hours(),
+                "the clock is far ahead of the last look, or the last run, and the time since: until it has been for \
+                 a day of this server's work, old runs are deleted by the earlier time"
+            );
+            Duration::ZERO
+        }
+    };
+    if SignedDuration::try_from(ahead_for).is_ok_and(|ahead| ahead < BELIEVED) {
+        return Believed {
+            at: after(last.at),
+            said,
+            ahead_for: Some(ahead_for),
+        };
     }
-    Believed {
-        at: after(last.at),
-        said,
-        ahead_since: Some(since),
-    }
+    believed
 }
 
 /// How long runs are kept.
@@ -207,10 +215,10 @@ mod tests {
         let mut last = Believed {
             at: START,
             said: START,
-            ahead_since: None,
+            ahead_for: None,
         };
         let mut believed = |passed, said| {
-            last = next(last, Duration::from_hours(passed), said);
+            last = next(last, Some(Duration::from_hours(passed)), said);
             last.at
         };
         assert_eq!(believed(0, START + hours(20)), START + hours(20));
@@ -228,6 +236,12 @@ mod tests {
         assert_eq!(believed(0, further), START + hours(75));
         assert_eq!(believed(23, further + hours(23)), START + hours(98));
         assert_eq!(believed(1, further + hours(24)), further + hours(24));
+        // Nor is one of a day.
+        let again = further + hours(24 + 40 * 24);
+        assert_eq!(believed(0, again), further + hours(24));
+        assert_eq!(believed(0, again + hours(24)), further + hours(24));
+        assert_eq!(believed(23, again + hours(47)), further + hours(47));
+        assert_eq!(believed(1, again + hours(48)), again + hours(48));
         // Back without a limit: it only makes runs younger.
         assert_eq!(believed(0, START), START);
     }
@@ -236,18 +250,39 @@ mod tests {
         SqliteStore::open(StoreOptions::new(dir.path(), Role::Serve)).unwrap()
     }
 
-    /// What is believed at the first look of a process, in hours.
-    async fn restarted(dir: &tempfile::TempDir, said: Timestamp) -> i64 {
+    /// What is believed after `uptime` hours of a process at whose start the clock says `said`, in hours.
+    async fn session(dir: &tempfile::TempDir, said: Timestamp, uptime: i64) -> i64 {
         let store = store(dir);
-        let believed = Looks::default().look(store.as_ref(), said).await.unwrap();
+        let mut looks = Looks::default();
+        let mut believed = looks.look(store.as_ref(), said).await.unwrap();
+        for hour in 1..=uptime {
+            let (last, at) = looks.last.unwrap();
+            looks.last = Some((last, at - Duration::from_hours(1)));
+            believed = looks
+                .look(store.as_ref(), said + hours(hour))
+                .await
+                .unwrap();
+        }
         store.close().await;
         believed.duration_since(START).as_hours()
     }
 
     #[tokio::test]
+    async fn a_server_that_runs_now_and_then_believes_its_clock_in_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(session(&dir, START, 3).await, 3);
+        // Three hours every three days: a day of them, and what was far ahead is believed.
+        for n in 1..8 {
+            let at = session(&dir, START + hours(72 * n), 3).await;
+            assert_eq!(at, 3 + 3 * n);
+        }
+        assert_eq!(session(&dir, START + hours(72 * 8), 3).await, 72 * 8 + 3);
+    }
+
+    #[tokio::test]
     async fn a_restart_believes_no_clock_that_jumped_and_is_no_beginning_of_the_day() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(restarted(&dir, START).await, 0);
+        assert_eq!(session(&dir, START, 0).await, 0);
         let jumped = START + hours(40 * 24);
         // What began under that clock says nothing for it.
         let other = store(&dir);
@@ -266,15 +301,16 @@ mod tests {
         );
         other.create(facts, first.unwrap()).await.unwrap();
         other.close().await;
-        for hour in [0, 1, 12, 23] {
-            assert_eq!(restarted(&dir, jumped + hours(hour)).await, 0);
+        for hour in [0, 1, 12, 23, 24] {
+            assert_eq!(session(&dir, jumped + hours(hour), 0).await, 0);
         }
-        let day = restarted(&dir, jumped + hours(24)).await;
-        assert_eq!(day, 41 * 24);
+        // Restarts are no beginning: what was worked before counts.
+        assert_eq!(session(&dir, jumped + hours(24), 12).await, 12);
+        assert_eq!(session(&dir, jumped + hours(36), 12).await, 42 * 24);
         // Daily restarts of a store without a new run.
-        for day in 42..50 {
+        for day in 43..50 {
             let said = START + hours(day * 24);
-            assert_eq!(restarted(&dir, said).await, day * 24);
+            assert_eq!(session(&dir, said, 0).await, day * 24);
         }
     }
 

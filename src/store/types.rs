@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -301,8 +302,8 @@ pub struct Believed {
     pub at: Timestamp,
     /// What the clock said then.
     pub said: Timestamp,
-    /// The clock is far ahead of what is believed, since it said this.
-    pub ahead_since: Option<Timestamp>,
+    /// The clock is far ahead of what is believed, and has been while the server worked for so long.
+    pub ahead_for: Option<Duration>,
 }
 
 /// What became of a wish to delete a run.

@@ -3,6 +3,8 @@
 //! A run is deleted at once, by a mark that every read heeds. What belongs to it goes later, some rows at a
 //! time; its row stays, empty, to tell a deleted run from one that never was, and is forgotten at last.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -102,7 +104,7 @@ pub(super) fn expired(db: &Connection, rules: &Retention) -> Result<Vec<i64>, St
     read().map_err(|error| Fault::from(error).into())
 }
 
-/// What was believed at the last look, in microseconds: the time, what the clock said, and since when that is far ahead.
+/// What was believed at the last look, in microseconds: the time, what the clock said, and for how long that was far ahead.
 pub(super) fn believed(db: &Connection) -> Result<Option<Believed>, StoreError> {
     let text = db
         .query_row(
@@ -115,39 +117,34 @@ pub(super) fn believed(db: &Connection) -> Result<Option<Believed>, StoreError> 
     let Some(text) = text else {
         return Ok(None);
     };
-    let times: Option<Vec<Timestamp>> = text
-        .split(' ')
-        .map(|time| Timestamp::from_microsecond(time.parse().ok()?).ok())
-        .collect();
-    match times.as_deref() {
-        Some(&[at, said]) => Ok(Some(Believed {
+    let read = || {
+        let mut numbers = text.split(' ');
+        let mut time = || Timestamp::from_microsecond(numbers.next()?.parse().ok()?).ok();
+        let (at, said) = (time()?, time()?);
+        let ahead_for = numbers.next().map(str::parse).transpose().ok()?;
+        Some(Believed {
             at,
             said,
-            ahead_since: None,
-        })),
-        Some(&[at, said, since]) => Ok(Some(Believed {
-            at,
-            said,
-            ahead_since: Some(since),
-        })),
-        _ => Err(StoreError::Failed(
-            "the times by which old runs are deleted can't be read".to_owned(),
-        )),
-    }
+            ahead_for: ahead_for.map(Duration::from_micros),
+        })
+    };
+    read().map(Some).ok_or_else(|| {
+        StoreError::Failed("the times by which old runs are deleted can't be read".to_owned())
+    })
 }
 
 /// Keeps what is believed.
 pub(super) fn believe(db: &Connection, believed: Believed) -> Result<bool, Fault> {
-    let times = [Some(believed.at), Some(believed.said), believed.ahead_since];
-    let times: Vec<String> = times
-        .iter()
-        .flatten()
+    let ahead_for = believed.ahead_for.map(|ahead| ahead.as_micros());
+    let numbers: Vec<String> = [believed.at, believed.said]
         .map(|time| time.as_microsecond().to_string())
+        .into_iter()
+        .chain(ahead_for.map(|ahead| ahead.to_string()))
         .collect();
     db.execute(
         "INSERT INTO meta (name, value) VALUES ('believed', ?1)
          ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-        [times.join(" ")],
+        [numbers.join(" ")],
     )?;
     Ok(true)
 }
