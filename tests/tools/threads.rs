@@ -26,6 +26,8 @@ struct Memory {
     reads: AtomicUsize,
     /// The nonce of the last command, with which its file ends.
     nonce: parking_lot::Mutex<String>,
+    /// How often all that runs was ended.
+    ended: Arc<AtomicUsize>,
 }
 
 impl Memory {
@@ -33,7 +35,16 @@ impl Memory {
         file: &'static [u8],
         prints: impl Fn(&ExecSpec) -> Vec<ExecOutput> + Send + Sync + 'static,
     ) -> Arc<Self> {
+        Self::ending(file, prints, Arc::default())
+    }
+
+    fn ending(
+        file: &'static [u8],
+        prints: impl Fn(&ExecSpec) -> Vec<ExecOutput> + Send + Sync + 'static,
+        ended: Arc<AtomicUsize>,
+    ) -> Arc<Self> {
         Arc::new(Self {
+            ended,
             file: Bytes::from_static(file),
             prints: Box::new(prints),
             reads: AtomicUsize::new(0),
@@ -61,7 +72,11 @@ impl Sandbox for Memory {
         *self.nonce.lock() = spec.argv.get(4).cloned().unwrap_or_default();
         let printed = (self.prints)(&spec);
         let (sender, output) = tokio::sync::mpsc::channel(printed.len() + 1);
-        for piece in printed.into_iter().chain([ExecOutput::Exit(0)]) {
+        let ended = printed
+            .iter()
+            .any(|said| matches!(said, ExecOutput::Exit(_)));
+        let end = (!ended).then_some(ExecOutput::Exit(0));
+        for piece in printed.into_iter().chain(end) {
             sender.try_send(Ok(piece)).unwrap();
         }
         let control = Arc::new(Nothing);
@@ -83,6 +98,10 @@ impl Sandbox for Memory {
     }
     async fn gone(&self) -> SandboxError {
         std::future::pending().await
+    }
+    async fn end_all(&self) -> Result<Option<u32>, SandboxError> {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(3))
     }
 }
 
@@ -214,6 +233,41 @@ async fn a_look_that_the_connection_lost_is_taken_again() {
         let before = Baseline::default();
         let mut all = Collecting::begin(sandbox.as_ref(), &before, limits, deadline).await;
         assert_eq!(all.next().await.is_some(), lost <= 2, "{lost}");
+    }
+}
+
+/// What breaks a look off may be what was left running; that a program is missing says the image.
+#[tokio::test]
+async fn what_was_left_running_is_ended_where_it_may_be_why_a_last_look_broke_off() {
+    let half = &LISTED[..LISTED.len() / 2];
+    for (name, said, ends) in [
+        ("stat was killed", vec![ExecOutput::Exit(8)], true),
+        ("the shell was killed", vec![ExecOutput::Exit(137)], true),
+        (
+            "find was killed",
+            vec![ExecOutput::Stdout(half.into())],
+            true,
+        ),
+        (
+            "there is no stat",
+            vec![ExecOutput::Stderr("stat".into()), ExecOutput::Exit(7)],
+            false,
+        ),
+    ] {
+        let ended = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&ended);
+        let printed = move |_: &ExecSpec| match seen.load(Ordering::Relaxed) {
+            0 => said.clone(),
+            _ => vec![ExecOutput::Stdout(LISTED.into())],
+        };
+        let sandbox = Memory::ending(b"content", printed, Arc::clone(&ended));
+        let limits = CollectLimits::default();
+        let deadline = Deadline::after(Duration::from_secs(50));
+        let before = Baseline::default();
+        let mut all = Collecting::begin(sandbox.as_ref(), &before, limits, deadline).await;
+        assert_eq!(all.ended(), if ends { 3 } else { 0 }, "{name}");
+        assert_eq!(ended.load(Ordering::Relaxed), usize::from(ends), "{name}");
+        assert_eq!(all.next().await.is_some(), ends, "{name}");
     }
 }
 
