@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use sandcaster::error::{ErrorCode, Problem};
 use sandcaster::events::{ErrorEvent, RunEvent, StoredEvent, Totals};
-use sandcaster::ids::Seq;
+use sandcaster::ids::{RunId, Seq};
 use sandcaster::runs::{Keep, LogLimits, Runs, RunsConfig, Tasks, recover, take_report};
 use sandcaster::sandbox::{SandboxNews, SandboxReport};
 use sandcaster::secrets::Redactor;
@@ -348,13 +348,19 @@ async fn a_report_of_a_sandbox_that_is_stored_late_is_told_to_its_run() {
     runs.shutdown(PATIENCE).await;
 }
 
-#[tokio::test]
-async fn a_dead_run_that_can_not_be_ended_is_ended_by_a_later_look() {
-    let dir = tempfile::tempdir().unwrap();
-    let gone = SqliteStore::open(StoreOptions::new(dir.path(), Role::OneShot)).unwrap();
+/// A run in the store of `dir` whose process is gone.
+async fn dead_run(dir: &std::path::Path) -> RunId {
+    let gone = SqliteStore::open(StoreOptions::new(dir, Role::OneShot)).unwrap();
     let facts = facts(jiff::Timestamp::UNIX_EPOCH);
     let run = gone.create(facts, first_event()).await.unwrap().run;
     gone.close().await;
+    run
+}
+
+#[tokio::test]
+async fn a_dead_run_that_can_not_be_ended_is_ended_by_a_later_look() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dead_run(dir.path()).await;
     let store = FaultyStore::over(dir.path());
     store.set_down(true);
     assert_eq!(recover(&store).await.unwrap(), []);
@@ -365,10 +371,7 @@ async fn a_dead_run_that_can_not_be_ended_is_ended_by_a_later_look() {
 #[tokio::test]
 async fn a_dead_run_is_ended_without_reading_its_log() {
     let dir = tempfile::tempdir().unwrap();
-    let gone = SqliteStore::open(StoreOptions::new(dir.path(), Role::OneShot)).unwrap();
-    let facts = facts(jiff::Timestamp::UNIX_EPOCH);
-    let run = gone.create(facts, first_event()).await.unwrap().run;
-    gone.close().await;
+    let run = dead_run(dir.path()).await;
     let store = FaultyStore::over(dir.path());
     store.lose_logs();
     assert_eq!(recover(&store).await.unwrap(), [run]);
