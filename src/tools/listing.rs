@@ -58,6 +58,9 @@ pub(super) enum Root {
     Missing,
 }
 
+/// What is said before the words of a `find` that could not go everywhere.
+pub(super) const UNREAD: &str = "not looked into";
+
 /// Files below a directory.
 #[derive(Debug)]
 pub(super) struct Listing {
@@ -68,6 +71,8 @@ pub(super) struct Listing {
     pub(super) files: Vec<Vec<u8>>,
     /// Not all files: the names were too many.
     pub(super) cut: bool,
+    /// Not all files: what lists them was killed, or failed.
+    pub(super) broken: bool,
     /// Directories that can't be entered.
     pub(super) trouble: Trouble,
 }
@@ -147,7 +152,8 @@ impl Listing {
         files.sort_unstable();
         files.sort_by_cached_key(|name| depth(name));
         let mut trouble = Trouble::read(errors, redactor);
-        if !whole && !cut {
+        let broken = !whole && !cut;
+        if broken {
             trouble.add(
                 1,
                 "the sandbox's find ended before its end: files may be missing",
@@ -162,8 +168,20 @@ impl Listing {
             path,
             files,
             cut,
+            broken,
             trouble,
         }
+    }
+
+    /// That there are none cannot be said of files whose listing broke off.
+    pub(super) fn nothing_known(&self) -> Option<Failure> {
+        let note = || self.trouble.note(UNREAD);
+        self.broken.then(|| {
+            Failure::Complaint(format!(
+                "the list of files broke off before its end, and nothing was found in what came of it; try again{}",
+                note()
+            ))
+        })
     }
 }
 
@@ -211,7 +229,7 @@ impl Trouble {
         trouble
     }
 
-    fn add(&mut self, times: u64, words: &str) {
+    pub(super) fn add(&mut self, times: u64, words: &str) {
         self.lines = self.lines.saturating_add(times);
         if self.first.len() < SHOWN_TROUBLES {
             self.first.push(short(words, 200));
@@ -276,7 +294,8 @@ pub(super) fn is_starved(line: &str) -> bool {
         || words.starts_with("xargs: ")
             && words.contains("terminated by signal")
             && !words.ends_with("signal 13")
-        || words.starts_with("grep ended with exit code 1")
+            && !words.ends_with("signal 9")
+        || words.starts_with("grep ended with exit code 1") && !words.ends_with("137")
 }
 
 /// A script that prints something whatever it finds has printed nothing: it ended before that.
@@ -419,13 +438,16 @@ mod tests {
         for line in [
             "grep: memory exhausted",
             "grep: out of memory",
-            "xargs: grep: terminated by signal 9",
+            "xargs: grep: terminated by signal 11",
         ] {
             assert!(is_starved(line), "{line}");
         }
         for line in [
             "grep: ./out of memory: Permission denied",
             "xargs: grep: terminated by signal 13",
+            // Whoever killed it.
+            "xargs: grep: terminated by signal 9",
+            "grep ended with exit code 137",
             "grep: ./x: memory exhausted",
         ] {
             assert!(!is_starved(line), "{line}");

@@ -13,7 +13,7 @@ use crate::chat::ToolSpec;
 use crate::sandbox::files::SKIPPED;
 use crate::show::{alike, grouped, one_line};
 
-use super::listing::{Listing, Root, count, fitting, number};
+use super::listing::{Listing, Root, UNREAD, count, fitting, number};
 use super::names::{Anchor, NamePattern, named_in};
 use super::place::{Kind, Place, absolute};
 use super::schema::typed;
@@ -258,6 +258,9 @@ async fn found(
     let lines = fitting(lines, SHOWN_CHARS);
     let mut text = lines.join("\n");
     if names.is_empty() {
+        if let Some(failure) = listing.nothing_known() {
+            return Err(failure);
+        }
         let mut directory = matches.directory;
         if let (None, Some(name)) = (&directory, wanted.literal()) {
             let path = format!("{}/{name}", listing.path);
@@ -302,9 +305,6 @@ async fn found(
         Found::Files(text)
     })
 }
-
-/// What is said before the words of a `find` that could not go everywhere.
-pub(super) const UNREAD: &str = "not looked into";
 
 pub(super) fn skipped_note(named: &[&str]) -> String {
     let skipped: Vec<&str> = SKIPPED

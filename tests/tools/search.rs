@@ -520,6 +520,40 @@ async fn a_program_that_fails_at_the_end_of_a_search_is_not_taken_for_no_matches
     assert!(why.contains("failed with exit code 3"), "{why}");
 }
 
+#[tokio::test]
+#[cfg_attr(not(program = "bash"), ignore = "needs bash")]
+async fn a_search_whose_programs_are_killed_does_not_say_that_there_is_nothing() {
+    for (program, lists) in [
+        ("xargs", false),
+        ("cut", false),
+        ("grep", false),
+        ("find", true),
+        ("head", true),
+    ] {
+        for mode in ["content", "files", "count"] {
+            let rig = super::Rig::new(Shell::Bash);
+            rig.put("a.txt", "needle\n");
+            let path = rig.sandbox.bin().join(program);
+            write_program(&path, "#!/bin/sh\nkill -9 $$\n");
+            let args = json!({"pattern": "needle", "mode": mode});
+            if program == "cut" && mode != "content" {
+                let found = rig.text("grep", args).await;
+                assert!(
+                    found.contains("1 file") || found.contains("a.txt"),
+                    "{mode}: {found}"
+                );
+                continue;
+            }
+            let why = rig.complaint("grep", args).await;
+            assert!(!why.contains("no matches"), "{program} {mode}: {why}");
+            assert!(!why.contains("MiB"), "{program} {mode}: {why}");
+            if lists {
+                rig.complaint("glob", json!({"pattern": "a*"})).await;
+            }
+        }
+    }
+}
+
 /// Only another user than root can be refused anything.
 #[tokio::test]
 #[cfg_attr(not(program = "bash"), ignore = "needs bash")]

@@ -17,11 +17,11 @@ use serde_json::{Map, Value, json};
 use crate::chat::ToolSpec;
 use crate::show::{first_chars, grouped, one_line, short};
 
-use super::listing::{Listing, Root, number};
+use super::listing::{Listing, Root, UNREAD, number};
 use super::names::{Anchor, NamePattern, named_in};
 use super::regex::{Pattern, translate};
 use super::schema::typed;
-use super::search::{UNREAD, directory_among, not_listed, root_of, shown_prefix, skipped_note};
+use super::search::{directory_among, not_listed, root_of, shown_prefix, skipped_note};
 use super::types::{Failure, Tool, ToolAnswer, ToolContext, off_the_runtime};
 
 pub(crate) use output::fuzz_grep;
@@ -144,7 +144,7 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
             let filtering = move || Chosen::of(files, filter.as_ref(), &base, &start);
             let chosen = off_the_runtime(filtering).await??;
             let prefix = one_line(&prefix);
-            if let Some(dir) = chosen.directory {
+            if let (Some(dir), false) = (chosen.directory, listing.broken) {
                 let dir = one_line(&String::from_utf8_lossy(&dir));
                 return Ok(ToolAnswer::text(format!(
                     "(no matches): glob names files, and {prefix}{dir} is a directory. Give it as path, or {}/** as \
@@ -174,6 +174,11 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         }
         Root::Closed | Root::Missing => return Err(not_listed(&listing, &path, context).await),
     };
+    if files.count() == 0
+        && let Some(failure) = listing.nothing_known()
+    {
+        return Err(failure);
+    }
     if files.count() == 0 && all > 0 && odd_names == 0 {
         return Ok(ToolAnswer::text(format!(
             "(no matches: of {} none has a name like {}){}{}",
@@ -202,6 +207,9 @@ async fn grep(args: GrepArgs, context: &ToolContext) -> Result<ToolAnswer, Failu
         Mode::Count => search.summary(0).await?,
     };
     if text.is_empty() {
+        if let Some(failure) = listing.nothing_known() {
+            return Err(failure);
+        }
         let searched = search.files.count().saturating_sub(unsearched);
         if is_file && (searched == 0 || starved) {
             return Err(Failure::Complaint(format!(

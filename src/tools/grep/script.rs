@@ -33,6 +33,8 @@ const LINE: usize = 1_300;
 /// No search takes the memory that other programs of the sandbox need.
 ///
 /// grep tries the pattern on a line first, so that its complaint is not lost among those about files.
+///
+/// The last line is `/end ` and how `xargs` ended, which no line of a file begins like: all that was found came through.
 const SEARCH: &str = r#"
 IFS= read -r pattern
 list=$1
@@ -50,16 +52,17 @@ said=$(echo | grep "$@" 2>&1 >/dev/null)
 status=$?
 [ $status -le 1 ] || { printf '%s\n' "${said:-grep ended with exit code $status}" >&2; exit 8; }
 set -- "$@" /dev/null
+search() { xargs -0 -s 400000 grep "$@"; echo "/end $?"; }
 case $line in
-counts) xargs -0 -s 400000 grep "$@" | grep -av ':0$' ;;
+counts) search "$@" | grep -av ':0$' ;;
 marks*)
-xargs -0 -s 400000 grep "$@" |
+search "$@" |
 tr '\000\001' '\001\000' |
 cut -b "1-${line#marks }" |
-grep -aE -e "$(printf ':1:(\377\376|\376\377|\001\001\376\377|([ -~]\001){3}|(\001[ -~]){3}|([ -~]\001{3}){2}|(\001{3}[ -~]){2}|([ -~]\001){1,2}(\r\001)?$|(\001[ -~]){1,2}(\001\r)?\001$)')" |
+grep -aE -e "$(printf ':1:(\377\376|\376\377|\001\001\376\377|([ -~]\001){3}|(\001[ -~]){3}|([ -~]\001{3}){2}|(\001{3}[ -~]){2}|([ -~]\001){1,2}(\r\001)?$|(\001[ -~]){1,2}(\001\r)?\001$)')" -e '^/end ' |
 tr '\000\001' '\001\000'
 ;;
-*) xargs -0 -s 400000 grep "$@" | cut -b "1-$line" ;;
+*) search "$@" | cut -b "1-$line" ;;
 esac | head -c "$keep"
 "#;
 
@@ -133,6 +136,15 @@ impl Files {
 pub(super) struct Printed {
     pub(super) output: Vec<u8>,
     pub(super) trouble: Trouble,
+}
+
+/// Where the last line of a search stands, and whether it tells that all was searched.
+fn end(output: &[u8]) -> Option<(usize, bool)> {
+    let lines = output.strip_suffix(b"\n")?;
+    let start = memchr::memrchr(b'\n', lines).map_or(0, |end| end + 1);
+    let code = lines.get(start..)?.strip_prefix(b"/end ")?;
+    // 123: one of the greps found nothing, or complained of a file.
+    Some((start, matches!(code, b"0" | b"1" | b"123")))
 }
 
 /// What is asked of grep.
@@ -221,17 +233,36 @@ impl Search<'_> {
         if !list.is_empty() {
             discard(&list, self.context).await;
         }
-        let found = ran?;
+        let mut found = ran?;
         let redactor = &self.context.redactor;
         let said = || short(complaints(&found.stderr, redactor).trim(), 300);
-        let trouble = Trouble::read(&found.stderr, redactor);
+        let mut trouble = Trouble::read(&found.stderr, redactor);
         Err(match found.exit_code {
             // With the pattern alone, before any file.
             8 if trouble.starved => Failure::Complaint(format!(
                 "grep needs more memory for this pattern than a search may use ({MEMORY_MIB} MiB), so nothing was searched; \
                  make it simpler (smaller counts)"
             )),
+            8 if said().ends_with("exit code 137") => Failure::Complaint(
+                "the sandbox's grep was killed as it tried the pattern, so nothing was searched; try again".to_owned(),
+            ),
             0 => {
+                let cut = found.stdout.len() >= keep;
+                let end = end(&found.stdout);
+                if let Some((start, _)) = end {
+                    found.stdout.truncate(start);
+                }
+                if !(end.is_some_and(|(_, whole)| whole) || cut || trouble.starved) {
+                    if found.stdout.is_empty() {
+                        return Err(Failure::Complaint(
+                            "the search broke off before its end, for a program of it was killed or failed, and had \
+                             found nothing by then; try again"
+                                .to_owned(),
+                        ));
+                    }
+                    let why = "the search broke off before its end: lines and files may be missing";
+                    trouble.add(1, why);
+                }
                 return Ok(Printed {
                     trouble,
                     output: found.stdout,
