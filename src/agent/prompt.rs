@@ -95,8 +95,8 @@ pub(super) fn last_turn(why: &str) -> String {
 pub(super) const GO_ON: &str = "[sandcaster] Your answer was cut off at the output limit. Go on exactly where it stopped, without repeating anything.";
 
 /// Told when a response stopped at the output limit within a tool call.
-pub(super) const CALL_CUT: &str = "[sandcaster] Your last tool call was cut off at the output limit and was not run. \
-Make it smaller, for instance by writing a long file in parts.";
+pub(super) const CALL_CUT: &str = "[sandcaster] Your answer was cut off at the output limit within a tool call: none of its \
+calls was run. Make them smaller, for instance by writing a long file in parts.";
 
 /// Asks for a summary that takes the place of what went before.
 pub(super) const SUMMARISE: &str = "\

@@ -141,6 +141,10 @@ pub fn prepare(spec: &ToolSpec, args: &ToolArgs, redactor: &Redactor) -> Result<
         )
     };
     let value = match args {
+        // What is too much is not kept.
+        ToolArgs::Malformed { raw, error } if raw.is_empty() => {
+            return Err(format!("{}: not run: {error}", spec.name));
+        }
         ToolArgs::Malformed { raw, error } => {
             return Err(complain(
                 &format!("the arguments are not JSON ({error})"),
